@@ -1,0 +1,11 @@
+"""One pruning method a file, one registry. A new file here registers itself: nothing else has to change."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from gkp.methods.registry import MethodInfo, make_method, methods, prune, register
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["MethodInfo", "make_method", "methods", "prune", "register"]

@@ -1,0 +1,231 @@
+"""Stage 2: which grouped kernels each filter group keeps (paper section 3.3, Figure 4, Eq 2 and 3).
+
+Every selection returns `kept` `(groups, keep)` int64: per filter group, the input channels that stay, ascending.
+
+The beam search is exact against the released code (144 of 144 groups of its ResNet-20), which needs 400-510 s for that network
+where this needs about a second on one core. What makes it fast:
+- all filter groups, starts and branches of a layer advance together, in blocks that fit the cache;
+- the `beam_width` most distant kernels come from as many first-index argmins, which is what a stable sort would give;
+- what a branch costs is carried along: the similarity of every channel to the branch, and to its nearest kept kernel. Kept
+  channels sit at +inf in the former, which keeps them out of the argmin and later tells who was kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gkp.errors import BadInput
+
+Floats = NDArray[np.float64]
+Beta = Literal["released", "paper"] | float
+BLOCK_BYTES = 1 << 20  # a block of starts: its largest array should stay in the second-level cache
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What a branch is judged by (Eq 2 and 3).
+
+    alpha: the paper's CSB, the weight of the cost rank against the smoothness rank at every check.
+    check_every: extensions between two checks; 0 = never check.
+    beta: weight of the distance from pruned to nearest kept kernels. "paper": C(|V|, 2) / #pruned of the set being judged, as
+    Eq 3 has it. "released": that value at the *first* set judged, then frozen, which is what the released code does (a variable
+    overwritten once): 0.5 where I = 16, 0.214 for 32, 0.1 for 64, instead of the paper's 5.14, 10.9, 22.5. A number: itself.
+    """
+
+    alpha: float = 0.9
+    check_every: int = 3
+    beta: Beta = "released"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise BadInput(f"alpha must lie in [0, 1], not {self.alpha}; the paper uses 0.9")
+        if self.check_every < 0:
+            raise BadInput(f"check_every must be 0 (never) or more, not {self.check_every}; the paper uses 3")
+        if isinstance(self.beta, str) and self.beta not in ("released", "paper"):
+            raise BadInput(f'beta must be "released", "paper" or a number, not {self.beta!r}')
+
+    def beta_at(self, size: int, channels: int, keep: int) -> float:
+        """The beta with which sets of `size` out of `channels` are judged, in a search that ends at `keep`."""
+        if not isinstance(self.beta, str):
+            return float(self.beta)
+        if self.beta == "released":
+            size = min(1 + self.check_every, keep) if self.check_every else keep
+        return size * (size - 1) / 2 / (channels - size)
+
+
+@dataclass(frozen=True)
+class BeamStep:
+    """One extension of the beam of one start, for whoever watches a search (Figure 4).
+
+    size: kernels in each branch now. added, parent `(branches,)`: the channel each branch added, and which branch of the step
+    before it extends. cost, roughness `(branches,)`: what it is judged by. stay: the branches that go on, best first.
+    """
+
+    size: int
+    added: NDArray[np.int64]
+    parent: NDArray[np.int64]
+    cost: Floats
+    roughness: Floats
+    stay: NDArray[np.int64]
+
+
+def watch_beam(
+    kernels: Tensor, roughness: Tensor, keep: int, *, start: int, beam_width: int = 2, balance: Balance | None = None
+) -> list[BeamStep]:
+    """Every step of the search of one filter group from one start; kernels `(C_in, D)`, roughness `(C_in,)` (Figure 4)."""
+    steps: list[BeamStep] = []
+    rough = roughness.detach().double().cpu().numpy()
+    similarity = _similarity(kernels.detach().cpu())
+    _search_block(similarity, rough, np.array([start]), keep, beam_width, balance or Balance(), steps.append)
+    return steps
+
+
+def smooth_beam_greedy(
+    kernels: Tensor, roughness: Tensor, keep: int, *, beam_width: int = 2, balance: Balance | None = None
+) -> Tensor:
+    """The kept channels `(groups, keep)` by the paper's Smooth Beam Greedy search (section 3.3, Figure 4).
+
+    kernels: grouped kernels `(groups, C_in, D)`. roughness: the smoothness of each (Eq 1; lower is smoother) `(groups, C_in)`.
+    Starts from every channel; extends each branch by its `beam_width` most distant channels; every `check_every` extensions
+    keeps the `beam_width` branches best by Eq 2; the cheapest candidate of all starts wins (Eq 3; first of equals).
+    Raises BadInput unless 0 < keep < C_in.
+    """
+    channels = kernels.shape[1]
+    if not 0 < keep < channels:
+        raise BadInput(f"keep must lie between 1 and {channels - 1} of {channels} grouped kernels, not {keep}")
+    if beam_width < 1:
+        raise BadInput(f"beam_width must be 1 or more, not {beam_width}; the paper uses 2")
+    judge = balance or Balance()
+    rough = roughness.detach().double().cpu().numpy()
+    kept = [
+        _search_group(_similarity(group), rough_of_group, keep, min(beam_width, channels), judge)
+        for group, rough_of_group in zip(kernels.detach().cpu(), rough, strict=True)
+    ]
+    return torch.from_numpy(np.stack(kept))
+
+
+def greedy(kernels: Tensor, keep: int, *, beta: Beta = "paper") -> Tensor:
+    """The kept channels `(groups, keep)` by plain greedy search: from every start, always add the most distant channel.
+
+    The ablation of Tables 4 and 5: no beam and no smoothness; the only sets judged are the full ones.
+    """
+    nothing = torch.zeros(kernels.shape[:2])
+    return smooth_beam_greedy(kernels, nothing, keep, beam_width=1, balance=Balance(check_every=0, beta=beta))
+
+
+def least_smooth(roughness: Tensor, keep: int) -> Tensor:
+    """The kept channels `(groups, keep)` when the least smooth grouped kernels go (Table 5). Ties go to the lower index."""
+    return torch.argsort(roughness.double(), dim=1, stable=True)[:, :keep].sort(dim=1).values
+
+
+def largest_norm(kernels: Tensor, keep: int) -> Tensor:
+    """The kept channels `(groups, keep)` of largest L2 norm: the control without a search. Ties go to the lower index."""
+    norm = kernels.detach().double().norm(dim=-1)
+    return torch.argsort(norm, dim=1, descending=True, stable=True)[:, :keep].sort(dim=1).values
+
+
+def _similarity(kernels: Tensor) -> Floats:
+    """1 - Euclidean distance between all pairs of `kernels` `(C_in, D)`; 1 on the diagonal."""
+    x = kernels.double()
+    similarity = 1 - torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").numpy()
+    np.fill_diagonal(similarity, 1.0)
+    return similarity
+
+
+def _search_group(similarity: Floats, rough: Floats, keep: int, beam_width: int, judge: Balance) -> NDArray[np.int64]:
+    """The kept channels `(keep,)` of one filter group: the cheapest candidate over all starts, the first of equals."""
+    channels = len(similarity)
+    widest = beam_width ** (max(judge.check_every, 1) + 1) if beam_width > 1 else 1
+    block = max(1, BLOCK_BYTES // (8 * channels * min(widest, 1 << 16)))
+    best_cost, best = np.inf, np.zeros(channels, dtype=bool)
+    for first in range(0, channels, block):
+        starts = np.arange(first, min(first + block, channels))
+        cost, chosen = _search_block(similarity, rough, starts, keep, beam_width, judge)
+        if cost < best_cost:  # strictly: the first of equals wins
+            best_cost, best = cost, chosen
+    return np.flatnonzero(best)
+
+
+def _search_block(
+    similarity: Floats,
+    rough: Floats,
+    starts: NDArray[np.int64],
+    keep: int,
+    beam_width: int,
+    judge: Balance,
+    watch: Callable[[BeamStep], None] | None = None,
+) -> tuple[float, NDArray[np.bool_]]:
+    """The cost and the membership mask `(C_in,)` of the cheapest candidate from these starts, in the released code's order.
+
+    Shapes: s starts, b branches of each, I channels. `rel` (s, b, I): summed similarity of each channel to the branch, +inf for
+    its members. `near` (s, b, I): similarity to the nearest member, exactly 1 for members. `inner`, `roughs` (s, b): summed
+    similarity of the pairs inside, summed roughness.
+    """
+    s, channels = len(starts), len(similarity)
+    rows = np.arange(s)[:, None]
+    near = similarity[starts][:, None, :]
+    rel = near.copy()
+    rel[rows, 0, starts[:, None]] = np.inf
+    inner, roughs = np.zeros((s, 1)), rough[starts][:, None]
+    cost = np.zeros((s, 1))
+    for size in range(2, keep + 1):
+        branches = rel.shape[1]
+        width = min(beam_width, channels - size + 1)
+        nearest, distance = _smallest(rel, width)  # (s, b, width): whom to add, and their `rel`
+        inner = (inner[..., None] + distance).reshape(s, -1)
+        roughs = (roughs[..., None] + rough[nearest]).reshape(s, -1)
+        near = np.maximum(near[:, :, None], similarity[nearest]).reshape(s, -1, channels)
+        added = nearest.reshape(s, -1)
+        parent = np.broadcast_to(np.repeat(np.arange(branches), width), added.shape)
+        check = judge.check_every and (size - 1) % judge.check_every == 0
+        if check or size == keep or watch:
+            outer = near.sum(axis=-1) - size  # the members' own 1s are no distance to anyone pruned
+            cost = inner - judge.beta_at(size, channels, keep) * outer
+        stay = _best_branches(cost, roughs, judge.alpha, beam_width) if check else None
+        if watch:
+            everyone = np.arange(added.shape[1])
+            watch(BeamStep(size, added[0], parent[0], cost[0], roughs[0], everyone if stay is None else stay[0]))
+        if stay is not None:
+            inner, roughs, cost, near = inner[rows, stay], roughs[rows, stay], cost[rows, stay], near[rows, stay]
+            added, parent = added[rows, stay], parent[rows, stay]
+        rel = rel[rows, parent]
+        if size < keep:
+            rel += similarity[added]
+        rel[rows, np.arange(rel.shape[1]), added] = np.inf
+    if keep == 1:
+        cost = -judge.beta_at(1, channels, keep) * (near.sum(axis=-1) - 1)
+    start, branch = np.unravel_index(np.argmin(cost), cost.shape)
+    return float(cost[start, branch]), np.isinf(rel[start, branch])
+
+
+def _smallest(rel: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:
+    """Indices and values `(s, b, count)` of the `count` smallest along the last axis, ties to the lower index. Spoils nothing."""
+    indices = np.empty((*rel.shape[:2], count), dtype=np.int64)
+    values = np.empty(indices.shape)
+    for k in range(count):
+        at = rel.argmin(axis=-1)[..., None]
+        indices[..., k : k + 1], values[..., k : k + 1] = at, np.take_along_axis(rel, at, axis=-1)
+        if k + 1 < count:
+            np.put_along_axis(rel, at, np.inf, axis=-1)
+    np.put_along_axis(rel, indices, values, axis=-1)
+    return indices, values
+
+
+def _best_branches(cost: Floats, roughs: Floats, alpha: float, width: int) -> NDArray[np.int64]:
+    """The branches `(s, width)` that stay, best first (Eq 2).
+
+    Ranks count from 0 = worst in descending stable sorts: first by cost, then, on that list, by roughness; the largest
+    alpha * rank_cost + (1 - alpha) * rank_smoothness stay, and equal scores keep the order of the second list.
+    """
+    by_cost = np.argsort(-cost, axis=1, kind="stable")
+    then_rough = np.argsort(-np.take_along_axis(roughs, by_cost, axis=1), axis=1, kind="stable")  # positions in by_cost
+    score = alpha * then_rough + (1 - alpha) * np.arange(cost.shape[1])
+    best = np.argsort(-score, axis=1, kind="stable")[:, :width]
+    return np.take_along_axis(np.take_along_axis(by_cost, then_rough, axis=1), best, axis=1)

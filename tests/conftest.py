@@ -1,0 +1,57 @@
+"""What the tests share: where the real data is, and small nets."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from gkp.files import locate, searched_folders
+
+torch.set_num_threads(min(torch.get_num_threads(), 2))
+
+
+@pytest.fixture(scope="session")
+def cifar10_root() -> Path:
+    """The folder with CIFAR-10, or a skip that says how to get it."""
+    for name in ("cifar10_test.npz", "cifar-10-batches-py"):
+        if found := locate(name):
+            return found.parent
+    pytest.skip("needs CIFAR-10: set GKP_DATA to a folder that holds it")
+
+
+@pytest.fixture(scope="session")
+def public_weights() -> Path:
+    """The folder with the public checkpoints, or a skip that says how to get them."""
+    if found := locate("checkpoints/resnet20-12fca82f.safetensors"):
+        return found.parent
+    pytest.skip("needs the public checkpoints: set GKP_DATA to a folder with checkpoints/")
+
+
+@pytest.fixture(scope="session")
+def official_weights() -> Path:
+    """The file with the authors' ResNet-20, or a skip that says how to get it."""
+    if found := locate("checkpoints/srgkp_official_resnet20.safetensors"):
+        return found
+    pytest.skip("needs the authors' ResNet-20: set GKP_DATA to a folder with checkpoints/srgkp_official_resnet20.safetensors")
+
+
+@pytest.fixture(scope="session")
+def official_selection() -> dict[str, dict[str, list]]:
+    """What the released code selects on the authors' ResNet-20: per layer, output_permutation and kept; or a skip."""
+    for folder in searched_folders():
+        file = folder.parent / "conformance" / "srgkp_resnet20.json"
+        if file.is_file():
+            return json.loads(file.read_text())["layers"]
+    pytest.skip("needs conformance/srgkp_resnet20.json beside a folder of GKP_DATA")
+
+
+@pytest.fixture(autouse=True)
+def no_network_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that nobody listens to: a test that tries to download fails at once instead of waiting."""
+    if "GKP_TEST_NETWORK" not in os.environ:
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
