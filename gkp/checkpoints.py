@@ -181,7 +181,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-        return content["state_dict"] if "state_dict" in content else content
+        return content.get("state_dict", content)
     except (SafetensorError, OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(f"{path} is truncated or no checkpoint ({first_line}); delete it and fetch it again") from error
@@ -195,7 +195,9 @@ def _load_folder(folder: Path, into: nn.Module | None, expected: str | None = No
     except OSError as error:
         raise BadInput(f"{tensor_file} cannot be read ({error.strerror}); save the model again") from error
     if not intact:
-        raise BadInput(f"{tensor_file} is truncated or tampered with: its sha256 is not the one in model.json; save the model again")
+        raise BadInput(
+            f"{tensor_file} is truncated or tampered with: its sha256 is not the one in model.json; save the model again"
+        )
     name = header["architecture"]["name"]
     if expected is not None and name != expected:
         raise BadInput(f"{folder} holds a {name}, not a {expected}; load it as that, or give other weights")
@@ -219,7 +221,9 @@ def _read_header(folder: Path) -> dict[str, Any]:
         header = json.loads(path.read_text())
         sound = header.pop("header_sha256") == _digest(header) and header["format"] == FORMAT
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise BadInput(f"{path} is missing, truncated or not a saved model ({type(error).__name__}); save the model again") from error
+        raise BadInput(
+            f"{path} is missing, truncated or not a saved model ({type(error).__name__}); save the model again"
+        ) from error
     if not sound:
         raise BadInput(f"{path} was tampered with, or written by another format than {FORMAT}; save the model again")
     return header

@@ -3,9 +3,9 @@
 Ours counts what the words say: one MAC for each multiplication of a convolution or linear layer. The paper's tables also count
 biases, 2 per BatchNorm output, 1 per ReLU *module* output, and kernel area x outputs for MaxPool2d and AvgPool2d (functional
 ReLUs, additions and adaptive pools are free). With that rule the ResNet and VGG figures of its tables come out to the last
-digit, with two things to know: its unpruned ImageNet ResNet-50 has ReLU modules and its rebuilt, pruned one functional ReLUs, so
-9.6 M of the 1,397 M "saved" are ReLUs no longer counted; and VGG-16 unpruned gives 314.433 M where the paper prints 313.433,
-surely a misprint, since the pruned 178.184 agrees.
+digit. Two things to know: its unpruned ImageNet ResNet-50 has ReLU modules and its rebuilt, pruned one functional ReLUs, so 9.6 M
+of the 1,397 M "saved" are ReLUs no longer counted; and VGG-16 unpruned gives 314.433 M where the paper prints 313.433, surely
+a misprint, since the pruned 178.184 agrees.
 
 MACs mislead on CPUs: a stock grouped convolution of CIFAR width is 2-7 times slower than the dense one it came from. Look at
 `latency` before you claim a speed-up.
@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import benchmark as torch_benchmark
 
 from gkp.errors import BadInput
 from gkp.models import BottleneckResNet, GlobalAvgPool
@@ -76,12 +75,14 @@ def latency(
 
     Compare ratios within one run: machines are shared and noisy. Raises BadInput if such a batch does not pass through.
     """
+    from torch.utils import benchmark  # imported late: it looks for a CUDA toolkit and complains where there is none
+
     frozen = copy.deepcopy(net).eval()
     batch = (batch_size, *input_shape)
     _forward_zeros(frozen, batch)
     x = torch.zeros(batch, device=next(frozen.parameters()).device)
     with torch.inference_mode():
-        timer = torch_benchmark.Timer("net(x)", globals={"net": frozen, "x": x}, num_threads=threads)
+        timer = benchmark.Timer("net(x)", globals={"net": frozen, "x": x}, num_threads=threads)
         measured = timer.blocked_autorange(min_run_time=seconds)
     return Latency(measured.median, measured.iqr, len(measured.times), threads, batch_size)
 

@@ -1,4 +1,4 @@
-"""The one error a user can mend."""
+"""The one error a user can mend, and the one a run ends with."""
 
 
 class BadInput(ValueError):
@@ -6,4 +6,11 @@ class BadInput(ValueError):
 
     The message is one line that says what is wrong, where, and how to mend it; nothing on disk has been changed.
     The command line prints it as it is and exits with status 2.
+    """
+
+
+class RunFailed(RuntimeError):
+    """Sound input, but something failed while running: a notebook's cell, a cell of the grid.
+
+    The message is one line that says what failed and where to look. The command line prints it and exits with status 1.
     """

@@ -1,6 +1,6 @@
 """Stage 1: which filter goes into which filter group (paper section 3.2, Figure 3).
 
-Every grouping takes a weight `(C_out, C_in, k_h, k_w)` and returns `group_of_filter` `(C_out,)`: equal groups, labels 0..groups-1.
+Every grouping takes a weight `(C_out, C_in, k_h, k_w)` and returns `group_of_filter` `(C_out,)`: equal groups, labels from 0.
 """
 
 from __future__ import annotations

@@ -224,6 +224,9 @@ BUILDERS: dict[str, Callable[[Architecture], Classifier]] = {
 }
 
 
+INPUT_SIDE = {"resnet101": 64, "resnet50": 224}  # pixels a side where it is not 32
+
+
 def build_model(name: str, *, seed: int = 0, **fields: Any) -> Classifier:
     """A newly initialised network `name` in training mode; `fields` as in `Architecture` (num_classes, shortcut, mean, std).
 

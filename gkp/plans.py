@@ -1,7 +1,7 @@
 """What stays of a pruned network, and the one mechanism that makes it so: mask, compact, count, JSON.
 
 A pruning method decides and returns a `Plan`; nothing here knows of methods. The masked dense twin and the compact network are
-the same function. Train and attack the twin: on CPU a grouped convolution of CIFAR width is 2-7 times slower than the dense one.
+the same function. Train and attack the twin: on CPU a grouped convolution of CIFAR width is 2-7 times slower than a dense one.
 """
 
 from __future__ import annotations
@@ -251,6 +251,7 @@ def kept_count(in_channels: int, rate: float, layer: str = "the layer") -> int:
         unit = Fraction(1, min(in_channels, 16))
         nearest = float(max(unit, min(1 - unit, round(rate / unit) * unit)))
         raise BadInput(
-            f"rate {rate:g} leaves {kept:g} of {in_channels} grouped kernels in {layer}; use a multiple of {unit}, e.g. {nearest:g}"
+            f"rate {rate:g} leaves {kept:g} of {in_channels} grouped kernels in {layer}; "
+            f"use a multiple of {unit}, e.g. {nearest:g}"
         )
     return round(kept)

@@ -206,7 +206,7 @@ def _search_block(
 
 
 def _smallest(rel: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:
-    """Indices and values `(s, b, count)` of the `count` smallest along the last axis, ties to the lower index. Spoils nothing."""
+    """Indices and values `(s, b, count)` of the `count` smallest along the last axis, ties to the lower index."""
     indices = np.empty((*rel.shape[:2], count), dtype=np.int64)
     values = np.empty(indices.shape)
     for k in range(count):

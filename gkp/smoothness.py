@@ -28,7 +28,7 @@ def smoothness(weight: Tensor) -> Tensor:
 
 
 def grouped_roughness(weight: Tensor, group_of_filter: Tensor) -> Tensor:
-    """The smoothness of every grouped kernel, `(groups, C_in)` float64: the sum over the filters of its group (lower is smoother)."""
+    """The smoothness of every grouped kernel, `(groups, C_in)` float64, summed over its group (lower is smoother)."""
     of_kernel = smoothness(weight)  # (C_out, C_in)
     groups = int(group_of_filter.max()) + 1
     total = torch.zeros(groups, of_kernel.shape[1], dtype=of_kernel.dtype, device=of_kernel.device)

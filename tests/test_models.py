@@ -5,19 +5,25 @@ import json
 import pytest
 import torch
 import torchvision
+from gkp.evaluation import accuracy
 
 from gkp.checkpoints import load_model, save_model, tensors_sha256
 from gkp.cost import cost, latency
-from gkp.errors import BadInput
-from gkp.evaluation import accuracy
 from gkp.datasets import load_dataset
+from gkp.errors import BadInput
 from gkp.methods import prune
 from gkp.models import ShortcutA, build_model
 
 
-@pytest.mark.parametrize(("name", "fields", "side"), [
-    ("resnet20", {}, 32), ("resnet20", {"shortcut": "centre"}, 16), ("vgg16_bn", {"num_classes": 7}, 32), ("resnet101", {"num_classes": 200}, 64),
-])
+@pytest.mark.parametrize(
+    ("name", "fields", "side"),
+    [
+        ("resnet20", {}, 32),
+        ("resnet20", {"shortcut": "centre"}, 16),
+        ("vgg16_bn", {"num_classes": 7}, 32),
+        ("resnet101", {"num_classes": 200}, 64),
+    ],
+)
 def test_every_network_gives_one_row_of_logits_per_image(name, fields, side):
     net = build_model(name, **fields).eval()
     assert net(torch.rand(2, 3, side, side)).shape == (2, net.num_classes)
@@ -46,32 +52,38 @@ def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone():
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    (lambda: build_model("resnet21"), "unknown model 'resnet21'; known: resnet20, resnet32"),
-    (lambda: build_model("resnet20", shortcut="conv"), "append"),
-    (lambda: build_model("resnet20", widths=3), "widths"),
-    (lambda: build_model("resnet20", std=(0.1, 0.0, 0.1)), "positive stds"),
-    (lambda: load_model("resnet20", weights="imagenet"), "known: akamaster, srgkp-official"),
-    (lambda: load_model("nowhere/net"), "unknown model 'nowhere/net': neither a saved folder nor one of resnet20"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: build_model("resnet21"), "unknown model 'resnet21'; known: resnet20, resnet32"),
+        (lambda: build_model("resnet20", shortcut="conv"), "append"),
+        (lambda: build_model("resnet20", widths=3), "widths"),
+        (lambda: build_model("resnet20", std=(0.1, 0.0, 0.1)), "positive stds"),
+        (lambda: load_model("resnet20", weights="imagenet"), "known: akamaster, srgkp-official"),
+        (lambda: load_model("nowhere/net"), "unknown model 'nowhere/net': neither a saved folder nor one of resnet20"),
+    ],
+)
 def test_unknown_networks_and_weights_are_refused_with_the_known_ones(wrong, message):
     with pytest.raises(BadInput, match=message):
         wrong()
 
 
-@pytest.mark.parametrize(("name", "fields", "side", "rate", "dense", "pruned"), [
-    ("resnet20", {}, 32, 0.4375, (40.938, 0.270), (23.391, 0.153)),
-    ("resnet32", {}, 32, 0.4375, (69.479, 0.464), (39.545, 0.263)),
-    ("resnet32", {}, 32, 0.625, (69.479, 0.464), (26.717, 0.176)),
-    ("resnet56", {}, 32, 0.4375, (126.561, 0.853), (71.855, 0.482)),
-    ("resnet56", {}, 32, 0.625, (126.561, 0.853), (48.409, 0.323)),
-    ("resnet110", {}, 32, 0.4375, (254.995, 1.728), (144.551, 0.976)),
-    ("resnet110", {}, 32, 0.625, (254.995, 1.728), (97.217, 0.654)),
-    ("resnet56", {"num_classes": 200}, 64, 0.375, (506.254, 0.865), (318.690, 0.547)),
-    ("resnet101", {"num_classes": 200}, 64, 0.875, (10081.092, 42.902), (5721.113, 24.226)),
-    ("resnet50", {"num_classes": 1000}, 224, 0.75, (4122.828, 25.557), (2725.954, 17.069)),
-    ("vgg16_bn", {}, 32, 0.4375, (314.433, 14.728), (178.184, 8.293)),  # the paper prints 313.433: see gkp.cost
-])
+@pytest.mark.parametrize(
+    ("name", "fields", "side", "rate", "dense", "pruned"),
+    [
+        ("resnet20", {}, 32, 0.4375, (40.938, 0.270), (23.391, 0.153)),
+        ("resnet32", {}, 32, 0.4375, (69.479, 0.464), (39.545, 0.263)),
+        ("resnet32", {}, 32, 0.625, (69.479, 0.464), (26.717, 0.176)),
+        ("resnet56", {}, 32, 0.4375, (126.561, 0.853), (71.855, 0.482)),
+        ("resnet56", {}, 32, 0.625, (126.561, 0.853), (48.409, 0.323)),
+        ("resnet110", {}, 32, 0.4375, (254.995, 1.728), (144.551, 0.976)),
+        ("resnet110", {}, 32, 0.625, (254.995, 1.728), (97.217, 0.654)),
+        ("resnet56", {"num_classes": 200}, 64, 0.375, (506.254, 0.865), (318.690, 0.547)),
+        ("resnet101", {"num_classes": 200}, 64, 0.875, (10081.092, 42.902), (5721.113, 24.226)),
+        ("resnet50", {"num_classes": 1000}, 224, 0.75, (4122.828, 25.557), (2725.954, 17.069)),
+        ("vgg16_bn", {}, 32, 0.4375, (314.433, 14.728), (178.184, 8.293)),  # the paper prints 313.433: see gkp.cost
+    ],
+)
 def test_costs_equal_the_papers_tables_to_the_last_digit(name, fields, side, rate, dense, pruned):
     net, shape = build_model(name, **fields), (3, side, side)
     before, after = cost(net, input_shape=shape), cost(prune(net, "l2-gkp", rate=rate), input_shape=shape)
@@ -145,7 +157,7 @@ def test_damaged_folders_are_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(BadInput, match="cannot write the model to .*choose a folder you may write to"):
+    with pytest.raises(BadInput, match=r"cannot write the model to .*choose a folder you may write to"):
         save_model(build_model("resnet20"), tmp_path / "file" / "net")
 
 
@@ -180,11 +192,16 @@ def test_upstreams_own_file_format_gives_the_same_network(monkeypatch, tmp_path,
     reference = load_model("resnet20", weights="akamaster")
     tensors = load_file(public_weights / "resnet20-12fca82f.safetensors")
     (tmp_path / "checkpoints").mkdir()
-    torch.save({"state_dict": {f"module.{k}": v for k, v in tensors.items()}, "best_prec1": 91.7}, tmp_path / "checkpoints" / "resnet20-12fca82f.th")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in tensors.items()}, "best_prec1": 91.7},
+        tmp_path / "checkpoints" / "resnet20-12fca82f.th",
+    )
     monkeypatch.setenv("GKP_DATA", str(tmp_path))
     assert tensors_sha256(load_model("resnet20", weights="akamaster")) == tensors_sha256(reference)
 
 
 @pytest.mark.parametrize(("name", "published"), [("resnet20", 0.9173), ("resnet32", 0.9263), ("resnet56", 0.9339)])
 def test_public_weights_reach_their_published_accuracy_on_all_10000_images(name, published, public_weights, cifar10_root):
-    assert accuracy(load_model(name, weights="akamaster"), load_dataset("cifar10", "test")) == pytest.approx(published, abs=1e-6)
+    assert accuracy(load_model(name, weights="akamaster"), load_dataset("cifar10", "test")) == pytest.approx(
+        published, abs=1e-6
+    )

@@ -21,9 +21,17 @@ def largest_difference(a, b, x):
 
 
 @given(
-    groups=st.sampled_from([1, 2, 4, 8]), group_size=st.integers(1, 4), in_channels=st.sampled_from([8, 16, 24]),
-    removed=st.integers(1, 7), kernel=st.sampled_from([1, 3, 5]), stride=st.integers(1, 3), padding=st.integers(0, 2),
-    dilation=st.integers(1, 2), bias=st.booleans(), mode=st.sampled_from(["zeros", "circular"]), seed=st.integers(0, 9),
+    groups=st.sampled_from([1, 2, 4, 8]),
+    group_size=st.integers(1, 4),
+    in_channels=st.sampled_from([8, 16, 24]),
+    removed=st.integers(1, 7),
+    kernel=st.sampled_from([1, 3, 5]),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    bias=st.booleans(),
+    mode=st.sampled_from(["zeros", "circular"]),
+    seed=st.integers(0, 9),
 )
 @settings(max_examples=40, deadline=None)
 def test_masked_equals_compact_for_any_convolution(
@@ -40,7 +48,12 @@ def test_masked_equals_compact_for_any_convolution(
 
 def test_the_mask_of_a_spec_by_hand():
     spec = GroupedSpec(torch.tensor([1, 0, 0, 1]), torch.tensor([[0, 2], [1, 2]]))
-    assert spec.mask(3).squeeze().tolist() == [[False, True, True], [True, False, True], [True, False, True], [False, True, True]]
+    assert spec.mask(3).squeeze().tolist() == [
+        [False, True, True],
+        [True, False, True],
+        [True, False, True],
+        [False, True, True],
+    ]
     assert spec.permutation.tolist() == [1, 2, 0, 3]
 
 
@@ -81,10 +94,14 @@ def test_pruning_leaves_the_original_network_alone():
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
 
-@pytest.mark.parametrize("make", [
-    lambda: torchvision.models.resnet18(num_classes=10),
-    lambda: build_model("vgg16_bn"),
-], ids=["torchvision resnet18", "vgg16_bn"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torchvision.models.resnet18(num_classes=10),
+        lambda: build_model("vgg16_bn"),
+    ],
+    ids=["torchvision resnet18", "vgg16_bn"],
+)
 def test_networks_without_a_dependency_graph_prune_the_same_way(make):
     net = make().eval()
     pruned = prune(net, "l2-gkp", rate=0.5)
@@ -123,7 +140,9 @@ def test_a_plan_survives_json():
     assert Plan.from_json(fields) == plan
 
 
-@pytest.mark.parametrize(("in_channels", "rate", "kept"), [(16, 7 / 16, 9), (32, 0.4375, 18), (64, 0.625, 24), (128, 0.7, None)])
+@pytest.mark.parametrize(
+    ("in_channels", "rate", "kept"), [(16, 7 / 16, 9), (32, 0.4375, 18), (64, 0.625, 24), (128, 0.7, None)]
+)
 def test_how_many_kernels_stay(in_channels, rate, kept):
     if kept is None:
         with pytest.raises(BadInput, match=r"rate 0.7 leaves 38.4 of 128 grouped kernels in conv; use a multiple of 1/16"):
@@ -132,18 +151,21 @@ def test_how_many_kernels_stay(in_channels, rate, kept):
         assert kept_count(in_channels, rate) == kept
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    (dict(method="sr-gpk"), "unknown method 'sr-gpk'; known: .*sr-gkp"),
-    (dict(rate=0), "between 0 and 1"),
-    (dict(rate=1.0), "between 0 and 1"),
-    (dict(rate=0.45), "rate 0.45 leaves 8.8 of 16 grouped kernels in layer1.0.conv1; use a multiple of 1/16, e.g. 0.4375"),
-    (dict(groups=7), "layer1.0.conv1 has 16 filters, which do not divide by 7 groups"),
-    (dict(groups=0), "do not divide by 0 groups"),
-    (dict(layers=["layer9.0.conv1"]), "no convolution called layer9.0.conv1"),
-    (dict(layers=lambda name, conv: False), "no layer to prune"),
-    (dict(layers=[]), "no layer to prune"),
-    (dict(gamma=3), "sr-gkp has no option gamma; it has rate, groups, alpha"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"method": "sr-gpk"}, "unknown method 'sr-gpk'; known: .*sr-gkp"),
+        ({"rate": 0}, "between 0 and 1"),
+        ({"rate": 1.0}, "between 0 and 1"),
+        ({"rate": 0.45}, "rate 0.45 leaves 8.8 of 16 grouped kernels in layer1.0.conv1; use a multiple of 1/16, e.g. 0.4375"),
+        ({"groups": 7}, "layer1.0.conv1 has 16 filters, which do not divide by 7 groups"),
+        ({"groups": 0}, "do not divide by 0 groups"),
+        ({"layers": ["layer9.0.conv1"]}, "no convolution called layer9.0.conv1"),
+        ({"layers": lambda name, conv: False}, "no layer to prune"),
+        ({"layers": []}, "no layer to prune"),
+        ({"gamma": 3}, "sr-gkp has no option gamma; it has rate, groups, alpha"),
+    ],
+)
 def test_bad_requests_say_what_where_and_how_to_mend_it(wrong, message):
     with pytest.raises(BadInput, match=message):
         prune(build_model("resnet20"), **wrong)

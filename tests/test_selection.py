@@ -62,16 +62,26 @@ def slow_search(s, rough, keep, width, alpha, every, beta_rule):
 
 
 @pytest.mark.parametrize("rule", ["released", "paper"])
-@pytest.mark.parametrize(("channels", "keep", "width", "every", "alpha"), [
-    (16, 9, 2, 3, 0.9), (16, 9, 2, 3, 0.1), (12, 7, 3, 2, 0.5), (10, 4, 2, 5, 0.75), (9, 8, 4, 1, 0.5), (8, 3, 2, 2, 0.0),
-])
+@pytest.mark.parametrize(
+    ("channels", "keep", "width", "every", "alpha"),
+    [
+        (16, 9, 2, 3, 0.9),
+        (16, 9, 2, 3, 0.1),
+        (12, 7, 3, 2, 0.5),
+        (10, 4, 2, 5, 0.75),
+        (9, 8, 4, 1, 0.5),
+        (8, 3, 2, 2, 0.0),
+    ],
+)
 def test_the_vectorised_search_equals_the_slow_one(channels, keep, width, every, alpha, rule):
     generator = torch.Generator().manual_seed(channels * keep + width)
     kernels = torch.randn(3, channels, 5, generator=generator)
     rough = torch.rand(3, channels, generator=generator, dtype=torch.float64)
     kept = smooth_beam_greedy(kernels, rough, keep, beam_width=width, balance=Balance(alpha, every, rule))
     for group in range(3):
-        assert kept[group].tolist() == slow_search(similarity(kernels[group]), rough[group].tolist(), keep, width, alpha, every, rule)
+        assert kept[group].tolist() == slow_search(
+            similarity(kernels[group]), rough[group].tolist(), keep, width, alpha, every, rule
+        )
 
 
 @given(channels=st.integers(3, 7), data=st.data(), seed=st.integers(0, 10**6))
@@ -124,14 +134,17 @@ def test_a_watched_search_shows_beams_of_2_4_8_then_2_again():
     assert [step.size for step in steps] == list(range(2, 10))
 
 
-@pytest.mark.parametrize("wrong", [
-    lambda: smooth_beam_greedy(torch.randn(1, 4, 2), torch.rand(1, 4), 4),
-    lambda: smooth_beam_greedy(torch.randn(1, 4, 2), torch.rand(1, 4), 0),
-    lambda: smooth_beam_greedy(torch.randn(1, 4, 2), torch.rand(1, 4), 2, beam_width=0),
-    lambda: Balance(alpha=1.5),
-    lambda: Balance(check_every=-1),
-    lambda: Balance(beta="published"),
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: smooth_beam_greedy(torch.randn(1, 4, 2), torch.rand(1, 4), 4),
+        lambda: smooth_beam_greedy(torch.randn(1, 4, 2), torch.rand(1, 4), 0),
+        lambda: smooth_beam_greedy(torch.randn(1, 4, 2), torch.rand(1, 4), 2, beam_width=0),
+        lambda: Balance(alpha=1.5),
+        lambda: Balance(check_every=-1),
+        lambda: Balance(beta="published"),
+    ],
+)
 def test_impossible_searches_are_refused(wrong):
     with pytest.raises(BadInput):
         wrong()

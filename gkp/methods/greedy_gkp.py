@@ -17,7 +17,13 @@ from gkp.plans import Plan
 from gkp.selection import Beta, greedy
 
 
-@register("greedy-gkp", reference="ablation in Zhong et al., NeurIPS 2023", family="grouped kernel", needs=("weights",), fidelity="faithful")
+@register(
+    "greedy-gkp",
+    reference="ablation in Zhong et al., NeurIPS 2023",
+    family="grouped kernel",
+    needs=("weights",),
+    fidelity="faithful",
+)
 @dataclass(frozen=True)
 class GreedyGKP:
     """rate, groups: as in `gkp.prune`. beta: see `gkp.selection.Balance`."""

@@ -17,7 +17,13 @@ from gkp.selection import least_smooth
 from gkp.smoothness import grouped_roughness
 
 
-@register("least-smooth-gkp", reference="ablation in Zhong et al., NeurIPS 2023", family="grouped kernel", needs=("weights",), fidelity="faithful")
+@register(
+    "least-smooth-gkp",
+    reference="ablation in Zhong et al., NeurIPS 2023",
+    family="grouped kernel",
+    needs=("weights",),
+    fidelity="faithful",
+)
 @dataclass(frozen=True)
 class LeastSmoothGKP:
     """rate, groups: as in `gkp.prune`."""

@@ -1,0 +1,251 @@
+"""The command line: `gkp methods | prune | benchmark | run | status | reproduce`.
+
+Bad input is one line on stderr and exit status 2; something that failed while running is exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gkp.errors import BadInput, RunFailed
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser of the `gkp` command, with every subcommand."""
+    top = argparse.ArgumentParser(
+        prog="gkp", description="Grouped kernel pruning and the attacks it is judged by.", epilog="See `gkp COMMAND --help`."
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, run: Any, summary: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"Example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = add("methods", _methods, "List the pruning methods.", "gkp methods --json")
+    _json_flag(sub)
+
+    sub = add(
+        "prune",
+        _prune,
+        "Prune a network and save it, really smaller.",
+        "gkp prune --model resnet20 --weights akamaster --method sr-gkp --rate 0.4375 --out build/small",
+    )
+    _network_flags(sub)
+    sub.add_argument("--method", default="sr-gkp", help="see `gkp methods` (default: %(default)s)")
+    sub.add_argument("--rate", type=_fraction, default=7 / 16, help="share of kernels removed, e.g. 0.4375 or 7/16 (default)")
+    sub.add_argument("--groups", type=int, default=8, help="filter groups (default: %(default)s)")
+    sub.add_argument("--seed", type=int, default=0, help="for methods that draw (default: %(default)s)")
+    sub.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method, e.g. alpha=0.75"
+    )
+    sub.add_argument("--form", choices=("compact", "masked"), default="compact", help="what to save (default: %(default)s)")
+    sub.add_argument("--out", required=True, type=Path, help="folder for model.safetensors and model.json")
+    _json_flag(sub)
+
+    sub = add(
+        "benchmark",
+        _benchmark,
+        "Evaluate a network under attack.",
+        "gkp benchmark --checkpoint build/small --dataset cifar10 --protocol pixel --examples 1000 --json",
+    )
+    _network_flags(sub)
+    sub.add_argument("--dataset", default="cifar10", help="see gkp.datasets (default: %(default)s)")
+    sub.add_argument(
+        "--protocol", choices=("pixel", "paper"), default="pixel", help="the field's or the paper's (default: %(default)s)"
+    )
+    sub.add_argument("--examples", type=int, default=None, metavar="N", help="the first N test images (default: all)")
+    sub.add_argument("--seed", type=int, default=0, help="of the random starts (default: %(default)s)")
+    sub.add_argument("--batch-size", type=int, default=200, help="changes speed, never outcomes (default: %(default)s)")
+    sub.add_argument("--out", type=Path, default=None, help="folder for the outcome of every image")
+    _json_flag(sub)
+
+    sub = add("reproduce", _reproduce, "Run the notebooks.", "gkp reproduce --profile quick --only 00_start_here")
+    sub.add_argument("--profile", default="quick", help="quick, cifar10 or paper (default: %(default)s)")
+    sub.add_argument("--only", default=None, help="part of a notebook's name")
+    sub.add_argument("--jobs", type=int, default=None, help="workers side by side (default: the number of cores)")
+    sub.add_argument("--out", type=Path, default=None, help="folder for notebooks, figures, tables (default: build/PROFILE)")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status of the command `argv` (default: the process's arguments): 0, 1 for a failed run, 2 for bad input."""
+    arguments = parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except BadInput as error:
+        print(f"gkp: {error}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        print(f"gkp: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _methods(arguments: argparse.Namespace) -> None:
+    from gkp.methods import methods
+
+    known = methods()
+    if arguments.json:
+        _print_json([info.to_json() for info in known.values()])
+        return
+    rows = [("METHOD", "FAMILY", "NEEDS", "FIDELITY", "REFERENCE")]
+    rows += [(i.name, i.family, ", ".join(i.needs), i.fidelity, i.reference) for i in known.values()]
+    _print_columns(rows)
+
+
+def _prune(arguments: argparse.Namespace) -> None:
+    from gkp.checkpoints import save_model
+    from gkp.cost import cost
+    from gkp.methods import prune
+
+    net = _load_network(arguments)
+    options = dict(_option(text) for text in arguments.option)
+    pruned = prune(net, arguments.method, rate=arguments.rate, groups=arguments.groups, seed=arguments.seed, **options)
+    small = pruned.compact() if arguments.form == "compact" else pruned
+    shape = _input_shape(net)
+    before, after = cost(net, input_shape=shape), cost(pruned, input_shape=shape)
+    save_model(small, arguments.out)
+    facts = {
+        "method": arguments.method,
+        "rate": arguments.rate,
+        "form": arguments.form,
+        "folder": str(arguments.out),
+        "layers": len(pruned.plan),
+        "left_out": pruned.left_out,
+        "params": [before.params, after.params],
+        "macs": [before.macs, after.macs],
+        "paper_macs": [before.paper_macs, after.paper_macs],
+    }
+    if arguments.json:
+        _print_json(facts)
+        return
+    print(
+        f"{arguments.method}: {len(pruned.plan)} layers pruned at rate {arguments.rate:g}, {len(pruned.left_out)} left as they were"
+    )
+    for name in ("params", "macs", "paper_macs"):
+        print(f"  {name:<11}{facts[name][0]:>12,} -> {facts[name][1]:>12,}  ({facts[name][1] / facts[name][0]:.1%})")
+    print(f"  {arguments.form} network in {arguments.out}")
+
+
+def _benchmark(arguments: argparse.Namespace) -> None:
+    from gkp.evaluation import benchmark
+
+    out = benchmark(
+        _load_network(arguments),
+        arguments.dataset,
+        protocol=arguments.protocol,
+        n_examples=arguments.examples,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+    )
+    if arguments.out is not None:
+        out.save(arguments.out)
+    if arguments.json:
+        _print_json(
+            {
+                "dataset": arguments.dataset,
+                "protocol": arguments.protocol,
+                "n": out.n,
+                "seed": arguments.seed,
+                "accuracy": out.accuracy(),
+                "interval": {key: list(value) for key, value in out.interval().items()},
+            }
+        )
+        return
+    print(
+        f"{arguments.dataset}, {arguments.protocol} protocol, first {out.n:,} test images, seed {arguments.seed}, 95 % intervals"
+    )
+    interval = out.interval()
+    _print_columns(
+        [("ATTACK", "ACCURACY", "INTERVAL")]
+        + [
+            (key, f"{100 * value:.2f} %", f"{100 * interval[key][0]:.2f} - {100 * interval[key][1]:.2f}")
+            for key, value in out.accuracy().items()
+        ]
+    )
+
+
+def _reproduce(arguments: argparse.Namespace) -> None:
+    from gkp.reproduce import reproduce
+
+    reproduce(arguments.profile, only=arguments.only, jobs=arguments.jobs, out=arguments.out, progress=sys.stderr.isatty())
+
+
+def _json_flag(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _network_flags(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--model", default=None, help="architecture, e.g. resnet20, with --weights")
+    sub.add_argument("--weights", default=None, help="akamaster, srgkp-official, or a saved folder")
+    sub.add_argument("--checkpoint", type=Path, default=None, help="a folder that `gkp prune` or save_model wrote")
+
+
+def _load_network(arguments: argparse.Namespace) -> Any:
+    from gkp.checkpoints import load_model
+
+    if arguments.checkpoint is not None:
+        if arguments.model is not None:
+            return load_model(arguments.model, weights=arguments.checkpoint)
+        return load_model(arguments.checkpoint)
+    if arguments.model is None:
+        raise BadInput("no network given; use --checkpoint FOLDER, or --model NAME with --weights")
+    if arguments.weights is None:
+        raise BadInput(f"--model {arguments.model} needs --weights: akamaster, srgkp-official or a saved folder")
+    return load_model(arguments.model, weights=arguments.weights)
+
+
+def _input_shape(net: Any) -> tuple[int, int, int]:
+    from gkp.models import INPUT_SIDE
+
+    side = INPUT_SIDE.get(net.architecture.name, 32)
+    return 3, side, side
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise BadInput(f"--option {text!r} is not NAME=VALUE, e.g. alpha=0.75")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _fraction(text: str) -> float:
+    """A number such as 0.4375 or 7/16."""
+    numerator, _, denominator = text.partition("/")
+    try:
+        return float(numerator) / float(denominator or 1)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor a fraction such as 7/16") from None
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Where every file is looked for: each folder of GKP_DATA, then the repository's data/, then the user's cache.
+
+`GKP_DATA` is a list of folders separated as `PATH` is. Downloads go to the cache, and only when no folder has the file.
+"""
+from __future__ import annotations
+
+import os
+import shlex
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pooch
+
+from gkp.errors import BadInput
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of this package (it may not exist yet)."""
+    return Path(pooch.os_cache("gkp"))
+
+
+def checkout() -> Path | None:
+    """The root of the checkout this package runs from, or None if it was installed into site-packages."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "pyproject.toml").is_file() else None
+
+
+def searched_folders() -> list[Path]:
+    """Where a file is looked for, in this order: the folders of GKP_DATA, the repository's data/, the user's cache."""
+    folders = [Path(part).expanduser() for part in os.environ.get("GKP_DATA", "").split(os.pathsep) if part]
+    if (root := checkout()) is not None:
+        folders.append(root / "data")
+    return [*folders, cache_folder()]
+
+
+def locate(relative: str) -> Path | None:
+    """The first file or folder of this relative path in the folders searched, or None."""
+    return next((path for folder in searched_folders() if (path := folder / relative).exists()), None)
+
+
+def fetch(relative: str, *, url: str, sha256: str, what: str) -> Path:
+    """The path of a file: one the user has, or the cache's copy, downloaded from url if need be and checked by sha256.
+
+    relative: path below the folders searched; what: its name in error messages. sha256: 64 hex digits, or the first ones,
+    as upstream's file names carry them. Only the cache's copy is compared with it: a file in the user's own folders may be
+    in another format. Raises BadInput when it cannot be had.
+    """
+    own = next((path for folder in searched_folders()[:-1] if (path := folder / relative).is_file()), None)
+    if own is not None:
+        return own
+    target = cache_folder() / relative
+    if not _has_sha256(target, sha256) and not reachable(url):
+        command = f"curl -L --create-dirs -o {shlex.quote(str(target))} {url}"
+        raise BadInput(not_found(what, relative, url, command=command))
+    try:
+        pooch.retrieve(url, known_hash=f"sha256:{sha256}" if len(sha256) == 64 else None, fname=target.name,
+                       path=target.parent, downloader=pooch.HTTPDownloader(timeout=30))
+        if not _has_sha256(target, sha256):
+            target.unlink()
+            raise ValueError(f"its sha256 does not begin with {sha256}")
+        return target
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong hash is a ValueError
+        raise BadInput(f"{what}: download from {url} to {target} failed ({one_line(error)}); check the network and the "
+                       f"folder, or put the file {relative} in a folder named by GKP_DATA") from error
+
+
+def _has_sha256(path: Path, sha256: str) -> bool:
+    return path.is_file() and pooch.file_hash(str(path), alg="sha256").startswith(sha256)
+
+
+def reachable(url: str, timeout: float = 8) -> bool:
+    """Whether the server answers within `timeout` seconds, proxies honoured.
+
+    In a thread because looking up a host name knows no time-out and can hang for a minute without a network.
+    """
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
+            answers.append(True)
+        except urllib.error.HTTPError:
+            answers.append(True)  # it refuses HEAD, but it is there: let the download itself tell
+        except OSError:
+            answers.append(False)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return answers == [True]
+
+
+def not_found(what: str, relative: str, url: str, *, command: str) -> str:
+    """The one line that says a file is missing, where it was looked for, and which command gets it."""
+    searched = ", ".join(f"{folder}{'' if folder.is_dir() else ' (no such folder)'}" for folder in searched_folders())
+    return (f"{what}: {relative} is in none of the folders searched ({searched}) and {url} cannot be reached; "
+            f"get it with `{command}`, or name the folder that holds it in GKP_DATA")
+
+
+def one_line(error: Exception) -> str:
+    """The error's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

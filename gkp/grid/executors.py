@@ -1,0 +1,170 @@
+"""Where jobs are computed: in this process, on a local Dask cluster, or on one that is already there."""
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import queue
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, Protocol
+
+from gkp.errors import BadInput
+from gkp.grid.compute import Job, Outcome, compute
+from gkp.grid.provenance import cores
+from gkp.grid.supervise import soft_limits, supervise
+
+CONNECT_SECONDS = 10
+
+
+class Executor(Protocol):
+    """Takes jobs, gives outcomes back in any order."""
+
+    threads: int | None  # of a cell that asks for cores / jobs
+
+    def slots(self) -> int:
+        """How many cells can be computed at once."""
+        ...
+
+    def submit(self, job: Job) -> None:
+        """Takes a job."""
+        ...
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """The outcomes that have come in, waiting at most this long for the first one (in-process: for its end)."""
+        ...
+
+    def close(self) -> None:
+        """Ends the workers that this object started."""
+        ...
+
+
+class InProcess:
+    """Computes one cell after the other in this process: no Dask, no other process, breakpoints work."""
+
+    def __init__(self) -> None:
+        self.threads: int | None = cores()
+        self._jobs: deque[Job] = deque()
+
+    def slots(self) -> int:
+        return 1
+
+    def submit(self, job: Job) -> None:
+        self._jobs.append(job)
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        if self._jobs:
+            return [compute(self._jobs.popleft(), capture=False, guard=soft_limits)]
+        time.sleep(seconds)
+        return []
+
+    def close(self) -> None:
+        self._jobs.clear()
+
+
+class OnDask:
+    """Computes cells on the workers of a Dask scheduler, as many at once as these have threads."""
+
+    def __init__(self, client: Any, cluster: Any = None, *, threads: int | None = None) -> None:
+        self.threads = threads
+        self._client, self._cluster = client, cluster
+        self._futures: dict[str, Any] = {}
+        self._ended: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._submitted = 0
+        self._slots, self._slots_at = 0, 0.0
+
+    def slots(self) -> int:
+        if time.monotonic() - self._slots_at > 2:  # workers come and go
+            try:
+                self._slots = sum(self._client.nthreads().values())
+            except (OSError, RuntimeError) as error:
+                raise SchedulerLost(str(error)) from error
+            self._slots_at = time.monotonic()
+        return self._slots
+
+    def submit(self, job: Job) -> None:
+        self._submitted += 1
+        future = self._client.submit(supervise, job, key=f"{job.id}-{os.getpid()}-{self._submitted}", pure=False)
+        self._futures[job.id] = future
+        future.add_done_callback(lambda ended: self._ended.put((job.id, ended)))
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        ended: list[tuple[str, Any]] = []
+        try:
+            ended.append(self._ended.get(timeout=seconds))
+            while True:
+                ended.append(self._ended.get_nowait())
+        except queue.Empty:
+            pass
+        if not ended and self._client.status not in ("running", "connecting"):
+            raise SchedulerLost(f"the connection is {self._client.status}")
+        return [self._outcome(cell_id, future) for cell_id, future in ended]
+
+    def _outcome(self, cell_id: str, future: Any) -> Outcome:
+        from distributed import KilledWorker
+
+        self._futures.pop(cell_id, None)
+        if future.status == "finished":
+            return future.result()
+        if future.status != "error":
+            raise SchedulerLost(f"cell {cell_id} was {future.status}")
+        error = future.exception()
+        if isinstance(error, KilledWorker):
+            return Outcome(cell_id, "failed", "lost", f"{error.allowed_failures + 1} workers died while they had it")
+        return Outcome(cell_id, "failed", "error", f"the worker could not start it: {type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it says about being closed helps nobody
+        for part in (self._client, self._cluster):
+            try:
+                if part is not None:
+                    part.close(timeout=5)
+            except (OSError, RuntimeError, TimeoutError):
+                pass
+
+
+class SchedulerLost(Exception):
+    """The Dask scheduler went away in the middle of a run."""
+
+
+def start_local(jobs: int) -> OnDask:
+    """A local cluster of `jobs` single-threaded worker processes on the loopback interface, gone with this process."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise BadInput("this script starts worker processes while it is being imported by one; put its code under "
+                       'if __name__ == "__main__":')
+    from distributed import Client, LocalCluster
+
+    try:
+        cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, host="127.0.0.1", memory_limit=0,
+                               dashboard_address=None, silence_logs=logging.CRITICAL)
+    except (OSError, RuntimeError, TimeoutError) as error:
+        raise BadInput(f"the {jobs} local workers did not start ({error}); in a script of your own, call run() under "
+                       'if __name__ == "__main__":; jobs=1 needs no workers') from error
+    return OnDask(Client(cluster), cluster, threads=max(1, cores() // jobs))
+
+
+def connect(scheduler: str | Path) -> OnDask:
+    """The workers of a running scheduler, given its address or its scheduler file. BadInput when none answers in 10 s."""
+    from distributed import Client
+
+    address = _address(str(scheduler))
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS, name="gkp", set_as_default=False)
+    except (OSError, ValueError, TimeoutError, RuntimeError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(f"no Dask scheduler answers at {address} within {CONNECT_SECONDS} s ({text}); start one with "
+                       "`dask scheduler`, or unset DASK_SCHEDULER_ADDRESS to compute on this machine") from error
+    return OnDask(client)
+
+
+def _address(scheduler: str) -> str:
+    path = Path(scheduler)
+    if not (scheduler.endswith(".json") or path.is_file()):
+        return scheduler
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["address"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: is not the file of a running scheduler ({error}); start one with "
+                       f"`dask scheduler --scheduler-file {path}`") from error

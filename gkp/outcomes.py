@@ -1,0 +1,218 @@
+"""The outcome matrix: which image is classified correctly under which attack (EVALUATION section 5).
+
+Every figure is derived from it: accuracy, Wilson interval, worst case per image. On disk it is a folder of two files,
+`outcomes.npz` (the arrays, no pickle) and `outcomes.json` (what was attacked, how, with which versions; and the sha256 of both,
+so that a truncated or edited folder is refused). For one network, data set and seed the npz has the same bytes each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from statsmodels.stats.proportion import proportion_confint
+
+from gkp.attacks import check_options, parse_eps
+from gkp.errors import BadInput
+
+FORMAT = 1
+ARRAYS = ("right", "indices", "labels", "predictions")
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """One row of the outcome matrix: an attack of `gkp.attacks.ATTACKS` with all that determines it but seed and images.
+
+    eps: radius in the protocol's units (a string such as "8/255" is understood). labels: "true", or "predicted" for the paper's
+    FGSM, which is handed the network's own predictions. options: the attack's own, e.g. {"steps": 20}. key: its name in
+    `Outcomes.accuracy()`; by default the attack and its radius, "pgd-8/255" or "pgd-l2-0.5".
+    Raises BadInput for an unknown attack, option or radius.
+    """
+
+    attack: str
+    eps: float
+    labels: str = "true"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        check_options(self.attack, self.options, reserved=("ids", "bounds", "batch_size"))
+        if self.labels not in ("true", "predicted"):
+            raise BadInput(f'labels of {self.attack} must be "true" or "predicted", not {self.labels!r}')
+        object.__setattr__(self, "options", dict(self.options))
+        object.__setattr__(self, "eps", parse_eps(self.eps, norm=self.norm))
+        object.__setattr__(self, "key", self.key or f"{self.attack}-{self.radius}")
+
+    @property
+    def norm(self) -> str:
+        """ "linf" or "l2"."""
+        return str(self.options.get("norm", "linf"))
+
+    @property
+    def radius(self) -> str:
+        """The radius as tables print it: "0.25/255", "8/255", "l2-0.5"."""
+        return f"{self.eps * 255:.6g}/255" if self.norm == "linf" else f"{self.norm}-{self.eps:.6g}"
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """What became of every image under every attack, and all that is needed to evaluate again.
+
+    right: (1 + attacks, N) bool, row 0 without attack, row 1 + i under `attacks[i]`. indices: (N,) positions in the split.
+    labels, predictions: (N,) classes, true and as predicted without attack. bounds: the clip box, in the protocol's units.
+    data_sha256: of the whole split; model_sha256: of the network's state (`gkp.evaluation.state_sha256`).
+    """
+
+    right: np.ndarray
+    indices: np.ndarray
+    labels: np.ndarray
+    predictions: np.ndarray
+    attacks: tuple[AttackSpec, ...]
+    protocol: str
+    bounds: tuple[float, float]
+    dataset: str
+    split: str
+    data_sha256: str
+    model_sha256: str
+    seed: int
+    versions: Mapping[str, str]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        n = len(self.indices)
+        fits = self.right.dtype == bool and self.right.shape == (1 + len(self.attacks), n) and n > 0
+        if not fits or not all(array.shape == (n,) for array in (self.indices, self.labels, self.predictions)):
+            raise BadInput(f"a matrix of shape {self.right.shape} does not fit {len(self.attacks)} attacks on {n} images; evaluate again")
+        if not np.array_equal(self.right[0], self.labels == self.predictions):
+            raise BadInput("the outcome matrix contradicts its own labels and predictions; evaluate again")
+        for name in ARRAYS:
+            getattr(self, name).setflags(write=False)
+
+    @property
+    def n(self) -> int:
+        """How many images."""
+        return len(self.indices)
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """(N,) bool per key: "clean", one for each attack, and in the pixel protocol "worst-case-RADIUS".
+
+        The worst case is taken per image: right without attack and under every attack of that norm and radius.
+        """
+        rows = {"clean": self.right[0], **{spec.key: row for spec, row in zip(self.attacks, self.right[1:], strict=True)}}
+        if self.protocol == "pixel":
+            for spec in self.attacks:
+                key = f"worst-case-{spec.radius}"
+                rows[key] = rows.get(key, self.right[0]) & rows[spec.key]
+        return rows
+
+    def accuracy(self) -> dict[str, float]:
+        """Fraction of images classified correctly, per key of `rows`."""
+        return {key: int(row.sum()) / self.n for key, row in self.rows().items()}
+
+    def interval(self, confidence: float = 0.95) -> dict[str, tuple[float, float]]:
+        """Wilson score interval (low, high) of each accuracy, as fractions: the images are a sample of all possible ones.
+
+        Raises BadInput for a confidence outside (0, 1).
+        """
+        if not 0 < confidence < 1:
+            raise BadInput(f"confidence must lie between 0 and 1, not {confidence}; the usual is 0.95")
+        intervals = {}
+        for key, row in self.rows().items():
+            low, high = proportion_confint(int(row.sum()), self.n, alpha=1 - confidence, method="wilson")
+            intervals[key] = (max(0.0, float(low)), min(1.0, float(high)))
+        return intervals
+
+    def to_frame(self, confidence: float = 0.95) -> pd.DataFrame:
+        """One row per key (index "attack"): accuracy, low, high (fractions), n."""
+        intervals = self.interval(confidence)
+        table = [(key, accuracy, *intervals[key], self.n) for key, accuracy in self.accuracy().items()]
+        return pd.DataFrame(table, columns=["attack", "accuracy", "low", "high", "n"]).set_index("attack")
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the arrays, as plain JSON types; accuracy included for people who read the file."""
+        attacks = [asdict(spec) for spec in self.attacks]
+        facts = ("protocol", "bounds", "dataset", "split", "data_sha256", "model_sha256", "seed", "versions", "seconds")
+        fields = {name: getattr(self, name) for name in facts}
+        return {**fields, "bounds": list(self.bounds), "n": self.n, "accuracy": self.accuracy(), "attacks": attacks}
+
+    def save(self, folder: str | Path) -> Path:
+        """The folder, now holding `outcomes.npz` and `outcomes.json`, each written beside and renamed.
+
+        Raises BadInput when it cannot be written, nothing being left half done.
+        """
+        folder, buffer = Path(folder), io.BytesIO()
+        np.savez_compressed(buffer, **{name: getattr(self, name) for name in ARRAYS})
+        header = {"format": FORMAT, **self.to_json(), "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
+        header["header_sha256"] = _digest(header)
+        contents = {"outcomes.npz": buffer.getvalue(), "outcomes.json": json.dumps(header, indent=1).encode()}
+        partials = {folder / name: folder / f"{name}.partial" for name in contents}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for target, partial in partials.items():
+                partial.write_bytes(contents[target.name])
+            for target, partial in partials.items():
+                os.replace(partial, target)
+        except OSError as error:
+            for partial in partials.values():
+                _remove(partial)
+            raise BadInput(f"cannot write outcomes to {folder} ({error.strerror}); choose a folder you may write to") from error
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Outcomes:
+        """The outcomes that `save` wrote there. Raises BadInput for files that are missing, truncated or tampered with."""
+        folder = Path(folder)
+        header = _read_header(folder / "outcomes.json")
+        data = _read(folder / "outcomes.npz")
+        if hashlib.sha256(data).hexdigest() != header["sha256"]:
+            raise BadInput(f"{folder / 'outcomes.npz'} is truncated or tampered with (sha256); evaluate again")
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in ARRAYS}
+            attacks = tuple(AttackSpec(**spec) for spec in header["attacks"])
+            facts = {name: header[name] for name in ("protocol", "dataset", "split", "data_sha256", "model_sha256", "seed")}
+            return cls(**arrays, attacks=attacks, bounds=tuple(header["bounds"]), **facts,
+                       versions=header["versions"], seconds=header["seconds"])
+        except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise BadInput(f"{folder} does not hold saved outcomes ({error}); evaluate again") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); give a folder that Outcomes.save wrote") from error
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(_read(path))
+        sound = header.pop("header_sha256") == _digest(header) and header["format"] == FORMAT
+    except BadInput:
+        raise
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadInput(f"{path} is truncated or no outcome file ({type(error).__name__}); evaluate again") from error
+    if not sound:
+        raise BadInput(f"{path} was tampered with, or written in another format than {FORMAT}; evaluate again")
+    return header
+
+
+def _digest(header: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:  # the folder itself is the problem, and the caller is about to say so
+        return

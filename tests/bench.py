@@ -1,0 +1,118 @@
+"""`make bench`: what things cost, as medians and ratios within this one run, beside the budget of each.
+
+Not a test: machines are shared and noisy. Ratios compare two loops that took turns; seconds are of this machine. Exits 1 where a
+budget is missed.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+import gkp
+from gkp.models import build_model
+from gkp.training import Recipe, train
+
+
+class Row(NamedTuple):
+    """One measurement: what, the value, its unit, and the most it may be."""
+
+    what: str
+    value: float
+    unit: str
+    budget: float
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def ratio(ours: Callable[[], object], bare: Callable[[], object], rounds: int = 5) -> float:
+    """The median over `rounds` of ours / bare, the two taking turns so that a busy machine slows both."""
+    ours(), bare()  # warm up
+    return statistics.median(seconds(ours) / seconds(bare) for _ in range(rounds))
+
+
+def selection_rows() -> list[Row]:
+    """Smooth beam greedy on one core, whole networks, rate 7/16; the released code needs 400-510 s for ResNet-20."""
+    torch.set_num_threads(1)
+    rows = []
+    for name, budget in (("resnet20", 1.0), ("resnet56", 3.0), ("resnet110", 6.0)):
+        net = build_model(name)
+        times = [seconds(lambda net=net: gkp.prune(net, "sr-gkp")) for _ in range(3)]
+        rows.append(Row(f"SR-GKP selection, {name}, one core", statistics.median(times), "s", budget))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return [*rows, Row("peak memory of this process after selection", peak, "MB", 1024)]
+
+
+def fgsm_row(images: int = 1000, batch: int = 200) -> Row:
+    """FGSM and its evaluation against a bare forward + backward + forward loop, ResNet-20 at 32x32."""
+    net = build_model("resnet20").eval()
+    x, y = torch.rand(images, 3, 32, 32), torch.randint(10, (images,))
+    batches = list(zip(x.split(batch), y.split(batch), strict=True))
+
+    def bare() -> None:
+        for xb, yb in batches:
+            xb = xb.detach().requires_grad_()
+            gradient, = torch.autograd.grad(F.cross_entropy(net(xb), yb), xb)
+            with torch.no_grad():
+                net((xb + 8 / 255 * gradient.sign()).clamp(0, 1)).argmax(1)
+
+    def ours() -> None:
+        for xb, yb in batches:
+            adversarial = gkp.attack(net, xb, yb, "fgsm", eps=8 / 255)
+            with torch.no_grad():
+                net(adversarial).argmax(1)
+
+    return Row(f"FGSM over {images:,} images / bare loop", ratio(ours, bare), "x", 1.15)
+
+
+def training_row(images: int = 1024, batch: int = 64) -> Row:
+    """One epoch of `train`, augmentation included, against a bare loop of SGD steps on batches made beforehand."""
+    data = gkp.Dataset("random", "train", torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8),
+                       torch.randint(10, (images,)), num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3, pad=4, flip=True)
+    batches = list(data.batches(batch))
+
+    def bare() -> None:
+        net = build_model("resnet20").to(memory_format=torch.channels_last).train()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        for x, y in batches:
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(net(x.contiguous(memory_format=torch.channels_last)), y).backward()
+            optimizer.step()
+
+    def ours() -> None:
+        train(build_model("resnet20"), data, Recipe(epochs=1), progress=False)
+
+    return Row(f"training, one epoch of {images:,} images / bare loop", ratio(ours, bare), "x", 1.1)
+
+
+def print_rows(rows: list[Row]) -> None:
+    for row in rows:
+        verdict = "ok" if row.value <= row.budget else "OVER BUDGET"
+        print(f"{row.what:<62}{row.value:>9.2f} {row.unit:<3} budget {row.budget:g} {row.unit:<3} {verdict}", flush=True)
+
+
+def main() -> int:
+    cores = torch.get_num_threads()
+    rows = selection_rows()
+    print_rows(rows)
+    torch.set_num_threads(cores)
+    for measure in (fgsm_row, training_row):
+        row = measure()
+        print_rows([row])
+        rows.append(row)
+    return int(any(row.value > row.budget for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,496 @@
+"""The grid in one process: identity of cells, the store, planning, failures, estimates. Workers: test_cluster.py."""
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from grid_stages import Number, TinyTraining, Trouble
+
+from gkp import grid
+from gkp.errors import BadInput
+from gkp.grid import store as store_module
+from gkp.grid.cell import Cell, find_stage, stage
+from gkp.grid.estimate import Durations, in_words
+from gkp.grid.lock import Busy, locked
+from gkp.grid.plan import take_shard
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> grid.Store:
+    return grid.Store(tmp_path / "cells", (tmp_path / "results",))
+
+
+def compute(cells, store, **options) -> grid.Report:
+    return grid.run(cells, jobs=1, store=store, progress=False, check=False, **options)
+
+
+def computations(counter: Path) -> Counter[str]:
+    return Counter(counter.read_text().split()) if counter.exists() else Counter()
+
+
+def leftovers(root: Path) -> list[str]:
+    """Half-written folders, locks and scratch folders."""
+    return [str(path.relative_to(root)) for path in [*root.glob(".*.partial-*"), *root.glob(".*.old-*"),
+                                                     *root.glob(".locks/*"), *root.glob(".scratch/*")]]
+
+
+# --- what a cell is -------------------------------------------------------------------------------------------------
+
+def test_the_hash_is_the_sha256_of_the_canonical_json_of_stage_revision_parameters_data_and_parents():
+    parent = Number(x=1)
+    by_hand = ('{"data":{},"params":{"counter":"","seed":3,"threads":1,"x":2.0},"parents":{"source":"%s"},"revision":1,'
+               '"stage":"test-number"}' % parent.hash)
+    assert Number(x=2, seed=3, source=parent).hash == hashlib.sha256(by_hand.encode()).hexdigest()
+
+
+def test_the_id_is_readable_and_ends_in_the_first_digits_of_the_hash():
+    cell = Number(x=2.5, seed=7)
+    assert cell.id == f"number-2.5-s7-{cell.hash[:10]}"
+
+
+def test_limits_do_not_change_the_hash_but_parameters_threads_and_ancestors_do():
+    cell = Number(x=2, source=Number(x=1))
+    assert replace(cell, time_limit=5, memory_limit=100).hash == cell.hash
+    others = [replace(cell, x=3), replace(cell, threads=2), replace(cell, source=None), replace(cell, source=Number(x=1.5)),
+              replace(cell, source=Number(x=1, source=Number(x=0)))]
+    assert len({other.hash for other in [cell, *others]}) == 6
+
+
+def test_raising_the_revision_of_a_stage_makes_new_cells_of_it_and_of_all_its_descendants(monkeypatch):
+    child, other = Number(x=2, source=TinyTraining()), Number(x=3)
+    before = child.hash, child.source.hash, other.hash
+    monkeypatch.setitem(grid.cell._STAGES, "test-training", replace(find_stage("test-training"), revision=2))
+    grid.cell._revision.cache_clear()
+    child, other = pickle.loads(pickle.dumps((child, other)))  # as new objects: hashes are remembered
+    assert child.hash != before[0] and child.source.hash != before[1] and other.hash == before[2]
+    monkeypatch.undo()
+    grid.cell._revision.cache_clear()
+
+
+def test_a_whole_number_given_for_a_float_is_the_same_cell():
+    assert Number(x=1).hash == Number(x=1.0).hash
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1, 2}])
+def test_a_parameter_that_is_no_plain_value_is_refused(value):
+    with pytest.raises(BadInput, match="Number: a parameter cannot be written as JSON"):
+        Number(x=value).hash
+
+
+def test_an_unknown_stage_and_a_stage_registered_twice_are_refused():
+    with pytest.raises(BadInput, match="unknown stage 'brew'"):
+        find_stage("brew")
+    with pytest.raises(BadInput, match="already registered by grid_stages"):
+        stage("test-number", revision=1)(lambda params, parents, folder, context: {})
+
+
+def test_two_different_cells_with_one_id_are_refused(store, monkeypatch):
+    monkeypatch.setattr(Number, "id", "same")
+    with pytest.raises(BadInput, match="two different cells have the id same"):
+        compute([Number(x=1), Number(x=2)], store)
+
+
+def test_select_takes_words_and_wildcards_and_refuses_what_matches_nothing():
+    cells = [Number(x=1), Number(x=1, seed=1), Number(x=2)]
+    assert grid.select(cells, "number-1-") == cells[:2]
+    assert grid.select(cells, "*-s1-*, number-2") == cells[1:]
+    with pytest.raises(BadInput, match="no cell matches --only 'table9'; ids look like number-1-s0-"):
+        grid.select(cells, "table9")
+
+
+# --- cache ----------------------------------------------------------------------------------------------------------
+
+def test_results_come_in_the_order_of_the_cells_and_are_computed_once(store, tmp_path, capsys):
+    counter = tmp_path / "count"
+    base = Number(x=10, counter=str(counter))
+    cells = [Number(x=x, source=base, counter=str(counter)) for x in (3, 1, 2, 3)]
+    first = compute(cells, store)
+    assert [result["value"] for result in first] == [13, 11, 12, 13]
+    assert capsys.readouterr().out == "4 cells: 0 cached, 4 computed (1 parents computed on the way)\n"
+    second = compute(cells, store)
+    assert [result.figures for result in second] == [result.figures for result in first]
+    assert capsys.readouterr().out == "4 cells: 4 cached, 0 computed\n"
+    assert set(computations(counter).values()) == {1} and len(computations(counter)) == 4
+    assert leftovers(store.root) == []
+
+
+def test_an_ancestor_that_nobody_needs_is_not_computed(store, tmp_path):
+    child = Number(x=1, source=Number(x=2))
+    compute([child], store)
+    shutil.rmtree(store.root / child.source.id)
+    report = compute([child], store)
+    assert (report.cached, report.computed, report.extra) == (1, 0, 0)
+
+
+def test_the_same_cell_twice_gives_the_same_bytes_but_for_run_json(store, tmp_path):
+    cell, again = TinyTraining(), grid.Store(tmp_path / "again")
+    one, two = compute([cell], store)[0].folder, compute([cell], again)[0].folder
+    for name in ("result.json", "spec.json", "net.safetensors"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+def test_what_happened_before_in_the_process_does_not_leak_into_a_cell_nor_out_of_it(store, tmp_path):
+    import numpy as np
+    import torch
+    one = compute([TinyTraining()], store)[0]
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(1).item()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    threads = torch.get_num_threads()
+    two = compute([TinyTraining()], grid.Store(tmp_path / "again"))[0]
+    assert one.figures == two.figures and one["threads"] == 1
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+    assert torch.get_num_threads() == threads
+
+
+def test_every_result_says_when_where_and_how_it_was_computed(store):
+    run = compute([Number(x=1)], store)[0].run
+    assert {"finished", "seconds", "peak_memory_mb", "git_commit", "versions", "hardware", "threads"} <= run.keys()
+    assert {"torch", "python"} <= run["versions"].keys() and {"processor", "cores"} <= run["hardware"].keys()
+    assert run["peak_memory_mb"] > 5 and run["threads"] == 1
+
+
+def test_committed_results_come_before_computed_ones_and_need_no_writable_folder(store, tmp_path):
+    cell = Number(x=4)
+    compute([cell], grid.Store(tmp_path / "elsewhere"))
+    [published] = grid.publish([cell], tmp_path / "results", store=grid.Store(tmp_path / "elsewhere"))
+    report = compute([cell], store)
+    assert report[0].folder == published == tmp_path / "results" / cell.id and report[0].cached
+    assert not store.root.exists() and not (published / "log.txt").exists()
+
+
+def test_a_copy_without_its_large_files_serves_figures_and_is_recomputed_only_for_a_child(store, tmp_path):
+    elsewhere, base = grid.Store(tmp_path / "elsewhere"), Number(x=4)
+    compute([base], elsewhere)
+    grid.publish([base], tmp_path / "results", without=["*.txt"], store=elsewhere)
+    assert compute([base], store).computed == 0
+    with pytest.raises(BadInput, match=f"{base.id}: value.txt is not in .*kept without it"):
+        compute([base], store)[0].file("value.txt")
+    report = compute([Number(x=1, source=base)], store)
+    assert report[0]["value"] == 5 and report.extra == 1
+
+
+def test_publishing_what_is_not_finished_is_refused(store, tmp_path):
+    with pytest.raises(BadInput, match="1 cells are not finished"):
+        grid.publish([Number(x=1)], tmp_path / "results", store=store)
+
+
+def test_load_computes_nothing_and_lists_what_is_missing(store):
+    compute([Number(x=1)], store)
+    report = grid.load([Number(x=1), Number(x=2)], store=store)
+    assert [result["value"] for result in report] == [1] and report.missing == (Number(x=2),)
+    assert report.headline == "2 cells: 1 cached, 0 computed, 1 missing"
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+def _truncate(folder: Path) -> None:
+    path = folder / "result.json"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _empty(folder: Path) -> None:
+    (folder / "result.json").write_bytes(b"")
+
+
+def _edit_a_figure(folder: Path) -> None:
+    path = folder / "result.json"
+    path.write_text(path.read_text().replace('"value": 1.0', '"value": 9.0'))
+
+
+def _shorten_a_file(folder: Path) -> None:
+    (folder / "value.txt").write_text("1")
+
+
+def _remove_the_result(folder: Path) -> None:
+    (folder / "result.json").unlink()
+
+
+def _take_that_of_another_cell(folder: Path) -> None:
+    shutil.copy(folder.parent / Number(x=2).id / "result.json", folder)
+
+
+@pytest.mark.parametrize("harm", [_truncate, _empty, _edit_a_figure, _shorten_a_file, _remove_the_result,
+                                  _take_that_of_another_cell])
+def test_a_damaged_cell_is_noticed_recomputed_and_reported(store, harm, capsys):
+    cells = [Number(x=1), Number(x=2)]
+    before = compute(cells, store)[0].folder.joinpath("result.json").read_bytes()
+    harm(store.root / cells[0].id)
+    capsys.readouterr()
+    report = compute(cells, store := grid.Store(store.root))
+    assert report[0]["value"] == 1 and (report.cached, report.computed) == (1, 1)
+    assert (store.root / cells[0].id / "result.json").read_bytes() == before
+    headline, reason = capsys.readouterr().out.splitlines()
+    assert headline == "2 cells: 1 cached, 1 computed (1 damaged and not used)"
+    assert reason.startswith("damaged: ") and cells[0].id in reason
+    assert leftovers(store.root) == [] and compute(cells, grid.Store(store.root)).damaged == {}
+
+
+def test_a_file_edited_in_place_is_noticed_before_another_cell_is_built_on_it(store):
+    base = Number(x=1)
+    compute([base], store)
+    (store.root / base.id / "value.txt").write_text("7.0")  # as long as before
+    report = compute([Number(x=1, source=base)], store)
+    assert report[0]["value"] == 2 and base.id in report.damaged
+
+
+# --- failures -------------------------------------------------------------------------------------------------------
+
+def test_a_failing_cell_is_recorded_its_descendants_blocked_and_everything_else_computed(store):
+    bad = Trouble(how="raise")
+    child = Number(x=1, source=bad)
+    cells = [bad, child, Number(x=2, source=child), Number(x=3)]
+    report = compute(cells, store)
+    assert [result["value"] for result in report] == [3] and report.exit_status == 1
+    assert report.headline == "4 cells: 0 cached, 1 computed, 1 failed, 2 blocked"
+    assert report.failure_lines()[0].startswith(f"failed: {bad.id}: error: RuntimeError: the sky is falling (log: ")
+    assert all("\n" not in line for line in report.failure_lines())
+    record = json.loads((store.root / ".failed" / bad.id / "failure.json").read_text())
+    assert "in _raise" in record["traceback"] and record["kind"] == "error"
+    assert leftovers(store.root) == [] and not (store.root / bad.id).exists()
+    status = grid.status(cells, store=store).to_json()
+    assert [status[name] for name in ("finished", "running", "failed", "blocked", "missing")] == [1, 0, 1, 2, 0]
+    assert status["failures"] == {bad.id: "error: RuntimeError: the sky is falling"}
+
+
+def test_by_default_run_raises_when_it_is_done_so_that_no_table_lacks_a_row_unnoticed(store):
+    with pytest.raises(grid.CellsFailed, match="the sky is falling") as caught:
+        grid.run([Trouble(how="raise"), Number(x=3)], jobs=1, store=store, progress=False)
+    assert caught.value.report[0]["value"] == 3
+
+
+def test_a_failed_cell_is_tried_again_by_the_next_run_and_its_record_goes_with_success(store, tmp_path):
+    cell = Trouble(how="fill-really", note=str(tmp_path / "note"))
+    store.prepare()
+    store.record_failure(cell.id, {"hash": cell.hash, "kind": "disk full", "message": "no space left"})
+    assert grid.status([cell], store=store).failed == (cell.id,)
+    assert compute([cell], store).computed == 1
+    status = grid.status([cell], store=store)
+    assert status.finished == (cell.id,) and store.failures() == {}
+
+
+def test_figures_that_are_not_finite_are_a_failure_that_names_them(store):
+    report = compute([Trouble(how="nan")], store)
+    assert "returned figures that cannot be written as JSON" in report.failures[0].message
+
+
+def test_in_this_process_too_a_cell_that_hangs_or_eats_memory_is_ended(store, tmp_path):
+    note = str(tmp_path / "note")
+    cells = [Trouble(how="hang", note=note, time_limit=0.3), Trouble(how="eat", memory_limit=200), Number(x=1)]
+    before = signal.getsignal(signal.SIGALRM)
+    started = time.monotonic()
+    report = compute(cells, store)
+    assert [outcome.kind for outcome in report.failures] == ["time limit", "memory limit"] and report[0]["value"] == 1
+    assert time.monotonic() - started < 60 and signal.getsignal(signal.SIGALRM) is before
+    assert leftovers(store.root) == []
+
+
+def test_an_interrupt_leaves_nothing_half_written(store, monkeypatch):
+    monkeypatch.setattr(store_module, "_flush_tree", lambda folder: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        compute([Number(x=1)], store)
+    assert leftovers(store.root) == [] and not (store.root / Number(x=1).id).exists()
+
+
+def test_a_long_cell_resumes_from_its_scratch_folder_and_clears_it(store, tmp_path):
+    cell = Trouble(how="resume", note=str(tmp_path / "note"), time_limit=0.2)
+    assert compute([cell], store).failures[0].kind == "time limit"
+    report = compute([cell], store)
+    assert report[0]["done"] == 2 and leftovers(store.root) == []
+
+
+# --- full and read-only disks ---------------------------------------------------------------------------------------
+
+def test_a_full_disk_leaves_no_half_written_cell(store, tmp_path):
+    report = compute([Trouble(how="fill", note=str(tmp_path / "note")), Number(x=1)], store)
+    assert report.failures[0].kind == "disk full" and "no space left for" in report.failures[0].message
+    assert report[0]["value"] == 1 and leftovers(store.root) == []
+
+
+@pytest.mark.parametrize("name", ["spec.json", "run.json", "result.json"])
+def test_a_disk_that_fills_while_the_result_is_written_leaves_no_half_written_cell(store, monkeypatch, name):
+    write = store_module.write_json
+
+    def full(path: Path, value) -> None:
+        if path.name == name:
+            path.write_text('{"half')
+            raise OSError(28, "No space left on device")
+        write(path, value)
+
+    monkeypatch.setattr(store_module, "write_json", full)
+    report = compute([Number(x=1)], store)
+    assert report.failures[0].kind == "disk full"
+    assert leftovers(store.root) == [] and not (store.root / Number(x=1).id).exists()
+    monkeypatch.undo()
+    assert compute([Number(x=1)], store).computed == 1
+
+
+def test_a_really_full_file_system_leaves_no_half_written_cell(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs privileges this process has not; /dev/full is tested above")
+    try:
+        store, cell = grid.Store(disk / "cells"), Trouble(how="fill-really", note=str(tmp_path / "note"))
+        report = compute([cell, Number(x=1)], store)
+        assert report.failures[0].kind == "disk full" and report[0]["value"] == 1
+        assert leftovers(store.root) == [] and not (store.root / cell.id).exists()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture
+def as_nobody():
+    """Makes permissions count, also for root: file access as another user, for this thread."""
+    if os.geteuid():
+        yield
+        return
+    if not sys.platform.startswith("linux"):
+        pytest.skip("root can write everywhere")
+    libc = ctypes.CDLL(None)
+    libc.setfsuid(65534)
+    try:
+        yield
+    finally:
+        libc.setfsuid(0)
+
+
+def test_a_read_only_store_serves_what_it_has_and_refuses_to_compute(tmp_path, request):
+    folder = tmp_path / "shared"
+    store = grid.Store(folder / "cells")
+    compute([Number(x=1)], store)
+    for path in (tmp_path, *tmp_path.parents):  # pytest's own folders are for their owner only
+        if path.stat().st_uid == os.getuid() and path != Path("/"):
+            path.chmod(path.stat().st_mode | 0o055)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    request.getfixturevalue("as_nobody")
+    assert compute([Number(x=1)], store).cached == 1
+    with pytest.raises(BadInput, match="new cells cannot be written here .*GKP_CELLS"):
+        compute([Number(x=1), Number(x=2)], store)
+    assert grid.status([Number(x=1), Number(x=2)], store=store).to_json()["missing"] == 1
+
+
+# --- locks ----------------------------------------------------------------------------------------------------------
+
+_HOLD = "import sys, time; from pathlib import Path; from gkp.grid.lock import locked\n" \
+        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+
+
+def test_a_lock_keeps_others_out_until_its_holder_is_killed(tmp_path):
+    path = tmp_path / "a.lock"
+    holder = subprocess.Popen([sys.executable, "-c", _HOLD, str(path)], stdout=subprocess.PIPE, text=True,
+                              env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(Busy), locked(path):
+        pass
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with locked(path):
+        assert path.exists()
+    assert not path.exists()
+
+
+def test_a_cell_that_another_runner_computes_shows_as_running_and_its_dead_folders_are_cleared(store):
+    cell = Number(x=1)
+    store.prepare()
+    dead = store.root / f".{cell.id}.partial-otherhost-77"
+    dead.mkdir()
+    with store.lock(cell.id):
+        store.prepare()
+        assert dead.exists()  # its writer may live
+        assert grid.status([cell], store=store).running == (cell.id,)
+    store.prepare()
+    assert not dead.exists() and grid.status([cell], store=store).missing == (cell.id,)
+
+
+# --- shards, dry runs, estimates ------------------------------------------------------------------------------------
+
+def _families(n: int) -> list[Cell]:
+    return [cell for x in range(n) for parent in [Number(x=x)] for cell in
+            [parent, *(Number(x=100, seed=seed, source=parent) for seed in range(3))]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
+def test_shards_are_disjoint_cover_everything_and_do_not_depend_on_the_store(count):
+    cells = _families(4)
+    shares = [take_shard(cells, f"{index}/{count}") for index in range(1, count + 1)]
+    assert Counter(cell.hash for share in shares for cell in share) == Counter(cell.hash for cell in cells)
+    if count == 2:
+        assert [len(share) for share in shares] == [8, 8]
+        assert {cell.source.hash for cell in shares[0] if cell.source}.isdisjoint(
+            {cell.source.hash for cell in shares[1] if cell.source})
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "1", "a/b", "1/2/3", "-1/2"])
+def test_a_shard_that_is_not_i_of_n_is_refused(shard, store):
+    with pytest.raises(BadInput, match="not of the form i/n with i from 1 to n"):
+        compute([Number(x=1)], store, shard=shard)
+
+
+def test_a_dry_run_lists_cells_with_their_estimates_and_writes_nothing(store):
+    base = Number(x=1)
+    compute([base], store)
+    before = sorted(store.root.rglob("*"))
+    child = Number(x=1, source=Number(x=2))
+    report = grid.run([base, child], jobs=2, store=store, dry_run=True, quiet=True)
+    assert report.lines[0] == f"cached   {base.id}"
+    assert report.lines[1].startswith(f"compute  {child.source.id}  ") and report.lines[1].endswith(", as a parent")
+    assert report.lines[2].startswith(f"compute  {child.id}  ")
+    assert report.lines[3].startswith("to compute: 2 cells, ") and report.computed == 0
+    assert sorted(store.root.rglob("*")) == before
+
+
+def test_a_dry_run_on_an_empty_store_says_that_nothing_was_ever_timed(store):
+    report = grid.run([Number(x=1)], store=store, dry_run=True, quiet=True)
+    assert "never timed" in report.lines[0] and "1 cells never timed" in report.lines[1] and not store.root.exists()
+
+
+def test_estimates_are_medians_over_seeds_and_else_scale_with_work(monkeypatch):
+    monkeypatch.setattr(Number, "work", property(lambda cell: cell.x))
+    durations = Durations()
+    assert durations.estimate(Number(x=1)) is None
+    for seed, seconds in enumerate((10.0, 12.0, 50.0)):
+        durations.add(Number(x=4, seed=seed), seconds)
+    assert durations.estimate(Number(x=4, seed=9)) == 12.0
+    assert durations.estimate(Number(x=8)) == 2 * 12.0
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(3.4, "3 s"), (120, "2 min"), (7200, "2.0 h")])
+def test_durations_are_given_as_people_say_them(seconds, words):
+    assert in_words(seconds) == words
+
+
+def test_minutes_left_are_those_of_missing_cells_shared_by_the_jobs(store):
+    compute([Number(x=1)], store)
+    run = store.root / Number(x=1).id / "run.json"
+    run.write_text(json.dumps({**json.loads(run.read_text()), "seconds": 60.0}))
+    cells = [Number(x=1, seed=seed) for seed in range(5)]
+    assert grid.status(cells, jobs=2, store=store).minutes_left == pytest.approx(2.0)
+    assert grid.status([Trouble()], store=store).not_timed == 1
+
+
+def test_progress_says_for_each_cell_what_happened_and_what_is_left(store, capsys):
+    grid.run([Number(x=1), Number(x=2)], jobs=1, store=store)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"[1/2] {Number(x=1).id} computed in 0 s; about 0 s left")
+    assert lines[1].startswith(f"[2/2] {Number(x=2).id} computed in 0 s; nothing left")
+
+
+def test_jobs_below_one_are_refused(store):
+    with pytest.raises(BadInput, match="jobs is 0; give 1 or more"):
+        grid.run([Number(x=1)], jobs=0, store=store)
