@@ -10,6 +10,7 @@ whole training part. `gkp.files` says where files are looked for.
 
 Cost: cifar10 takes about 1 s and 150 MB for the training part, once per process and split.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -33,8 +34,17 @@ from gkp.errors import BadInput
 from gkp.files import cache_folder, fetch, locate, searched_folders
 
 __all__ = [
-    "SPLITS", "Dataset", "augmented_batches", "cache_folder", "crop_and_flip", "dataset_names", "fetch", "load_dataset",
-    "locate", "searched_folders", "to_unit",
+    "SPLITS",
+    "Dataset",
+    "augmented_batches",
+    "cache_folder",
+    "crop_and_flip",
+    "dataset_names",
+    "fetch",
+    "load_dataset",
+    "locate",
+    "searched_folders",
+    "to_unit",
 ]
 
 SPLITS = ("train", "val", "train+val", "test")
@@ -75,12 +85,15 @@ class Dataset:
             raise BadInput(f"{where}: {len(images)} images but {len(labels)} labels; give one label per image")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.num_classes:
-            raise BadInput(f"{where}: labels run from {low} to {high}; with num_classes={self.num_classes} "
-                           f"they must lie in 0..{self.num_classes - 1}")
+            raise BadInput(
+                f"{where}: labels run from {low} to {high}; with num_classes={self.num_classes} "
+                f"they must lie in 0..{self.num_classes - 1}"
+            )
         channels = images.shape[1]
         if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
-            raise BadInput(f"{where}: mean {self.mean} and std {self.std} must have {channels} numbers each (one per "
-                           "channel), std above 0")
+            raise BadInput(
+                f"{where}: mean {self.mean} and std {self.std} must have {channels} numbers each (one per channel), std above 0"
+            )
         if self.pad < 0:
             raise BadInput(f"{where}: pad is {self.pad}; give 0 or more pixels")
 
@@ -103,12 +116,16 @@ class Dataset:
         if chosen.dtype == torch.bool and chosen.shape == self.labels.shape:
             chosen = chosen.nonzero().flatten()
         if chosen.ndim != 1 or not len(chosen) or chosen.is_floating_point() or chosen.dtype == torch.bool:
-            raise BadInput(f"dataset {self.name!r}, split {self.split!r}: indices are {_describe(chosen)}; give at "
-                           "least one integer position, or a boolean mask with one entry per image")
+            raise BadInput(
+                f"dataset {self.name!r}, split {self.split!r}: indices are {_describe(chosen)}; give at "
+                "least one integer position, or a boolean mask with one entry per image"
+            )
         chosen = chosen.long()
         if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
-            raise BadInput(f"dataset {self.name!r}, split {self.split!r}: indices run from {int(chosen.min())} to "
-                           f"{int(chosen.max())}; give positions in 0..{len(self) - 1}")
+            raise BadInput(
+                f"dataset {self.name!r}, split {self.split!r}: indices run from {int(chosen.min())} to "
+                f"{int(chosen.max())}; give positions in 0..{len(self) - 1}"
+            )
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     def first(self, n: int) -> Dataset:
@@ -134,9 +151,16 @@ def to_unit(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(255)
 
 
-def augmented_batches(dataset: Dataset, batch_size: int, *, generator: torch.Generator, pad: int | None = None,
-                      flip: bool | None = None, device: str | torch.device = "cpu",
-                      drop_last: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+def augmented_batches(
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    generator: torch.Generator,
+    pad: int | None = None,
+    flip: bool | None = None,
+    device: str | torch.device = "cpu",
+    drop_last: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
     """One shuffled epoch of pairs (x float32 in [0, 1], y int64), cropped at random after zero padding, and mirrored.
 
     pad, flip: pixels of padding on each side, and whether half of the images are mirrored; the dataset's own by
@@ -150,10 +174,12 @@ def augmented_batches(dataset: Dataset, batch_size: int, *, generator: torch.Gen
     order = torch.randperm(len(dataset), generator=generator)
     stop = len(dataset) - len(dataset) % batch_size if drop_last else len(dataset)
     if stop == 0:
-        raise BadInput(f"dataset {dataset.name!r}, split {dataset.split!r}: batches of {batch_size} with drop_last "
-                       f"leave nothing of its {len(dataset)} images; give a smaller batch size")
+        raise BadInput(
+            f"dataset {dataset.name!r}, split {dataset.split!r}: batches of {batch_size} with drop_last "
+            f"leave nothing of its {len(dataset)} images; give a smaller batch size"
+        )
     for start in range(0, stop, batch_size):
-        chosen = order[start:start + batch_size].to(dataset.images.device)
+        chosen = order[start : start + batch_size].to(dataset.images.device)
         x = crop_and_flip(dataset.images[chosen], pad=pad, flip=flip, generator=generator)
         yield to_unit(x.to(device)), dataset.labels[chosen].to(device)
 
@@ -194,6 +220,7 @@ def load_dataset(name: str, split: str = "test") -> Dataset:
 
 # --- digits ---------------------------------------------------------------------------------------------------------
 
+
 @cache
 def _digits(split: str) -> Dataset:
     from sklearn.datasets import load_digits
@@ -221,6 +248,7 @@ def _cut(training: np.ndarray, labels: np.ndarray, split: str, *, n_val: int) ->
 
 # --- cifar10 --------------------------------------------------------------------------------------------------------
 
+
 def _cifar10(split: str) -> Dataset:
     part = "test" if split == "test" else "train"
     source = _cifar_source(part)
@@ -238,8 +266,9 @@ def _cifar10_from(source: Path, stamp: tuple[int, int], split: str) -> Dataset:
         chosen = _cut(np.arange(len(labels)), labels, split, n_val=5000)
         images, labels = images[chosen], labels[chosen]
     planes = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    return Dataset("cifar10", split, planes, torch.from_numpy(labels.astype(np.int64)), 10, CIFAR10_MEAN, CIFAR10_STD,
-                   pad=4, flip=True)
+    return Dataset(
+        "cifar10", split, planes, torch.from_numpy(labels.astype(np.int64)), 10, CIFAR10_MEAN, CIFAR10_STD, pad=4, flip=True
+    )
 
 
 def _cifar_source(part: str) -> Path:
@@ -253,8 +282,9 @@ def _cifar_source(part: str) -> Path:
     url, home = CIFAR10.url, cache_folder()
     if not files.reachable(url):
         code = f"from torchvision.datasets import CIFAR10; CIFAR10({str(home)!r}, download=True)"
-        raise BadInput(files.not_found("cifar10", f"cifar10_{part}.npz or {_CIFAR_FOLDER}/", url,
-                                  command=f"python -c {shlex.quote(code)}"))
+        raise BadInput(
+            files.not_found("cifar10", f"cifar10_{part}.npz or {_CIFAR_FOLDER}/", url, command=f"python -c {shlex.quote(code)}")
+        )
     target = home / _CIFAR_FOLDER
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -263,8 +293,10 @@ def _cifar_source(part: str) -> Path:
             if not target.exists():  # another process may have been faster
                 os.replace(Path(partial) / _CIFAR_FOLDER, target)
     except (OSError, RuntimeError) as error:
-        raise BadInput(f"cifar10: download from {url} to {home} failed ({files.one_line(error)}); check the network "
-                       "and the folder, or name a folder that holds cifar10 in GKP_DATA") from error
+        raise BadInput(
+            f"cifar10: download from {url} to {home} failed ({files.one_line(error)}); check the network "
+            "and the folder, or name a folder that holds cifar10 in GKP_DATA"
+        ) from error
     return target
 
 
@@ -274,8 +306,10 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
             archive = np.load(file, allow_pickle=False)
             arrays = dict(archive) if isinstance(archive, np.lib.npyio.NpzFile) else {}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadInput(f"{path}: cannot be read as an npz archive ({files.one_line(error)}); it is truncated or not an "
-                       "npz: copy or download it again") from error
+        raise BadInput(
+            f"{path}: cannot be read as an npz archive ({files.one_line(error)}); it is truncated or not an "
+            "npz: copy or download it again"
+        ) from error
     if "images" not in arrays or "labels" not in arrays:
         raise BadInput(f"{path}: has the arrays {list(arrays)}; a CIFAR-10 file has images and labels")
     return arrays["images"], arrays["labels"]
@@ -291,22 +325,25 @@ def _read_torchvision(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         data = CIFAR10(str(folder.parent), train=part == "train", download=False)
     except (OSError, RuntimeError) as error:
-        raise BadInput(f"{folder}: is not the CIFAR-10 that torchvision knows ({files.one_line(error)}); remove it and "
-                       "download it again") from error
+        raise BadInput(
+            f"{folder}: is not the CIFAR-10 that torchvision knows ({files.one_line(error)}); remove it and download it again"
+        ) from error
     return data.data, np.asarray(data.targets)
 
 
 def _check_cifar(images: np.ndarray, labels: np.ndarray, part: str, source: Path) -> None:
     n = 10_000 if part == "test" else 50_000
     if images.shape != (n, 32, 32, 3) or images.dtype != np.uint8:
-        raise BadInput(f"{source}: images are {images.dtype} {images.shape}; the {part} part of CIFAR-10 is uint8 "
-                       f"({n}, 32, 32, 3)")
+        raise BadInput(
+            f"{source}: images are {images.dtype} {images.shape}; the {part} part of CIFAR-10 is uint8 ({n}, 32, 32, 3)"
+        )
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
-        raise BadInput(f"{source}: labels are {labels.dtype} {labels.shape}; the {part} part of CIFAR-10 has {n} "
-                       "integers")
+        raise BadInput(f"{source}: labels are {labels.dtype} {labels.shape}; the {part} part of CIFAR-10 has {n} integers")
     if labels.min() < 0 or labels.max() > 9 or (np.bincount(labels) != n // 10).any():
-        raise BadInput(f"{source}: labels run from {labels.min()} to {labels.max()}; the {part} part of CIFAR-10 has "
-                       f"{n // 10} of each label 0..9")
+        raise BadInput(
+            f"{source}: labels run from {labels.min()} to {labels.max()}; the {part} part of CIFAR-10 has "
+            f"{n // 10} of each label 0..9"
+        )
 
 
 def _check_batch_size(batch_size: int) -> None:

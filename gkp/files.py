@@ -2,6 +2,7 @@
 
 `GKP_DATA` is a list of folders separated as `PATH` is. Downloads go to the cache, and only when no folder has the file.
 """
+
 from __future__ import annotations
 
 import os
@@ -55,15 +56,24 @@ def fetch(relative: str, *, url: str, sha256: str, what: str) -> Path:
         command = f"curl -L --create-dirs -o {shlex.quote(str(target))} {url}"
         raise BadInput(not_found(what, relative, url, command=command))
     try:
-        pooch.retrieve(url, known_hash=f"sha256:{sha256}" if len(sha256) == 64 else None, fname=target.name,
-                       path=target.parent, downloader=pooch.HTTPDownloader(timeout=30))
+        if len(sha256) < 64 and not _has_sha256(target, sha256):
+            target.unlink(missing_ok=True)  # pooch mends a damaged copy only where it knows the whole hash
+        pooch.retrieve(
+            url,
+            known_hash=f"sha256:{sha256}" if len(sha256) == 64 else None,
+            fname=target.name,
+            path=target.parent,
+            downloader=pooch.HTTPDownloader(timeout=30),
+        )
         if not _has_sha256(target, sha256):
             target.unlink()
             raise ValueError(f"its sha256 does not begin with {sha256}")
         return target
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong hash is a ValueError
-        raise BadInput(f"{what}: download from {url} to {target} failed ({one_line(error)}); check the network and the "
-                       f"folder, or put the file {relative} in a folder named by GKP_DATA") from error
+        raise BadInput(
+            f"{what}: download from {url} to {target} failed ({one_line(error)}); check the network and the "
+            f"folder, or put the file {relative} in a folder named by GKP_DATA"
+        ) from error
 
 
 def _has_sha256(path: Path, sha256: str) -> bool:
@@ -95,8 +105,10 @@ def reachable(url: str, timeout: float = 8) -> bool:
 def not_found(what: str, relative: str, url: str, *, command: str) -> str:
     """The one line that says a file is missing, where it was looked for, and which command gets it."""
     searched = ", ".join(f"{folder}{'' if folder.is_dir() else ' (no such folder)'}" for folder in searched_folders())
-    return (f"{what}: {relative} is in none of the folders searched ({searched}) and {url} cannot be reached; "
-            f"get it with `{command}`, or name the folder that holds it in GKP_DATA")
+    return (
+        f"{what}: {relative} is in none of the folders searched ({searched}) and {url} cannot be reached; "
+        f"get it with `{command}`, or name the folder that holds it in GKP_DATA"
+    )
 
 
 def one_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ which reading and augmenting the batch take 0.7 ms: an epoch of cifar10 takes 95
 Recipe(epochs=12, lr=0.1, schedule="one-cycle"): 6 s on two idle cores; on the 500 test images 99.4 and 99.8 % (2 seeds),
 of which FGSM at 8/255 leaves 93 and 92 %, at 16/255 66 and 65 %.
 """
+
 from __future__ import annotations
 
 import json
@@ -173,10 +174,19 @@ class TrainingLog:
         return path
 
 
-def train(net: nn.Module, train_set: Dataset, recipe: Recipe, *, seed: int = 0,
-          evaluate: Callable[[nn.Module], dict[str, float]] | None = None, checkpoint: str | Path | None = None,
-          progress: bool | None = None, device: str | torch.device | None = None, channels_last: bool = True,
-          callbacks: Sequence[Callback] = ()) -> TrainingLog:
+def train(
+    net: nn.Module,
+    train_set: Dataset,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool | None = None,
+    device: str | torch.device | None = None,
+    channels_last: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> TrainingLog:
     """The log of a training of `net` in place; the net ends as the last epoch left it, in the mode it came in.
 
     net: takes float [0, 1] images (N, C, H, W), returns logits; if it has a method `apply_masks`, as
@@ -201,21 +211,39 @@ def train(net: nn.Module, train_set: Dataset, recipe: Recipe, *, seed: int = 0,
         identity = _identity(net, train_set, recipe, seed, callbacks)
         keeper = training_checkpoint.Keeper(Path(checkpoint), identity)
     with _in_form(net, channels_last):
-        optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=recipe.lr,
-                                    momentum=recipe.momentum, weight_decay=recipe.weight_decay,
-                                    nesterov=recipe.nesterov)
+        optimizer = torch.optim.SGD(
+            [p for p in net.parameters() if p.requires_grad],
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+        )
         for callback in callbacks:
             callback.before_training(net)
         if keeper is not None and (rows := keeper.resume(net, optimizer, callbacks)) is not None:
             log.rows = rows
         _apply_masks(net)
         steps = math.ceil(len(train_set) / recipe.batch_size)
-        with tqdm(total=recipe.epochs * steps, initial=len(log.rows) * steps, unit="step",
-                  disable=None if progress is None else not progress) as bar:
+        with tqdm(
+            total=recipe.epochs * steps,
+            initial=len(log.rows) * steps,
+            unit="step",
+            disable=None if progress is None else not progress,
+        ) as bar:
             for epoch in range(len(log.rows) + 1, recipe.epochs + 1):
                 bar.set_description(f"epoch {epoch}/{recipe.epochs}", refresh=False)
-                row = _epoch(net, train_set, recipe, optimizer, epoch=epoch, seed=seed, device=where,
-                             channels_last=channels_last, callbacks=callbacks, bar=bar)
+                row = _epoch(
+                    net,
+                    train_set,
+                    recipe,
+                    optimizer,
+                    epoch=epoch,
+                    seed=seed,
+                    device=where,
+                    channels_last=channels_last,
+                    callbacks=callbacks,
+                    bar=bar,
+                )
                 for callback in callbacks:
                     callback.after_epoch(net, epoch)
                 _apply_masks(net)
@@ -244,9 +272,19 @@ def _in_form(net: nn.Module, channels_last: bool) -> Iterator[None]:
         net.train(was_training)
 
 
-def _epoch(net: nn.Module, train_set: Dataset, recipe: Recipe, optimizer: torch.optim.Optimizer, *, epoch: int,
-           seed: int, device: torch.device, channels_last: bool, callbacks: Sequence[Callback],
-           bar: tqdm) -> dict[str, float]:
+def _epoch(
+    net: nn.Module,
+    train_set: Dataset,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    *,
+    epoch: int,
+    seed: int,
+    device: torch.device,
+    channels_last: bool,
+    callbacks: Sequence[Callback],
+    bar: tqdm,
+) -> dict[str, float]:
     """Train for one epoch and return its row of the log."""
     started = time.perf_counter()
     epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
@@ -278,10 +316,17 @@ def _epoch(net: nn.Module, train_set: Dataset, recipe: Recipe, optimizer: torch.
             correct += (logits.detach().argmax(1) == y).sum()
             bar.update()
             if (step % 100 == 99 or step == steps - 1) and not torch.isfinite(loss_sum):
-                raise BadInput(f"training diverged: the loss is {float(loss_sum)} by step {step + 1} of epoch {epoch} "
-                               f"at learning rate {lr:g}; give a lower lr")
-    return {"epoch": epoch, "lr": lr, "train_loss": float(loss_sum) / len(train_set),
-            "train_accuracy": int(correct) / len(train_set), "seconds": time.perf_counter() - started}
+                raise BadInput(
+                    f"training diverged: the loss is {float(loss_sum)} by step {step + 1} of epoch {epoch} "
+                    f"at learning rate {lr:g}; give a lower lr"
+                )
+    return {
+        "epoch": epoch,
+        "lr": lr,
+        "train_loss": float(loss_sum) / len(train_set),
+        "train_accuracy": int(correct) / len(train_set),
+        "seconds": time.perf_counter() - started,
+    }
 
 
 def _number(value: float | Tensor) -> float:
@@ -314,26 +359,34 @@ def _check(net: nn.Module, train_set: Dataset, device: torch.device) -> None:
         with torch.no_grad():
             logits = net(train_set.pixels(slice(0, 1)).to(device))
     except RuntimeError as error:
-        raise BadInput(f"{type(net).__name__} does not take images of shape {tuple(train_set.images.shape[1:])} "
-                       f"({' '.join(str(error).split())}); give a net made for {train_set.name!r}") from error
+        raise BadInput(
+            f"{type(net).__name__} does not take images of shape {tuple(train_set.images.shape[1:])} "
+            f"({' '.join(str(error).split())}); give a net made for {train_set.name!r}"
+        ) from error
     finally:
         net.train(was_training)
     if logits.ndim != 2 or logits.shape[1] < train_set.num_classes:
-        raise BadInput(f"{type(net).__name__} returns {tuple(logits.shape)} for one image; dataset {train_set.name!r} "
-                       f"has {train_set.num_classes} classes: give a net with as many logits")
+        raise BadInput(
+            f"{type(net).__name__} returns {tuple(logits.shape)} for one image; dataset {train_set.name!r} "
+            f"has {train_set.num_classes} classes: give a net with as many logits"
+        )
 
 
-def _identity(net: nn.Module, train_set: Dataset, recipe: Recipe, seed: int,
-              callbacks: Sequence[Callback]) -> dict[str, Any]:
+def _identity(net: nn.Module, train_set: Dataset, recipe: Recipe, seed: int, callbacks: Sequence[Callback]) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued, as plain JSON types."""
     plan = getattr(net, "plan", None)
     return {
         "recipe": asdict(recipe),
         "seed": seed,
-        "dataset": {"name": train_set.name, "split": train_set.split, "sha256": train_set.sha256,
-                    "pad": train_set.pad, "flip": train_set.flip},
+        "dataset": {
+            "name": train_set.name,
+            "split": train_set.split,
+            "sha256": train_set.sha256,
+            "pad": train_set.pad,
+            "flip": train_set.flip,
+        },
         # repr says strides and the like, which shapes do not; architecture says the shortcut, which repr does not
         "architecture": [repr(net), *(repr(m.architecture) for m in net.modules() if hasattr(m, "architecture"))],
         "plan": plan.to_json() if plan is not None else None,
-        "callbacks": [repr(c) if is_dataclass(c) else type(c).__qualname__ for c in callbacks],
+        "callbacks": "; ".join(repr(c) if is_dataclass(c) else type(c).__qualname__ for c in callbacks),
     }

@@ -2,6 +2,7 @@
 
 It holds the net's state, SGD's momentum, callbacks' tensors, the log so far, and what training it belongs to.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -63,8 +64,7 @@ class Keeper:
         try:
             net.load_state_dict(net_state)
         except RuntimeError as error:
-            raise BadInput(f"{self.path}: does not fit the network ({one_line(error)}); delete it to start "
-                           "anew") from error
+            raise BadInput(f"{self.path}: does not fit the network ({one_line(error)}); delete it to start anew") from error
         for i, p in enumerate(_parameters(optimizer)):
             if (momentum := tensors.get(f"momentum.{i}")) is not None:
                 # in the parameter's own memory format, as SGD itself would have made it
@@ -77,18 +77,23 @@ class Keeper:
         try:
             with safe_open(self.path, framework="pt") as file:
                 header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # clones, since what safetensors gives may be the mapped file itself, soon to be replaced
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             if header.get("format") != _FORMAT:
                 raise BadInput(f"{self.path}: is not a training checkpoint; give another file name")
             training = json.loads(header["training"])
         except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-            raise BadInput(f"{self.path}: cannot be read as a training checkpoint ({one_line(error)}); it is truncated "
-                           "or not one: delete it to start anew") from error
+            raise BadInput(
+                f"{self.path}: cannot be read as a training checkpoint ({one_line(error)}); it is truncated "
+                "or not one: delete it to start anew"
+            ) from error
         for name, here in self.identity.items():
             there = training["identity"].get(name)
             if there != here:
-                raise BadInput(f"{self.path}: belongs to a training with another {name} ({_difference(there, here)}); "
-                               "give another file, or delete it to start anew")
+                raise BadInput(
+                    f"{self.path}: belongs to a training with another {name} ({_difference(there, here)}); "
+                    "give another file, or delete it to start anew"
+                )
         return training["rows"], tensors
 
 
@@ -102,8 +107,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise BadInput(f"{path}: cannot be written ({one_line(error)}); give a file in a folder that is writable and "
-                       "has room") from error
+        raise BadInput(
+            f"{path}: cannot be written ({one_line(error)}); give a file in a folder that is writable and has room"
+        ) from error
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -115,10 +121,12 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _difference(there: Any, here: Any) -> str:
-    """Which fields differ when both are dicts, both values when they are short, else nothing much."""
+    """Both values when they are short enough to tell apart; of dicts, those of the fields that differ, at most three."""
     if isinstance(there, dict) and isinstance(here, dict):
-        changed = [k for k in here if there.get(k) != here[k]]
-        return ", ".join(f"{k} {_short(there.get(k))} there, {_short(here[k])} here" for k in changed[:3])
+        changed = [k for k in {**here, **there} if there.get(k) != here.get(k)][:3]
+        return ", ".join(f"{k} {_difference(there.get(k), here.get(k))}" for k in changed)
+    if isinstance(there, dict | list) or isinstance(here, dict | list):
+        return "differs"
     return f"{_short(there)} there, {_short(here)} here"
 
 

@@ -63,7 +63,7 @@ def fgsm_row(images: int = 1000, batch: int = 200) -> Row:
     def bare() -> None:
         for xb, yb in batches:
             xb = xb.detach().requires_grad_()
-            gradient, = torch.autograd.grad(F.cross_entropy(net(xb), yb), xb)
+            (gradient,) = torch.autograd.grad(F.cross_entropy(net(xb), yb), xb)
             with torch.no_grad():
                 net((xb + 8 / 255 * gradient.sign()).clamp(0, 1)).argmax(1)
 
@@ -78,8 +78,17 @@ def fgsm_row(images: int = 1000, batch: int = 200) -> Row:
 
 def training_row(images: int = 1024, batch: int = 64) -> Row:
     """One epoch of `train`, augmentation included, against a bare loop of SGD steps on batches made beforehand."""
-    data = gkp.Dataset("random", "train", torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8),
-                       torch.randint(10, (images,)), num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3, pad=4, flip=True)
+    data = gkp.Dataset(
+        "random",
+        "train",
+        torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8),
+        torch.randint(10, (images,)),
+        num_classes=10,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        pad=4,
+        flip=True,
+    )
     batches = list(data.batches(batch))
 
     def bare() -> None:

@@ -1,4 +1,5 @@
 """Datasets: what is in them, how they are found, how batches are made, and what is refused."""
+
 from __future__ import annotations
 
 import hashlib
@@ -25,9 +26,15 @@ from gkp.errors import BadInput
 
 
 def toy(n: int = 10, **changes: object) -> Dataset:
-    fields: dict = {"name": "mine", "split": "test", "num_classes": 3, "mean": (0.5,) * 3, "std": (0.2,) * 3,
-                    "images": torch.randint(256, (n, 3, 5, 4), generator=seeded(n)).to(torch.uint8),
-                    "labels": torch.arange(n) % 3}
+    fields: dict = {
+        "name": "mine",
+        "split": "test",
+        "num_classes": 3,
+        "mean": (0.5,) * 3,
+        "std": (0.2,) * 3,
+        "images": torch.randint(256, (n, 3, 5, 4), generator=seeded(n)).to(torch.uint8),
+        "labels": torch.arange(n) % 3,
+    }
     return Dataset(**{**fields, **changes})
 
 
@@ -54,6 +61,7 @@ def cifar10() -> None:
 
 
 # --- Dataset --------------------------------------------------------------------------------------------------------
+
 
 def test_pixels_are_whole_255ths_and_batches_keep_the_order() -> None:
     data = toy(7)
@@ -95,19 +103,22 @@ def test_first_refuses_none_or_more_than_there_are(n: int) -> None:
         toy(6).first(n)
 
 
-@pytest.mark.parametrize(("changes", "says"), [
-    ({"images": torch.rand(10, 3, 5, 4)}, r"images are torch.float32 \(10, 3, 5, 4\); give a uint8"),
-    ({"images": torch.zeros(10, 5, 4, dtype=torch.uint8)}, "give a uint8 tensor of shape"),
-    ({"images": torch.zeros(0, 3, 5, 4, dtype=torch.uint8)}, "N > 0"),
-    ({"images": np.zeros((10, 3, 5, 4), np.uint8)}, "images are a ndarray"),
-    ({"labels": torch.zeros(10)}, "give an int64 tensor"),
-    ({"labels": torch.zeros(9, dtype=torch.int64)}, "10 images but 9 labels"),
-    ({"labels": torch.full((10,), 3)}, r"labels run from 3 to 3; with num_classes=3 they must lie in 0\.\.2"),
-    ({"labels": torch.full((10,), -1)}, "labels run from -1"),
-    ({"mean": (0.5,)}, "must have 3 numbers each"),
-    ({"std": (0.2, 0.0, 0.2)}, "std above 0"),
-    ({"pad": -1}, "pad is -1"),
-])
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"images": torch.rand(10, 3, 5, 4)}, r"images are torch.float32 \(10, 3, 5, 4\); give a uint8"),
+        ({"images": torch.zeros(10, 5, 4, dtype=torch.uint8)}, "give a uint8 tensor of shape"),
+        ({"images": torch.zeros(0, 3, 5, 4, dtype=torch.uint8)}, "N > 0"),
+        ({"images": np.zeros((10, 3, 5, 4), np.uint8)}, "images are a ndarray"),
+        ({"labels": torch.zeros(10)}, "give an int64 tensor"),
+        ({"labels": torch.zeros(9, dtype=torch.int64)}, "10 images but 9 labels"),
+        ({"labels": torch.full((10,), 3)}, r"labels run from 3 to 3; with num_classes=3 they must lie in 0\.\.2"),
+        ({"labels": torch.full((10,), -1)}, "labels run from -1"),
+        ({"mean": (0.5,)}, "must have 3 numbers each"),
+        ({"std": (0.2, 0.0, 0.2)}, "std above 0"),
+        ({"pad": -1}, "pad is -1"),
+    ],
+)
 def test_a_dataset_of_ones_own_is_checked_when_it_is_made(changes: dict, says: str) -> None:
     with pytest.raises(BadInput, match=says) as caught:
         toy(**changes)
@@ -126,6 +137,7 @@ def test_sha256_is_that_of_the_bytes_and_sees_one_pixel_and_one_label() -> None:
 
 # --- augmentation ---------------------------------------------------------------------------------------------------
 
+
 def test_crops_and_flips_equal_a_slow_reference_image_by_image() -> None:
     images, n, pad = toy(40).images, 40, 2
     result = crop_and_flip(images, pad=pad, flip=True, generator=seeded(3))
@@ -135,7 +147,7 @@ def test_crops_and_flips_equal_a_slow_reference_image_by_image() -> None:
     assert set(top) == set(left) == set(range(5)) and set(mirrored) == {0, 1}  # else the test would prove little
     for i in range(n):
         padded = np.pad(images[i].numpy(), ((0, 0), (pad, pad), (pad, pad)))
-        crop = padded[:, top[i]:top[i] + 5, left[i]:left[i] + 4]
+        crop = padded[:, top[i] : top[i] + 5, left[i] : left[i] + 4]
         assert np.array_equal(result[i].numpy(), crop[:, :, ::-1] if mirrored[i] else crop), i
 
 
@@ -165,14 +177,21 @@ def test_augmentation_depends_on_the_generator_alone() -> None:
     assert torch.equal(epoch(one), first) and not torch.equal(epoch(one), first), "the next epoch differs"
 
 
-@pytest.mark.parametrize("make", [lambda: toy().batches(0), lambda: augmented_batches(toy(), 0, generator=seeded(0)),
-                                  lambda: augmented_batches(toy(), 11, generator=seeded(0), drop_last=True)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: toy().batches(0),
+        lambda: augmented_batches(toy(), 0, generator=seeded(0)),
+        lambda: augmented_batches(toy(), 11, generator=seeded(0), drop_last=True),
+    ],
+)
 def test_batch_sizes_that_leave_nothing_are_refused(make) -> None:
     with pytest.raises(BadInput, match="batch size"):
         next(iter(make()))
 
 
 # --- digits ---------------------------------------------------------------------------------------------------------
+
 
 def test_digits_are_16x16_rgb_in_fixed_stratified_splits() -> None:
     parts = {split: load_dataset("digits", split) for split in datasets.SPLITS}
@@ -203,8 +222,10 @@ def test_digits_are_a_bilinear_enlargement_of_scikit_learns() -> None:
     data = load_dataset("digits", "test")
     image, label = data.images[0, 0].double().numpy() / 255 * 16, int(data.labels[0])
     # inside, four pixels of 2x2 have the weights 9, 3, 3, 1 of 16; a corner is the corner itself
-    source = min((row.reshape(8, 8) for row in small[labels == label]),
-                 key=lambda row: np.abs(row[::7, ::7] - image[::15, ::15]).sum() + abs(row - image[::2, ::2]).sum())
+    source = min(
+        (row.reshape(8, 8) for row in small[labels == label]),
+        key=lambda row: np.abs(row[::7, ::7] - image[::15, ::15]).sum() + abs(row - image[::2, ::2]).sum(),
+    )
     inner = (9 * source[3, 3] + 3 * source[3, 4] + 3 * source[4, 3] + source[4, 4]) / 16
     assert image[7, 7] == pytest.approx(inner, abs=16 / 255 / 2 + 1e-9)
     assert image[::15, ::15] == pytest.approx(source[::7, ::7], abs=16 / 255 / 2 + 1e-9)
@@ -221,16 +242,20 @@ def test_a_dataset_is_loaded_once() -> None:
     assert load_dataset("digits", "test") is load_dataset("digits", "test")
 
 
-@pytest.mark.parametrize(("name", "split", "says"), [
-    ("cifar100", "test", "unknown dataset 'cifar100'; known: cifar10, digits"),
-    ("digits", "valid", r"unknown split 'valid' of dataset 'digits'; known: train, val, train\+val, test"),
-])
+@pytest.mark.parametrize(
+    ("name", "split", "says"),
+    [
+        ("cifar100", "test", "unknown dataset 'cifar100'; known: cifar10, digits"),
+        ("digits", "valid", r"unknown split 'valid' of dataset 'digits'; known: train, val, train\+val, test"),
+    ],
+)
 def test_unknown_names_list_the_known_ones(name: str, split: str, says: str) -> None:
     with pytest.raises(BadInput, match=says):
         load_dataset(name, split)
 
 
 # --- cifar10 --------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.usefixtures("cifar10")
 def test_cifar10_has_its_published_sizes_and_a_fixed_stratified_validation_cut() -> None:
@@ -260,15 +285,24 @@ def test_cifar10_mean_is_the_papers() -> None:
     assert mean.tolist() == pytest.approx(data.mean, abs=2e-4)
 
 
-def test_missing_cifar10_names_the_file_the_folders_and_the_command(bare: SimpleNamespace,
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cifar10_names_the_file_the_folders_and_the_command(
+    bare: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GKP_DATA", os.pathsep.join([str(bare.data), "/no/such/folder"]))
     with pytest.raises(BadInput) as caught:
         load_dataset("cifar10", "val")
     message = str(caught.value)
     assert "\n" not in message
-    for part in ("cifar10_train.npz", "cifar-10-batches-py", str(bare.data), "/no/such/folder (no such folder)",
-                 str(bare.cache), "python -c", "CIFAR10", "GKP_DATA"):
+    for part in (
+        "cifar10_train.npz",
+        "cifar-10-batches-py",
+        str(bare.data),
+        "/no/such/folder (no such folder)",
+        str(bare.cache),
+        "python -c",
+        "CIFAR10",
+        "GKP_DATA",
+    ):
         assert part in message
     assert not bare.cache.exists() and not any(bare.data.iterdir()), "nothing was written"
 
@@ -280,8 +314,7 @@ def whole_test_part() -> dict[str, np.ndarray]:
     return {"images": images, "labels": (np.arange(10_000) % 10).astype(np.uint8)}
 
 
-def test_cifar10_is_read_from_the_first_folder_that_has_it_and_again_when_the_file_changes(
-        bare: SimpleNamespace) -> None:
+def test_cifar10_is_read_from_the_first_folder_that_has_it_and_again_when_the_file_changes(bare: SimpleNamespace) -> None:
     arrays = whole_test_part()
     np.savez(bare.data / "cifar10_test.npz", **arrays)
     data = load_dataset("cifar10", "test")
@@ -304,16 +337,19 @@ def small(**changes: np.ndarray) -> dict[str, np.ndarray]:
     return {"images": np.zeros((4, 32, 32, 3), np.uint8), "labels": np.zeros(4, np.uint8), **changes}
 
 
-@pytest.mark.parametrize(("arrays", "says"), [
-    (lambda: {"x": np.zeros(3)}, r"has the arrays \['x'\]; a CIFAR-10 file has images and labels"),
-    (small, r"images are uint8 \(4, 32, 32, 3\); the test part of CIFAR-10 is uint8 \(10000, 32, 32, 3\)"),
-    (lambda: small(images=np.zeros((4, 3, 32, 32))), r"images are float64 \(4, 3, 32, 32\)"),
-    (lambda: {**whole_test_part(), "labels": np.zeros(10_000)}, "labels are float64"),
-    (lambda: {**whole_test_part(), "labels": np.zeros(9_999, np.uint8)}, r"labels are uint8 \(9999,\)"),
-    (lambda: {**whole_test_part(), "labels": (np.arange(10_000) % 100).astype(np.uint8)}, "labels run from 0 to 99"),
-    (lambda: {**whole_test_part(), "labels": np.zeros(10_000, np.uint8)}, "has 1000 of each label"),
-    (lambda: small(images=np.array([{}], dtype=object)), "cannot be read as an npz archive"),
-])
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        (lambda: {"x": np.zeros(3)}, r"has the arrays \['x'\]; a CIFAR-10 file has images and labels"),
+        (small, r"images are uint8 \(4, 32, 32, 3\); the test part of CIFAR-10 is uint8 \(10000, 32, 32, 3\)"),
+        (lambda: small(images=np.zeros((4, 3, 32, 32))), r"images are float64 \(4, 3, 32, 32\)"),
+        (lambda: {**whole_test_part(), "labels": np.zeros(10_000)}, "labels are float64"),
+        (lambda: {**whole_test_part(), "labels": np.zeros(9_999, np.uint8)}, r"labels are uint8 \(9999,\)"),
+        (lambda: {**whole_test_part(), "labels": (np.arange(10_000) % 100).astype(np.uint8)}, "labels run from 0 to 99"),
+        (lambda: {**whole_test_part(), "labels": np.zeros(10_000, np.uint8)}, "has 1000 of each label"),
+        (lambda: small(images=np.array([{}], dtype=object)), "cannot be read as an npz archive"),
+    ],
+)
 def test_a_wrong_cifar10_file_is_refused_by_name(bare: SimpleNamespace, arrays, says: str) -> None:
     path = bare.data / "cifar10_test.npz"
     np.savez(path, **arrays())
@@ -327,7 +363,7 @@ def test_a_wrong_cifar10_file_is_refused_by_name(bare: SimpleNamespace, arrays, 
 def test_a_truncated_cifar10_file_is_refused_by_name(bare: SimpleNamespace, keep: float, save) -> None:
     path = bare.data / "cifar10_test.npz"
     save(path, **small())
-    path.write_bytes(path.read_bytes()[:int(keep * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
     with pytest.raises(BadInput, match="cannot be read as an npz archive") as caught:
         load_dataset("cifar10", "test")
     assert str(path) in str(caught.value)
@@ -369,8 +405,9 @@ class StandInForTorchvision:
             self.data, self.targets = arrays["images"], arrays["labels"].tolist()
 
 
-def test_cifar10_is_downloaded_whole_into_the_cache_and_found_there(bare: SimpleNamespace,
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar10_is_downloaded_whole_into_the_cache_and_found_there(
+    bare: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", StandInForTorchvision)
     monkeypatch.setattr(files, "reachable", lambda url: True)
     assert load_dataset("cifar10", "test").images[5, :, 0, 0].tolist() == [5, 7, 0]
@@ -379,8 +416,7 @@ def test_cifar10_is_downloaded_whole_into_the_cache_and_found_there(bare: Simple
     assert len(load_dataset("cifar10", "test")) == 10_000
 
 
-def test_a_failed_download_says_so_and_leaves_nothing_behind(bare: SimpleNamespace,
-                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_says_so_and_leaves_nothing_behind(bare: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", StandInForTorchvision)
     monkeypatch.setattr(StandInForTorchvision, "fails", True)
     monkeypatch.setattr(files, "reachable", lambda url: True)
@@ -391,8 +427,10 @@ def test_a_failed_download_says_so_and_leaves_nothing_behind(bare: SimpleNamespa
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
+
 def test_folders_of_gkp_data_come_first_then_the_repository_then_the_cache(
-        bare: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bare: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     second = tmp_path / "second"
     monkeypatch.setenv("GKP_DATA", os.pathsep.join(["", str(bare.data), str(second)]))
     assert searched_folders() == [bare.data, second, bare.cache]
@@ -447,7 +485,8 @@ really_reachable = files.reachable
 
 
 def test_a_file_is_downloaded_once_checked_and_mended_when_the_copy_is_damaged(
-        bare: SimpleNamespace, server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare: SimpleNamespace, server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(files, "reachable", really_reachable)
 
     def get() -> Path:
@@ -467,8 +506,9 @@ def test_a_file_is_downloaded_once_checked_and_mended_when_the_copy_is_damaged(
     assert get() == bare.data / "checkpoints" / "w.th"
 
 
-def test_a_download_with_another_sha256_is_refused(bare: SimpleNamespace, server: SimpleNamespace,
-                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_with_another_sha256_is_refused(
+    bare: SimpleNamespace, server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(files, "reachable", really_reachable)
     with pytest.raises(BadInput, match=r"weights w: download from .* failed .*hash"):
         fetch("w.th", url=server.url, sha256="0" * 64, what="weights w")

@@ -20,6 +20,7 @@ def main(jobs: int, outcomes: int, alive: int) -> None:
     threading.Thread(target=_die_with_the_worker, args=(alive,), daemon=True).start()
     _be_the_first_to_go_when_memory_is_short()
     incoming, outgoing = Connection(jobs, writable=False), Connection(outcomes, readable=False)
+    outgoing.send("ready")  # the clock of the first cell starts here, not with the interpreter
     while True:
         try:
             job = Job(**incoming.recv())

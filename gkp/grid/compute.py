@@ -157,41 +157,23 @@ def threads_of(job: Job) -> int:
 @contextmanager
 def isolated(threads: int, seed: int) -> Iterator[None]:
     """Sets the CPU threads of torch and BLAS and seeds the global generators; afterwards all is as it was before."""
+    import numpy as np  # here, for a Dask worker imports this module and has no use for them; and always, for a stage that
+    import torch        # is the first to import them would meet a generator that nobody has seeded
     from threadpoolctl import threadpool_limits
 
-    restores, before = _seed_globals(seed), os.environ.get("OMP_NUM_THREADS")
-    torch = sys.modules.get("torch")
-    torch_threads = torch.get_num_threads() if torch else 0
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # for what the stage is the first to import
+    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state(), torch.get_num_threads()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
     try:
         with threadpool_limits(limits=threads):
-            if torch:
-                torch.set_num_threads(threads)
+            torch.set_num_threads(threads)
             yield
     finally:
-        if torch:
-            torch.set_num_threads(torch_threads)
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
-        for restore in restores:
-            restore()
-
-
-def _seed_globals(seed: int) -> list:
-    state = random.getstate()
-    restores = [lambda: random.setstate(state)]
-    random.seed(seed)
-    if numpy := sys.modules.get("numpy"):
-        numpy_state = numpy.random.get_state()
-        restores.append(lambda: numpy.random.set_state(numpy_state))
-        numpy.random.seed(seed)
-    if torch := sys.modules.get("torch"):
-        torch_state = torch.random.get_rng_state()
-        restores.append(lambda: torch.random.set_rng_state(torch_state))
-        torch.manual_seed(seed)
-    return restores
+        torch.set_num_threads(before[3])
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.random.set_rng_state(before[2])
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from gkp.grid.provenance import cores
 from gkp.grid.supervise import soft_limits, supervise
 
 CONNECT_SECONDS = 10
+ATTEMPTS = 3  # workers that may die with a cell before it is given up
 
 
 class Executor(Protocol):
@@ -134,11 +135,14 @@ def start_local(jobs: int) -> OnDask:
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise BadInput("this script starts worker processes while it is being imported by one; put its code under "
                        'if __name__ == "__main__":')
+    import dask
     from distributed import Client, LocalCluster
 
     try:
-        cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, host="127.0.0.1", memory_limit=0,
-                               dashboard_address=None, silence_logs=logging.CRITICAL)
+        with dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1}):
+            cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, host="127.0.0.1", memory_limit=0,
+                                   dashboard_address=None, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+                                   silence_logs=logging.CRITICAL)
     except (OSError, RuntimeError, TimeoutError) as error:
         raise BadInput(f"the {jobs} local workers did not start ({error}); in a script of your own, call run() under "
                        'if __name__ == "__main__":; jobs=1 needs no workers') from error

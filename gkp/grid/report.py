@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
-from gkp.errors import BadInput
+from gkp.errors import BadInput, RunFailed
 from gkp.grid.cell import Cell
 from gkp.grid.compute import Outcome
 from gkp.grid.store import Entry
@@ -112,9 +112,12 @@ class Report(Sequence[Result]):
         return lines
 
 
-class CellsFailed(RuntimeError):
+class CellsFailed(RunFailed):
     """Some cells failed; everything else was computed. `report` has the results and the reasons."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        super().__init__("\n".join([report.headline, *report.failure_lines()]))
+        first, *rest = report.failures
+        more = f" and {len(rest)} more" if rest else ""
+        super().__init__(f"{report.headline}; failed: {first.id}: {first.kind}: {first.message}{more} "
+                         f"(logs in {report.failed_folder})")

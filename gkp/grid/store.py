@@ -101,17 +101,30 @@ class Store:
         except OSError as error:
             raise BadInput(f"{self.root}: new cells cannot be written here ({error.strerror or error}); make it writable, "
                            "or name another folder in GKP_CELLS") from error
+        for cell_id in self._left_behind():
+            self.clear(cell_id)
+
+    def _left_behind(self) -> set[str]:
+        """The ids with a lock file or a half-written folder, whether or not their writer lives."""
+        found = {name.removesuffix(".lock") for name in _listdir(self.root / ".locks")}
         for name in _listdir(self.root):
             for mark in (".partial-", ".old-"):
                 if name.startswith(".") and mark in name:
-                    self._sweep(name, name[1:].rsplit(mark, 1)[0])
+                    found.add(name[1:].rsplit(mark, 1)[0])
+        return found
 
-    def _sweep(self, leftover: str, cell_id: str) -> None:
+    def clear(self, cell_id: str) -> None:
+        """Removes what a dead writer of the cell left: its lock and half-written folder. Does nothing while it lives."""
         try:
             with self.lock(cell_id):
-                shutil.rmtree(self.root / leftover, ignore_errors=True)
-        except Busy:
-            pass  # its writer lives
+                self._remove_partials(cell_id)
+        except (Busy, OSError):
+            pass
+
+    def _remove_partials(self, cell_id: str) -> None:
+        for name in _listdir(self.root):
+            if name.startswith((f".{cell_id}.partial-", f".{cell_id}.old-")):  # the lock is ours: their writer is dead
+                shutil.rmtree(self.root / name, ignore_errors=True)
 
     def lock(self, cell_id: str):
         """A context manager that holds this cell against every other process; raises `Busy`."""
@@ -124,9 +137,7 @@ class Store:
     @contextmanager
     def writing(self, cell_id: str) -> Iterator[Path]:
         """An empty folder to write the cell into; removed when the body fails. Call it with the cell locked."""
-        for name in _listdir(self.root):
-            if name.startswith((f".{cell_id}.partial-", f".{cell_id}.old-")):  # we hold the lock: its writer is dead
-                shutil.rmtree(self.root / name, ignore_errors=True)
+        self._remove_partials(cell_id)
         partial = self.partial_name(cell_id, os.getpid())
         partial.mkdir()
         try:

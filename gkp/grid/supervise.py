@@ -7,7 +7,6 @@ In-process runs (`--jobs 1`) use `soft_limits` instead, which can stop whatever 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +31,8 @@ def supervise(job: Job) -> Outcome:
     child: Child | None = getattr(_here, "child", None)
     if child is None or not child.alive():
         child = _here.child = Child()
+        if not child.is_ready():
+            return _end(child, job, "crashed", f"the process for it did not start and ended by {child.how_it_ended()}", 0.0)
     started = time.monotonic()
     try:
         child.jobs.send(asdict(job))
@@ -53,9 +54,8 @@ def _end(child: Child, job: Job, kind: str, message: str, seconds: float) -> Out
     store = Store(Path(job.root))
     if store.lookup(job.id, job.hash, whole=True) is not None:  # the end came after the cell was finished
         return Outcome(job.id, "computed", seconds=seconds)
-    partial = store.partial_name(job.id, child.pid)
-    outcome = failure(job, store, kind, message, log=partial / "log.txt", seconds=seconds)
-    shutil.rmtree(partial, ignore_errors=True)
+    outcome = failure(job, store, kind, message, log=store.partial_name(job.id, child.pid) / "log.txt", seconds=seconds)
+    store.clear(job.id)
     return outcome
 
 
@@ -84,6 +84,13 @@ class Child:
     def alive(self) -> bool:
         """Whether the process still runs."""
         return self._process.poll() is None
+
+    def is_ready(self) -> bool:
+        """Waits for a new process to say so; False when it ends instead."""
+        try:
+            return self.outcomes.recv() == "ready"
+        except (EOFError, OSError):
+            return False
 
     def kill(self) -> None:
         """Ends the process and those it started, and closes the pipes."""

@@ -1,0 +1,114 @@
+"""The command line: every command once, and every mistake as one line with exit status 2."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from gkp.__main__ import main, parser
+from gkp.checkpoints import load_model, save_model
+from gkp.methods import prune
+from gkp.models import build_model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A saved, untrained ResNet-20."""
+    return save_model(build_model("resnet20"), tmp_path / "net")
+
+
+def run(capsys, *argv):
+    status = main([str(word) for word in argv])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_methods_are_listed_with_family_needs_and_fidelity(capsys):
+    status, out, _ = run(capsys, "methods")
+    assert status == 0 and "sr-gkp" in out and "grouped kernel" in out and "faithful" in out
+    listed = {entry["name"]: entry for entry in json.loads(run(capsys, "methods", "--json")[1])}
+    assert listed["sr-gkp"]["needs"] == ["weights"] and listed["sr-gkp"]["options"]["beam_width"] == 2
+
+
+def test_prune_saves_the_network_that_prune_makes_in_python(capsys, folder, tmp_path):
+    status, out, _ = run(
+        capsys,
+        "prune",
+        "--checkpoint",
+        folder,
+        "--rate",
+        "7/16",
+        "--option",
+        "alpha=0.5",
+        "--out",
+        tmp_path / "small",
+        "--json",
+    )
+    facts = json.loads(out)
+    assert status == 0 and facts["params"] == [269_722, 152_794] and facts["paper_macs"] == [40_938_122, 23_390_858]
+    expected = prune(load_model(folder), "sr-gkp", alpha=0.5).plan.to_json()
+    assert json.loads((tmp_path / "small" / "model.json").read_text())["plan"] == expected
+
+
+def test_benchmark_prints_every_attack_with_its_interval_and_keeps_the_outcomes(capsys, folder, tmp_path):
+    flags = ("--checkpoint", folder, "--dataset", "digits", "--examples", 20)
+    status, out, _ = run(capsys, "benchmark", *flags, "--json", "--out", tmp_path / "outcomes")
+    result = json.loads(out)
+    assert status == 0 and result["n"] == 20 and {"clean", "pgd-1/255", "worst-case-1/255"} <= set(result["accuracy"])
+    low, high = result["interval"]["clean"]
+    assert low <= result["accuracy"]["clean"] <= high
+    assert {file.name for file in (tmp_path / "outcomes").iterdir()} == {"outcomes.npz", "outcomes.json"}
+    table = run(capsys, "benchmark", *flags, "--protocol", "paper")[1]
+    assert "fgsm-0.01" in table and "paper protocol, first 20 test images" in table
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["prune", "--model", "resnet21", "--weights", "akamaster", "--out", "x"], "unknown model 'resnet21'"),
+        (["prune", "--out", "x"], "no network given; use --checkpoint FOLDER"),
+        (["prune", "--model", "resnet20", "--out", "x"], "--model resnet20 needs --weights"),
+        (["prune", "--checkpoint", "{net}", "--method", "magic", "--out", "x"], "unknown method 'magic'; known: "),
+        (
+            ["prune", "--checkpoint", "{net}", "--rate", "0.45", "--out", "x"],
+            "rate 0.45 leaves 8.8 of 16 grouped kernels in layer1.0.conv1",
+        ),
+        (["prune", "--checkpoint", "{net}", "--groups", "7", "--out", "x"], "do not divide by 7 groups"),
+        (["prune", "--checkpoint", "{net}", "--option", "alpha", "--out", "x"], "is not NAME=VALUE"),
+        (["prune", "--checkpoint", "{net}", "--option", "gamma=1", "--out", "x"], "sr-gkp has no option gamma"),
+        (["prune", "--checkpoint", "{net}", "--out", "{net}/model.json/below"], "choose a folder you may write to"),
+        (["benchmark", "--checkpoint", "{net}", "--dataset", "cifar11"], "unknown dataset 'cifar11'; known: "),
+        (["benchmark", "--checkpoint", "{net}", "--dataset", "digits", "--examples", "0"], "0"),
+        (["benchmark", "--checkpoint", "{net}", "--dataset", "digits", "--examples", "501"], "500"),
+        (["reproduce", "--profile", "fast"], "unknown profile 'fast'"),
+        (["reproduce", "--only", "42_answers"], "no notebook matches '42_answers'"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2_and_nothing_is_written(argv, message, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, *(word.replace("{net}", str(folder)) for word in argv))
+    assert status == 2 and out == "" and message in err
+    assert err.startswith("gkp: ") and err.count("\n") == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["net"]
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["publish-paper"], ["prune", "--rate", "much", "--out", "x"], ["prune", "--met", "sr-gkp", "--out", "x"]]
+)
+def test_what_argparse_refuses_exits_2_too(argv, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+
+
+def test_every_command_has_help_with_an_example():
+    commands = parser()._subparsers._group_actions[0].choices
+    assert {"methods", "prune", "benchmark", "reproduce"} <= set(commands)
+    for name, sub in commands.items():
+        assert f"Example:\n  gkp {name}" in sub.format_help()
+
+
+def test_the_module_runs_as_a_process_and_a_closed_pipe_is_no_error():
+    done = subprocess.run(f"{sys.executable} -m gkp methods | head -1", shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("METHOD") and "Traceback" not in done.stderr
