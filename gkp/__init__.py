@@ -1,5 +1,6 @@
 """The reproducible artifact of SR-GKP: grouped kernel pruning with kernel smoothness, and the attacks it is judged by."""
 
+from gkp import grid, profiles
 from gkp.attacks import attack
 from gkp.checkpoints import load_model, save_model
 from gkp.cost import cost, latency
@@ -17,10 +18,12 @@ __all__ = [
     "attack",
     "benchmark",
     "cost",
+    "grid",
     "latency",
     "load_dataset",
     "load_model",
     "methods",
+    "profiles",
     "prune",
     "save_model",
 ]

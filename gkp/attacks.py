@@ -29,7 +29,10 @@ Model = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> logits (N, K)
 Bounds = tuple[float, float]
 
 NORMS = ("linf", "l2")
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # (N, K) logits, (N,) labels -> (N,) losses to climb
+# (N, K) logits, (N,) labels -> (N,) losses to climb. In float32 the probability of a confident prediction rounds to 1, which
+# bends the gradient: in float64 FGSM at 0.1 in the paper protocol changes 145 of 10,000 outcomes of the authors' ResNet-20
+# (accuracy 19.07 % for 19.78 %). Cross-entropy is kept as the paper and the attack libraries compute it.
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce": lambda logits, y: F.cross_entropy(logits, y, reduction="none"),
 }
 # CPU convolutions sum in another order for very small batches (below 4 images on one thread, 12 on two: measured), which

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from gkp.errors import BadInput
 from gkp.files import fetch, locate, not_found
 from gkp.models import BUILDERS, IMAGENET_MEAN, IMAGENET_STD, Architecture, Classifier, build_model
-from gkp.plans import GroupedKernelConv2d, Plan, PrunedModel, plan_of
+from gkp.plans import Plan, PrunedModel, plan_of
 
 FORMAT = 1
 AKAMASTER = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/d5489e8/pretrained_models/"
@@ -137,6 +137,7 @@ def save_model(net: nn.Module, folder: str | Path) -> Path:
         "architecture": architecture.to_json() if isinstance(architecture, Architecture) else {"name": _class_name(dense)},
         "form": _form(net),
         "plan": plan_of(net).to_json(),
+        "input_shape": plan_of(net).input_shape,
         "parameters": sum(t.numel() for t in dense.parameters()),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__},
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -208,11 +209,13 @@ def _load_folder(folder: Path, into: nn.Module | None, expected: str | None = No
         net = into
     else:
         raise BadInput(f"{folder} holds a {name}, which gkp cannot build; pass a dense instance: load_model(folder, into=net)")
-    plan = Plan.from_json(header["plan"])
+    plan = Plan.from_json(header["plan"], header.get("input_shape"))
     if header["form"] == "compact":
         net = plan.compact(net)
-    _fill(net, load_file(tensor_file), str(folder))
-    return PrunedModel(net, plan) if header["form"] == "masked" else net
+    elif header["form"] == "masked":
+        net = PrunedModel(net, plan)
+    _fill(net.net if isinstance(net, PrunedModel) else net, load_file(tensor_file), str(folder))
+    return net
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
@@ -254,7 +257,7 @@ def tensors_sha256(net: nn.Module) -> str:
 def _form(net: nn.Module) -> str:
     if isinstance(net, PrunedModel):
         return "masked"
-    return "compact" if any(isinstance(m, GroupedKernelConv2d) for m in net.modules()) else "dense"
+    return "compact" if plan_of(net) else "dense"
 
 
 def _class_name(net: nn.Module) -> str:

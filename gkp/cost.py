@@ -3,12 +3,12 @@
 Ours counts what the words say: one MAC for each multiplication of a convolution or linear layer. The paper's tables also count
 biases, 2 per BatchNorm output, 1 per ReLU *module* output, and kernel area x outputs for MaxPool2d and AvgPool2d (functional
 ReLUs, additions and adaptive pools are free). With that rule the ResNet and VGG figures of its tables come out to the last
-digit. Two things to know: its unpruned ImageNet ResNet-50 has ReLU modules and its rebuilt, pruned one functional ReLUs, so 9.6 M
-of the 1,397 M "saved" are ReLUs no longer counted; and VGG-16 unpruned gives 314.433 M where the paper prints 313.433, surely
-a misprint, since the pruned 178.184 agrees.
+digit. Two things to know: its unpruned ImageNet ResNet-50 has ReLU modules and its rebuilt, pruned one functional ReLUs, so
+9.6 M of the 1,397 M "saved" are ReLUs no longer counted; and VGG-16 unpruned gives 314.433 M where the paper prints 313.433,
+surely a misprint, since the pruned 178.184 agrees.
 
-MACs mislead on CPUs: a stock grouped convolution of CIFAR width is 2-7 times slower than the dense one it came from. Look at
-`latency` before you claim a speed-up.
+Counting needs shapes and no numbers: it runs on the meta device. MACs mislead on CPUs: a stock grouped convolution of CIFAR
+width is 2-7 times slower than the dense one it came from. Look at `latency` before you claim a speed-up.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.models import BottleneckResNet, GlobalAvgPool
-from gkp.plans import PrunedModel, plan_of
+from gkp.models import BottleneckResNet, Classifier, GlobalAvgPool
+from gkp.plans import GroupedKernelConv2d, PrunedModel, shape_copy
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,47 @@ def cost(net: nn.Module, *, input_shape: Sequence[int] = (3, 32, 32)) -> Cost:
 
     Raises BadInput if an image of that shape does not pass through the network.
     """
-    small = net.compact() if isinstance(net, PrunedModel) else copy.deepcopy(net)
+    try:
+        return count(_small(shape_copy(net)), input_shape)
+    except (RuntimeError, NotImplementedError):  # a forward pass that wants numbers and not only shapes
+        return count(_small(copy.deepcopy(net)), input_shape)
+
+
+def macs_of_layers(net: nn.Module, *, input_shape: Sequence[int] = (3, 32, 32)) -> dict[str, int]:
+    """Multiply-accumulates of each convolution and linear layer of `net` by name, for one image of `input_shape` (C, H, W).
+
+    Raises BadInput if an image of that shape does not pass through the network.
+    """
+    small = _small(shape_copy(net)).eval()
+    macs: dict[str, int] = {}
+
+    def listen(name: str, layer: nn.Module) -> None:
+        def add(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            macs[name] = macs.get(name, 0) + _count(module, inputs, output)[0]
+
+        layer.register_forward_hook(add)
+
+    for name, module in small.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            listen(name, module)
+    _forward_zeros(small, (1, *input_shape))
+    return macs
+
+
+def count(small: nn.Module, input_shape: Sequence[int]) -> Cost:
+    """The cost of a dense or compact network, which is left hooked and in eval mode; shapes (the meta device) are enough."""
     small.eval()
     totals = {"macs": 0, "paper_macs": 0}
 
-    def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def add(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         macs, extra = _count(module, inputs, output)
         totals["macs"] += macs
         totals["paper_macs"] += macs + extra
 
-    rebuilt_bottlenecks = isinstance(small, BottleneckResNet) and len(plan_of(small)) > 0
+    rebuilt = any(isinstance(module, GroupedKernelConv2d) for module in small.modules())
     for module in small.modules():
-        if not (rebuilt_bottlenecks and isinstance(module, nn.ReLU)):
-            module.register_forward_hook(count)
+        if not (rebuilt and isinstance(small, BottleneckResNet) and isinstance(module, nn.ReLU)):
+            module.register_forward_hook(add)
     _forward_zeros(small, (1, *input_shape))
     return Cost(sum(p.numel() for p in small.parameters()), **totals)
 
@@ -87,6 +115,10 @@ def latency(
     return Latency(measured.median, measured.iqr, len(measured.times), threads, batch_size)
 
 
+def _small(net: nn.Module) -> nn.Module:
+    return net.compact() if isinstance(net, PrunedModel) else net
+
+
 def _count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> tuple[int, int]:
     """Multiply-accumulates of one call of `module`, and what the paper's counter adds to them."""
     if not isinstance(output, Tensor):
@@ -107,10 +139,18 @@ def _count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> tuple[int
 
 
 def _forward_zeros(net: nn.Module, shape: tuple[int, ...]) -> None:
+    """One forward pass. Raises BadInput if such images do not pass; on the meta device also what is the meta device's fault."""
     parameter = next(net.parameters(), torch.zeros(()))
-    try:
-        with torch.inference_mode():
-            net(torch.zeros(shape, device=parameter.device))
-    except (RuntimeError, ValueError) as error:
-        first_line = str(error).splitlines()[0]
-        raise BadInput(f"images of shape {shape[1:]} do not pass through {type(net).__name__}: {first_line}") from error
+    problem = ""
+    if isinstance(net, Classifier) and shape[1] != net.mean.shape[1]:  # its normalisation would broadcast them
+        problem = f"it takes {net.mean.shape[1]} channels"
+    else:
+        try:
+            with torch.inference_mode():
+                net(torch.zeros(shape, device=parameter.device))
+        except (RuntimeError, ValueError) as error:
+            if parameter.is_meta and "meta" in str(error).lower():
+                raise
+            problem = str(error).splitlines()[0]
+    if problem:
+        raise BadInput(f"images of shape {shape[1:]} do not pass through {type(net).__name__}: {problem}")

@@ -9,7 +9,7 @@ without attack is wrong under every attack.
 
 Cost: FGSM takes one gradient and one forward pass an image for each eps, the gradient being shared by all eps and its logits
 being the clean ones; PGD drops an image once it has fallen. ResNet-20 on one core: 10,000 images in the paper protocol take
-COST. Outcomes do not depend on the batch size: see `gkp.attacks`.
+about 2 minutes. Outcomes do not depend on the batch size: see `gkp.attacks`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def benchmark(
     n = _checked_count(n_examples, data)
     _checked_sizes(batch_size, seed)
     specs = _attacks(protocol, eps, attacks, true_labels, pgd_random_start)
-    with evaluating(model), _on(model, device) as net:
+    with torch.inference_mode(False), evaluating(model), _on(model, device) as net:
         _check_fit(net, data)
         digest = state_sha256(net)
         space = _space(net, data, protocol)
@@ -304,7 +304,7 @@ def _check_fit(net: nn.Module, data: Dataset) -> None:
     device, dtype = _home(net)
     classes = probe(net, to_unit(data.images[:1].to(device)).to(dtype))
     if classes != data.num_classes:
-        raise BadInput(f"the network has {classes} logits but {data.name} {data.num_classes} classes; give a network for {data.name}")
+        raise BadInput(f"the network has {classes} logits, {data.name} {data.num_classes} classes; give a network made for it")
 
 
 def _home(net: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -323,7 +323,7 @@ def _on(model: nn.Module, device: str | torch.device | None) -> Iterator[nn.Modu
         wanted = here if device is None else torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise BadInput(f"device {str(device)!r} cannot be used ({reason}); leave it out to compute where the network is") from error
+        raise BadInput(f"device {str(device)!r} cannot be used ({reason}); leave it out for the network's own") from error
     yield model if wanted == here else copy.deepcopy(model).to(wanted)
 
 

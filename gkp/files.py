@@ -28,9 +28,19 @@ def checkout() -> Path | None:
     return root if (root / "pyproject.toml").is_file() else None
 
 
+def output_folder() -> Path:
+    """Where a run leaves figures and tables: GKP_OUT (which `gkp reproduce` sets), else build/ of the checkout."""
+    return Path(os.environ["GKP_OUT"]) if os.environ.get("GKP_OUT") else (checkout() or Path.cwd()) / "build"
+
+
+def given_folders() -> list[Path]:
+    """The folders of GKP_DATA, absolute."""
+    return [Path(part).expanduser().resolve() for part in os.environ.get("GKP_DATA", "").split(os.pathsep) if part]
+
+
 def searched_folders() -> list[Path]:
     """Where a file is looked for, in this order: the folders of GKP_DATA, the repository's data/, the user's cache."""
-    folders = [Path(part).expanduser() for part in os.environ.get("GKP_DATA", "").split(os.pathsep) if part]
+    folders = given_folders()
     if (root := checkout()) is not None:
         folders.append(root / "data")
     return [*folders, cache_folder()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torchvision
@@ -62,13 +62,12 @@ class Architecture:
 class Classifier(nn.Module):
     """A network on [0, 1] images that normalises inside.
 
-    architecture: what it was built from. mean, std: buffers `(1, 3, 1, 1)`. prunable: which convolutions the paper prunes.
+    architecture: what it was built from. mean, std: buffers `(1, 3, 1, 1)`.
     """
 
     architecture: Architecture
     mean: Tensor
     std: Tensor
-    prunable: ClassVar[Callable[[str, nn.Conv2d], bool]]
 
     def describe(self, architecture: Architecture) -> None:
         """Remember `architecture` and register its normalisation as buffers."""
@@ -84,6 +83,10 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(N, num_classes)` of images `x` `(N, 3, H, W)` in [0, 1]."""
         return self.from_normalised((x - self.mean) / self.std)
+
+    def prunable(self, name: str, conv: nn.Conv2d) -> bool:
+        """Whether the paper prunes this convolution (PAPER A3, B1)."""
+        raise TypeError(f"{type(self).__name__} does not say what is pruned")
 
     def from_normalised(self, z: Tensor) -> Tensor:
         """Logits of images that are normalised already: the space the paper's attacks work in (PAPER A4)."""
@@ -142,8 +145,6 @@ class BasicBlock(nn.Module):
 class CifarResNet(Classifier):
     """ResNet-(6n+2) for 32x32 (or any size divisible by 4): 16, 32 and 64 channels in three stages of n basic blocks."""
 
-    prunable = staticmethod(lambda name, conv: name.startswith("layer"))
-
     def __init__(self, architecture: Architecture, blocks: int):
         super().__init__()
         self.describe(architecture)
@@ -165,13 +166,14 @@ class CifarResNet(Classifier):
         z = self.layer3(self.layer2(self.layer1(z)))
         return self.fc(self.pool(z).flatten(1))
 
+    def prunable(self, name: str, conv: nn.Conv2d) -> bool:
+        return name.startswith("layer")
+
 
 class Vgg16Bn(Classifier):
     """VGG-16 with BatchNorm for 32x32 (Simonyan & Zisserman 2015, configuration D) and a single linear classifier."""
 
     widths = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
-    prunable = staticmethod(lambda name, conv: name.startswith("features") and conv.in_channels > 3)
-
     def __init__(self, architecture: Architecture):
         super().__init__()
         self.describe(architecture)
@@ -190,14 +192,15 @@ class Vgg16Bn(Classifier):
     def from_normalised(self, z: Tensor) -> Tensor:
         return self.classifier(self.features(z).flatten(1))
 
+    def prunable(self, name: str, conv: nn.Conv2d) -> bool:
+        return name.startswith("features") and conv.in_channels > 3
+
 
 class BottleneckResNet(Classifier, torchvision.models.ResNet):
     """torchvision's bottleneck ResNet; with `small_images` the stem is one 3x3 convolution without pooling (64x64 input).
 
     The paper prunes the 3x3 convolution of each block here (PAPER A3, B1).
     """
-
-    prunable = staticmethod(lambda name, conv: name.startswith("layer") and conv.kernel_size == (3, 3))
 
     def __init__(self, architecture: Architecture, blocks: Sequence[int], small_images: bool):
         torchvision.models.ResNet.__init__(self, Bottleneck, list(blocks), num_classes=architecture.num_classes)
@@ -213,7 +216,10 @@ class BottleneckResNet(Classifier, torchvision.models.ResNet):
         return Classifier.forward(self, x)
 
     def from_normalised(self, z: Tensor) -> Tensor:
-        return self._forward_impl(z)
+        return self._forward_impl(z)  # type: ignore[operator]
+
+    def prunable(self, name: str, conv: nn.Conv2d) -> bool:
+        return name.startswith("layer") and conv.kernel_size == (3, 3)
 
 
 BUILDERS: dict[str, Callable[[Architecture], Classifier]] = {

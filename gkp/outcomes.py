@@ -92,7 +92,8 @@ class Outcomes:
         n = len(self.indices)
         fits = self.right.dtype == bool and self.right.shape == (1 + len(self.attacks), n) and n > 0
         if not fits or not all(array.shape == (n,) for array in (self.indices, self.labels, self.predictions)):
-            raise BadInput(f"a matrix of shape {self.right.shape} does not fit {len(self.attacks)} attacks on {n} images; evaluate again")
+            wanted = (1 + len(self.attacks), n)
+            raise BadInput(f"the outcome matrix has the shape {self.right.shape} instead of {wanted}; evaluate again")
         if not np.array_equal(self.right[0], self.labels == self.predictions):
             raise BadInput("the outcome matrix contradicts its own labels and predictions; evaluate again")
         for name in ARRAYS:

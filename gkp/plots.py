@@ -7,7 +7,6 @@ error bars are always shown where there is an interval.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.files import checkout
+from gkp.files import output_folder
 from gkp.grouping import default_grouping, grouped_kernels
 from gkp.plans import kept_count, plan_of
 from gkp.selection import BeamStep, watch_beam
@@ -53,15 +52,13 @@ class Figure:
         self.points.to_csv(target / f"{name}.csv", index=False)
         return target / f"{name}.png"
 
+    def __repr__(self) -> str:
+        return f"Figure of {len(self.points)} points"
+
     def _repr_png_(self) -> bytes:
         data = io.BytesIO()
         self.drawing.savefig(data, format="png", bbox_inches="tight", dpi=110)
         return data.getvalue()
-
-
-def output_folder() -> Path:
-    """Where a run leaves figures and tables: GKP_OUT (which `gkp reproduce` sets), else build/ of the checkout."""
-    return Path(os.environ["GKP_OUT"]) if os.environ.get("GKP_OUT") else (checkout() or Path.cwd()) / "build"
 
 
 def granularities(net: nn.Module, layer: str, *, rate: float = 7 / 16) -> Figure:

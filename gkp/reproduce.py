@@ -17,7 +17,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 from gkp.errors import BadInput, RunFailed
-from gkp.files import checkout
+from gkp.files import checkout, given_folders
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def reproduce(
     except OSError as error:
         raise BadInput(f"cannot write to {folder} ({error.strerror}); choose another folder with --out") from error
     os.environ["GKP_OUT"] = str(folder)
+    os.environ["GKP_DATA"] = os.pathsep.join(str(given) for given in given_folders())  # the kernels start in another folder
     parameters = {"profile": profile, "jobs": jobs or os.cpu_count() or 1}
     executed = []
     for number, file in enumerate(files, start=1):

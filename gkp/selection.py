@@ -37,11 +37,13 @@ class Balance:
     beta: weight of the distance from pruned to nearest kept kernels. "paper": C(|V|, 2) / #pruned of the set being judged, as
     Eq 3 has it. "released": that value at the *first* set judged, then frozen, which is what the released code does (a variable
     overwritten once): 0.5 where I = 16, 0.214 for 32, 0.1 for 64, instead of the paper's 5.14, 10.9, 22.5. A number: itself.
+    nearest: how many of its nearest kept kernels each pruned one is compared with: 1 here, int(0.2 K) in TMI-GKP, none with 0.
     """
 
     alpha: float = 0.9
     check_every: int = 3
     beta: Beta = "released"
+    nearest: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -50,6 +52,8 @@ class Balance:
             raise BadInput(f"check_every must be 0 (never) or more, not {self.check_every}; the paper uses 3")
         if isinstance(self.beta, str) and self.beta not in ("released", "paper"):
             raise BadInput(f'beta must be "released", "paper" or a number, not {self.beta!r}')
+        if self.nearest < 0:
+            raise BadInput(f"nearest must be 0 (no outer term) or more, not {self.nearest}; the paper uses 1")
 
     def beta_at(self, size: int, channels: int, keep: int) -> float:
         """The beta with which sets of `size` out of `channels` are judged, in a search that ends at `keep`."""
@@ -57,7 +61,7 @@ class Balance:
             return float(self.beta)
         if self.beta == "released":
             size = min(1 + self.check_every, keep) if self.check_every else keep
-        return size * (size - 1) / 2 / (channels - size)
+        return size * (size - 1) / 2 / (channels - size) / max(self.nearest, 1)
 
 
 @dataclass(frozen=True)
@@ -111,13 +115,15 @@ def smooth_beam_greedy(
     return torch.from_numpy(np.stack(kept))
 
 
-def greedy(kernels: Tensor, keep: int, *, beta: Beta = "paper") -> Tensor:
+def greedy(kernels: Tensor, keep: int, *, beta: Beta = "paper", nearest: int = 1) -> Tensor:
     """The kept channels `(groups, keep)` by plain greedy search: from every start, always add the most distant channel.
 
-    The ablation of Tables 4 and 5: no beam and no smoothness; the only sets judged are the full ones.
+    The ablation of Tables 4 and 5: no beam and no smoothness; the only sets judged are the full ones. beta, nearest: see
+    `Balance`; with several nearest kept kernels this is the selection of TMI-GKP.
     """
     nothing = torch.zeros(kernels.shape[:2])
-    return smooth_beam_greedy(kernels, nothing, keep, beam_width=1, balance=Balance(check_every=0, beta=beta))
+    balance = Balance(check_every=0, beta=beta, nearest=nearest)
+    return smooth_beam_greedy(kernels, nothing, keep, beam_width=1, balance=balance)
 
 
 def least_smooth(roughness: Tensor, keep: int) -> Tensor:
@@ -186,7 +192,12 @@ def _search_block(
         parent = np.broadcast_to(np.repeat(np.arange(branches), width), added.shape)
         check = judge.check_every and (size - 1) % judge.check_every == 0
         if check or size == keep or watch:
-            outer = near.sum(axis=-1) - size  # the members' own 1s are no distance to anyone pruned
+            if judge.nearest == 1:
+                outer = near.sum(axis=-1) - size  # the members' own 1s are no distance to anyone pruned
+            else:
+                members = np.isinf(rel[rows, parent])
+                members[rows, np.arange(added.shape[1]), added] = True
+                outer = _outer(similarity, members, judge.nearest)
             cost = inner - judge.beta_at(size, channels, keep) * outer
         stay = _best_branches(cost, roughs, judge.alpha, beam_width) if check else None
         if watch:
@@ -200,9 +211,20 @@ def _search_block(
             rel += similarity[added]
         rel[rows, np.arange(rel.shape[1]), added] = np.inf
     if keep == 1:
-        cost = -judge.beta_at(1, channels, keep) * (near.sum(axis=-1) - 1)
+        cost = -judge.beta_at(1, channels, keep) * (near.sum(axis=-1) - 1) * min(judge.nearest, 1)
     start, branch = np.unravel_index(np.argmin(cost), cost.shape)
     return float(cost[start, branch]), np.isinf(rel[start, branch])
+
+
+def _outer(similarity: Floats, members: NDArray[np.bool_], count: int) -> Floats:
+    """Summed similarity `(s, b)` of everyone outside `members` `(s, b, I)` to the `count` members nearest to each."""
+    outer = np.zeros(members.shape[:2])
+    for at in np.ndindex(outer.shape) if count else ():
+        inside = members[at]
+        between = similarity[~inside][:, inside]
+        first = max(between.shape[1] - count, 0)
+        outer[at] = np.partition(between, first, axis=1)[:, first:].sum()
+    return outer
 
 
 def _smallest(rel: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gkp.files import locate, searched_folders
+from gkp.files import given_folders, locate, searched_folders
 
+# Tests change folders: make what the user gave absolute while it still means what the user meant.
+os.environ["GKP_DATA"] = os.pathsep.join(str(folder) for folder in given_folders())
 torch.set_num_threads(min(torch.get_num_threads(), 2))
 
 

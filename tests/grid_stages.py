@@ -157,4 +157,5 @@ def tiny_training(params, parents, folder, context):
         optimiser.step()
         losses.append(loss.item())
     save_file(net.state_dict(), folder / "net.safetensors")
-    return {"losses": losses, "leak": float(np.random.rand()), "threads": torch.get_num_threads()}
+    return {"losses": losses, "leak": float(np.random.rand()),  # noqa: NPY002
+            "threads": torch.get_num_threads()}

@@ -8,6 +8,7 @@
 many are made at once.
 """
 from gkp.grid.cell import Cell, find_stage, select, stage
+from gkp.grid.cells import EvaluateCell, PretrainedCell, PruneCell, TrainCell
 from gkp.grid.compute import Context
 from gkp.grid.publish import publish
 from gkp.grid.report import CellsFailed, Report, Result
@@ -15,5 +16,5 @@ from gkp.grid.runner import load, run
 from gkp.grid.status import Status, status
 from gkp.grid.store import Store, default_store
 
-__all__ = ["Cell", "CellsFailed", "Context", "Report", "Result", "Status", "Store", "default_store", "find_stage", "load",
-           "publish", "run", "select", "stage", "status"]
+__all__ = ["Cell", "CellsFailed", "Context", "EvaluateCell", "PretrainedCell", "PruneCell", "Report", "Result", "Status",
+           "Store", "TrainCell", "default_store", "find_stage", "load", "publish", "run", "select", "stage", "status"]

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import json
 import re
 import sys
@@ -91,6 +92,19 @@ def _revision(name: str) -> int:
     return find_stage(name).revision
 
 
+def later(default: Any) -> Any:
+    """A field for something that a kind of cell learnt after cells of it had been computed.
+
+    At its default, which must mean "as before", it is left out of the hash, so that the cells that exist keep theirs.
+    """
+    return field(default=default, metadata={"left_out": default})
+
+
+def not_hashed(default: Any) -> Any:
+    """A field that cannot change the result, such as a limit or a name for people."""
+    return field(default=default, compare=False, metadata={"hashed": False})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """What every cell has, whatever its stage.
@@ -103,8 +117,8 @@ class Cell:
 
     stage: ClassVar[str] = ""
     threads: int = 1
-    time_limit: float | None = field(default=None, compare=False, metadata={"hashed": False})
-    memory_limit: float | None = field(default=None, compare=False, metadata={"hashed": False})
+    time_limit: float | None = not_hashed(None)
+    memory_limit: float | None = not_hashed(None)
 
     @property
     def label(self) -> str:
@@ -125,16 +139,16 @@ class Cell:
     def params(self) -> dict[str, Any]:
         """The hashed fields that are not parents, as plain JSON values."""
         found = {}
-        for name, is_float in _hashed_fields(type(self)):
+        for name, is_float, left_out in _hashed_fields(type(self)):
             value = getattr(self, name)
-            if not isinstance(value, Cell):
+            if not isinstance(value, Cell) and value != left_out:
                 found[name] = float(value) if is_float and isinstance(value, int) else value
         return found
 
     @cached_property
     def parents(self) -> dict[str, Cell]:
         """Role -> cell, for each field that holds a cell."""
-        return {name: value for name, _ in _hashed_fields(type(self)) if isinstance(value := getattr(self, name), Cell)}
+        return {name: value for name, *_ in _hashed_fields(type(self)) if isinstance(value := getattr(self, name), Cell)}
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -168,11 +182,22 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
 
 
-@cache
-def _hashed_fields(kind: type[Cell]) -> tuple[tuple[str, bool], ...]:
-    """(name, is it declared as a float) of each field that the hash covers: rate=1 and rate=1.0 are one cell."""
-    return tuple((f.name, str(f.type).startswith("float") or f.type is float)
-                 for f in fields(kind) if f.metadata.get("hashed", True))
+_NOTHING = object()
+
+
+_FIELDS: dict[type[Cell], tuple[tuple[str, bool, Any], ...]] = {}
+
+
+def _hashed_fields(kind: type[Cell]) -> tuple[tuple[str, bool, Any], ...]:
+    """(name, is it declared as a float, value at which it is left out) of each field that the hash covers.
+
+    Declared floats are hashed as floats: rate=1 and rate=1.0 are one cell.
+    """
+    if kind not in _FIELDS:
+        _FIELDS[kind] = tuple(
+            (f.name, str(f.type).startswith("float") or f.type is float, f.metadata.get("left_out", _NOTHING))
+            for f in fields(kind) if f.metadata.get("hashed", True))
+    return _FIELDS[kind]
 
 
 def select(cells: Iterable[Cell], only: str | None) -> list[Cell]:

@@ -68,13 +68,15 @@ class Outcome:
 class Context:
     """What a stage gets beside its parameters, parents and folder.
 
-    threads: how many CPU threads the stage may use (already set for torch and BLAS).
+    threads: how many CPU threads the stage may use (already set for torch and BLAS). notes: plain values about this run
+    that are no figures, such as seconds of a part: they go to run.json.
     """
 
     cell_id: str
     threads: int
     _scratch: Path = field(repr=False)
     _log: TextIO = field(repr=False)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def scratch(self) -> Path:
@@ -120,9 +122,8 @@ def _compute_locked(job: Job, store: Store, partial: Path, capture: bool, guard:
     started, log = time.perf_counter(), partial / "log.txt"
     try:
         with _logging_to(log, capture) as stream:
-            figures, peak = _run_stage(job, store, partial, stream, guard)
-        seconds = time.perf_counter() - started
-        run = provenance.describe_run(seconds=seconds, threads=threads_of(job), peak=peak, work=job.work)
+            figures, run = _run_stage(job, store, partial, stream, guard)
+        seconds = run["seconds"]
         store.publish(partial, job.id, job.hash, spec={**job.spec, "id": job.id}, figures=figures, run=run)
         return Outcome(job.id, "computed", seconds=seconds)
     except (Exception, LimitExceeded, SystemExit) as error:
@@ -130,7 +131,8 @@ def _compute_locked(job: Job, store: Store, partial: Path, capture: bool, guard:
                        seconds=time.perf_counter() - started)
 
 
-def _run_stage(job: Job, store: Store, partial: Path, stream: TextIO, guard: Guard) -> tuple[dict[str, Any], provenance.PeakMemory]:
+def _run_stage(job: Job, store: Store, partial: Path, stream: TextIO, guard: Guard) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The figures and the contents of run.json."""
     load_module(job.module, job.file)
     stage = find_stage(job.stage)
     if stage.revision != job.spec["revision"]:
@@ -138,15 +140,16 @@ def _run_stage(job: Job, store: Store, partial: Path, stream: TextIO, guard: Gua
                        "was started; install the same version of the code on both")
     context = Context(job.id, threads_of(job), store.scratch(job.id), stream)
     parents = {role: Path(folder) for role, folder in job.parents.items()}
-    peak = provenance.PeakMemory()
+    peak, started = provenance.PeakMemory(), time.perf_counter()
     with isolated(threads_of(job), job.seed), guard(job):
         figures = dict(stage.function(dict(job.spec["params"]), parents, partial, context))
     try:
-        canonical(figures)
+        canonical([figures, context.notes])
     except (TypeError, ValueError) as error:
         raise BadInput(f"stage {job.stage!r} returned figures that cannot be written as JSON ({error}); return "
                        "finite numbers, strings, booleans, None, and lists or dictionaries of those") from None
-    return figures, peak
+    return figures, provenance.describe_run(seconds=time.perf_counter() - started, threads=context.threads, peak=peak,
+                                            work=job.work, notes=context.notes)
 
 
 def threads_of(job: Job) -> int:
@@ -157,22 +160,25 @@ def threads_of(job: Job) -> int:
 @contextmanager
 def isolated(threads: int, seed: int) -> Iterator[None]:
     """Sets the CPU threads of torch and BLAS and seeds the global generators; afterwards all is as it was before."""
-    import numpy as np  # here, for a Dask worker imports this module and has no use for them; and always, for a stage that
-    import torch        # is the first to import them would meet a generator that nobody has seeded
+    # here, for a Dask worker imports this module and has no use for them; and always, for a stage that is the first to
+    # import them would meet generators that nobody has seeded
+    import numpy as np
+    import torch
     from threadpoolctl import threadpool_limits
 
-    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state(), torch.get_num_threads()
+    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002  (the global one is the point)
+    torch_threads = torch.get_num_threads()
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
     torch.manual_seed(seed)
     try:
         with threadpool_limits(limits=threads):
             torch.set_num_threads(threads)
             yield
     finally:
-        torch.set_num_threads(before[3])
+        torch.set_num_threads(torch_threads)
         random.setstate(before[0])
-        np.random.set_state(before[1])
+        np.random.set_state(before[1])  # noqa: NPY002
         torch.random.set_rng_state(before[2])
 
 

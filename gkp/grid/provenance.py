@@ -6,6 +6,8 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -16,19 +18,19 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "statsmode
             "robustbench", "torch-pruning")
 
 
-def describe_run(*, seconds: float, threads: int, peak: PeakMemory, work: float) -> dict[str, Any]:
-    """The run.json of a cell that has just been computed in this process."""
-    return {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 3),
+def describe_run(*, seconds: float, threads: int, peak: PeakMemory, work: float, notes: Mapping[str, Any]) -> dict[str, Any]:
+    """The run.json of a cell that has just been computed in this process; notes: what its stage measured of this run."""
+    return {**notes, "finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 3),
             **peak.mb(), "threads": threads, "work": work,
             "git_commit": git_commit(), "versions": versions(), "hardware": hardware()}
 
 
 @cache
-def git_commit() -> str | None:
-    """The commit of the checkout this package runs from, with "+changes" when its code differs; None outside one."""
+def git_commit() -> str:
+    """The commit of the checkout this package runs from, "+changes" when its code differs from it; "unknown" outside one."""
     package = Path(__file__).resolve().parents[1]
     if not (package.parent / ".git").exists():
-        return None
+        return "unknown"
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=20,
@@ -36,7 +38,7 @@ def git_commit() -> str | None:
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
-        return None
+        return "unknown"
 
 
 @cache
@@ -44,10 +46,8 @@ def versions() -> dict[str, str]:
     """Python's version and those of the installed packages that figures can depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            pass
     return found
 
 
@@ -88,10 +88,8 @@ class PeakMemory:
     cannot reset the mark), and the largest GPU memory that torch held since then."""
 
     def __init__(self) -> None:
-        try:
+        with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
-        except OSError:
-            pass
         if torch := _torch_with_gpu():
             torch.cuda.reset_peak_memory_stats()
 

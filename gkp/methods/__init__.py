@@ -3,9 +3,10 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
+from gkp.methods._filters import FilterMethod
 from gkp.methods.registry import MethodInfo, make_method, methods, prune, register
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["MethodInfo", "make_method", "methods", "prune", "register"]
+__all__ = ["FilterMethod", "MethodInfo", "make_method", "methods", "prune", "register"]

@@ -1,30 +1,38 @@
-"""The registry of pruning methods, and `prune`, the one way to use them.
+"""The registry of pruning methods, and `prune`, the one way to use those that prune in one shot.
 
-A method is a frozen dataclass of hyper-parameters with `plan(net, convs) -> Plan`: it decides what stays and does nothing else.
+A method is a frozen dataclass of hyper-parameters, one file each. A one-shot method has `plan(net, convs) -> Plan`: it decides
+what stays of the convolutions `convs` and does nothing else. Fields called rate, groups, seed, data, input_shape and budget are
+filled by `prune`. A method that scores filters inherits all of that from `gkp.methods.FilterMethod` and only says its score. A
+training-time method ends in a plan too: see `gkp.methods.training_time`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
+from gkp.budget import TOLERANCE, check_budget, grouped_kernel_macs
+from gkp.cost import cost
+from gkp.datasets import Dataset
 from gkp.errors import BadInput
-from gkp.plans import Plan, PrunedModel
+from gkp.methods._layers import Chosen, Layers, choose_filter_layers, choose_layers
+from gkp.models import Classifier
+from gkp.plans import Plan, PrunedModel, find_input_shape, plan_of
 
 
 class Method(Protocol):
-    """What `prune` asks of a pruning method."""
+    """What `prune` asks of a one-shot pruning method."""
 
     def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
         """What stays of `net` when its layers `convs` are pruned."""
 
 
 M = TypeVar("M", bound=type)
-Layers = Iterable[str] | Callable[[str, nn.Conv2d], bool] | None
+PROCEDURES = ("one-shot", "soft", "sparse training")
 
 
 @dataclass(frozen=True)
@@ -32,13 +40,16 @@ class MethodInfo:
     """What the registry knows of a method.
 
     reference: where it was published, or "control". family: what it removes ("grouped kernel", "filter", "channel").
-    needs: what it looks at ("weights", "data", ...). fidelity: "faithful", or "adapted: " with what differs and why.
+    needs: what it looks at ("weights", "data", ...). procedure: "one-shot" (before fine-tuning; `gkp.prune`), or while training
+    (`gkp.methods.train_pruned`): "soft" (what is zeroed may come back) or "sparse training" (a penalty, then one cut).
+    fidelity: "faithful", or "adapted: " with what differs and why.
     """
 
     name: str
     reference: str
     family: str
     needs: tuple[str, ...]
+    procedure: str
     fidelity: str
     options: Mapping[str, Any]
     cls: type[Any] = dataclasses.field(repr=False)
@@ -54,11 +65,16 @@ class MethodInfo:
 _REGISTRY: dict[str, MethodInfo] = {}
 
 
-def register(name: str, *, reference: str, family: str, needs: tuple[str, ...], fidelity: str) -> Callable[[M], M]:
+def register(
+    name: str, *, reference: str, family: str, needs: tuple[str, ...], fidelity: str, procedure: str = "one-shot"
+) -> Callable[[M], M]:
     """A class decorator that puts a frozen dataclass of hyper-parameters into the registry under `name`.
 
-    Raises BadInput if the name is taken by another class or `fidelity` is neither "faithful" nor "adapted: ...".
+    Raises BadInput if the name is taken by another class, the procedure is unknown, or `fidelity` is neither "faithful" nor
+    "adapted: ...".
     """
+    if procedure not in PROCEDURES:
+        raise BadInput(f"procedure of {name} must be one of {', '.join(PROCEDURES)}, not {procedure!r}")
     if fidelity != "faithful" and not fidelity.startswith("adapted: "):
         raise BadInput(f'fidelity of {name} must be "faithful" or "adapted: what differs and why", not {fidelity!r}')
 
@@ -67,7 +83,7 @@ def register(name: str, *, reference: str, family: str, needs: tuple[str, ...], 
         if taken is not None and taken.cls.__qualname__ != cls.__qualname__:
             raise BadInput(f"a method called {name!r} is registered already ({taken.cls.__qualname__}); choose another name")
         options = {field.name: field.default for field in dataclasses.fields(cls)}
-        _REGISTRY[name] = MethodInfo(name, reference, family, needs, fidelity, options, cls)
+        _REGISTRY[name] = MethodInfo(name, reference, family, needs, procedure, fidelity, options, cls)
         return cls
 
     return add
@@ -80,9 +96,7 @@ def methods() -> dict[str, MethodInfo]:
 
 def make_method(name: str, **options: Any) -> Method:
     """The method `name` with its hyper-parameters set. Raises BadInput for an unknown name or option."""
-    if name not in _REGISTRY:
-        raise BadInput(f"unknown method {name!r}; known: {', '.join(methods())}")
-    info = _REGISTRY[name]
+    info = method_info(name)
     unknown = sorted(set(options) - set(info.options))
     if unknown:
         raise BadInput(f"{name} has no option {', '.join(unknown)}; it has {', '.join(info.options)}")
@@ -97,62 +111,102 @@ def prune(
     groups: int = 8,
     seed: int = 0,
     layers: Layers = None,
+    data: Dataset | None = None,
+    input_shape: Sequence[int] | None = None,
+    budget: float | None = None,
     **options: Any,
 ) -> PrunedModel:
     """The masked dense twin of `net` after one-shot pruning by `method`; `net` itself is left as it was.
 
-    rate: share of (grouped) kernels removed in every pruned layer. groups: n, the equal filter groups. seed: for methods that
-    draw. layers: None for the paper's layers (our networks) or every ungrouped convolution whose filters divide by `groups`,
-    except the image layer (any other network; what was left out is listed in `.left_out`); or layer names; or a predicate
-    (name, conv) -> bool. options: the method's own, e.g. alpha, beam_width, check_every, beta for sr-gkp.
-    Raises BadInput for an unknown method or option, a rate or groups that do not fit a layer, no layer, NaN or Inf weights.
+    rate: for grouped kernel methods the share of kernels removed in every pruned layer; for all others the same budget: they
+    match, within 1 %, the paper_macs that grouped kernel pruning at this rate leaves of `net`. budget: other paper_macs to
+    match, or, below 1, a fraction of the dense network's (not for grouped kernel methods). groups: n, the equal filter groups.
+    seed: for methods that draw. data: for methods that look at images (`gkp.methods()` says which need it): a training split.
+    layers: None for the paper's layers (our networks) or every ungrouped convolution whose filters divide by `groups`, except
+    the image layer (any other network), and for filter methods every convolution whose filters can go whole without touching a
+    residual stream; what was left out is listed in `.left_out`. Or layer names; or a predicate (name, conv) -> bool: the budget
+    is then what grouped kernel pruning of those layers would leave. input_shape: (C, H, W) of the images, if it is no usual one.
+    options: the method's own, e.g. alpha, beam_width, check_every, beta for sr-gkp; round_to=8 for filter methods.
+    Raises BadInput for an unknown method or option, a rate or groups that do not fit a layer, no layer, NaN or Inf weights,
+    missing data, a budget that the method cannot reach or does not keep.
     """
     if isinstance(net, PrunedModel):
         raise BadInput("this network is pruned already; prune its `.net`, or the network it was made from")
-    known = _REGISTRY[method].options if method in _REGISTRY else {}
-    shared = {"rate": rate, "groups": groups, "seed": seed}
-    planner = make_method(method, **{k: v for k, v in shared.items() if k in known}, **options)
-    convs, left_out = choose_layers(net, layers, groups)
+    info = method_info(method)
+    if info.procedure != "one-shot":
+        raise BadInput(f"{method} prunes while it trains ({info.procedure}); use gkp.methods.train_pruned(net, {method!r}, ...)")
+    shape = tuple(input_shape) if input_shape is not None else None
+    convs, left_out = layers_for(info, net, layers, groups, shape)
+    target = target_macs(info, net, convs, layers, rate, budget, shape)
+    shared = {"rate": rate, "groups": groups, "seed": seed, "data": data, "input_shape": shape}
+    shared |= {"budget": target} if info.family != "grouped kernel" or budget is not None else {}
+    fitting = {k: v for k, v in shared.items() if k in info.options or (k == "budget" and budget is not None)}
+    planner = make_method(method, **fitting, **options)
+    check_inputs(info, net, convs, data)
+    pruned = PrunedModel(net, planner.plan(net, convs), left_out)
+    if target is not None:
+        within = getattr(planner, "tolerance", TOLERANCE)
+        check_budget(cost(pruned, input_shape=shape or find_input_shape(net)), target, tolerance=within, who=method)
+    return pruned
+
+
+def method_info(name: str) -> MethodInfo:
+    """What the registry knows of the method `name`. Raises BadInput for an unknown one."""
+    if name not in _REGISTRY:
+        raise BadInput(f"unknown method {name!r}; known: {', '.join(methods())}")
+    return _REGISTRY[name]
+
+
+def layers_for(
+    info: MethodInfo, net: nn.Module, layers: Layers, groups: int = 8, input_shape: tuple[int, ...] | None = None
+) -> Chosen:
+    """The convolutions that this method prunes, and the others with the reason; see `prune`."""
+    if info.family == "filter":
+        chosen = choose_filter_layers(net, layers, input_shape)
+    else:
+        chosen = choose_layers(net, layers, groups if "groups" in info.options else 1)
+    if plan_of(net):
+        raise BadInput("this network is pruned already; prune the network it was made from")
+    return chosen
+
+
+def target_macs(
+    info: MethodInfo,
+    net: nn.Module,
+    convs: Mapping[str, nn.Conv2d],
+    layers: Layers,
+    rate: float,
+    budget: float | None = None,
+    input_shape: tuple[int, ...] | None = None,
+) -> float | None:
+    """The paper_macs that every method keeps at this rate; see `prune`.
+
+    None for a grouped kernel method on a network of which no usual image size is known: its rate is a budget in itself.
+    """
+    grouped = info.family == "grouped kernel"
+    try:
+        shape = input_shape or find_input_shape(net)
+    except BadInput:
+        if grouped:
+            return None
+        raise
+    if budget is not None:
+        return budget if budget >= 1 else budget * cost(net, input_shape=shape).paper_macs
+    same = convs if grouped or layers is not None else choose_layers(net, None, 1)[0]
+    return grouped_kernel_macs(net, same, rate, input_shape=shape)
+
+
+def check_inputs(info: MethodInfo, net: nn.Module, convs: Mapping[str, nn.Conv2d], data: Dataset | None) -> None:
+    """Raises BadInput for NaN or Inf weights, and for data that this method needs and that is missing or does not fit."""
     for name, conv in convs.items():
         if not bool(conv.weight.isfinite().all()):
             raise BadInput(f"{name} has NaN or Inf weights; load a sound checkpoint before pruning")
-    return PrunedModel(net, planner.plan(net, convs), left_out)
-
-
-def choose_layers(net: nn.Module, layers: Layers, groups: int) -> tuple[dict[str, nn.Conv2d], dict[str, str]]:
-    """The convolutions of `net` to prune, and the ones left out with the reason. `layers`, `groups` as in `prune`."""
-    every = {name: module for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
-    if layers is None and (by_paper := getattr(net, "prunable", None)) is None:
-        left_out = {name: reason for name, conv in every.items() if (reason := _unfit(name, conv, every, groups))}
-        chosen = [name for name in every if name not in left_out]
-    else:
-        chosen = _named(every, by_paper if layers is None else layers)
-        left_out = {name: "not asked for" for name in every if name not in chosen}
-        for name in chosen:
-            if reason := _unfit(name, every[name], {}, groups):
-                raise BadInput(f"{name} {reason}; use groups that divide its filters, or leave it out with layers=")
-    if not chosen:
-        raise BadInput(f"no layer to prune in {type(net).__name__}; its convolutions: {', '.join(every) or 'none'}")
-    return {name: every[name] for name in chosen}, left_out
-
-
-def _named(every: Mapping[str, nn.Conv2d], layers: Iterable[str] | Callable[[str, nn.Conv2d], bool]) -> list[str]:
-    """The layer names that a list of names or a predicate chooses. Raises BadInput for a name that is no convolution."""
-    if callable(layers):
-        return [name for name, conv in every.items() if layers(name, conv)]
-    wanted = [layers] if isinstance(layers, str) else list(layers)
-    missing = [name for name in wanted if name not in every]
-    if missing:
-        raise BadInput(f"no convolution called {', '.join(missing)}; there are {', '.join(every) or 'none'}")
-    return wanted
-
-
-def _unfit(name: str, conv: nn.Conv2d, every: Mapping[str, nn.Conv2d], groups: int) -> str:
-    """Why `conv` cannot be pruned, or an empty string. The first convolution of `every` is the image layer."""
-    if conv.groups != 1:
-        return f"is a grouped convolution already (groups={conv.groups})"
-    if every and name == next(iter(every)):
-        return "is the image layer"
-    if groups < 1 or conv.out_channels % groups:
-        return f"has {conv.out_channels} filters, which do not divide by {groups} groups"
-    return ""
+    if "data" not in info.needs:
+        return
+    if data is None:
+        raise BadInput(f'{info.name} looks at images; give data=, a training split such as load_dataset("digits", "train")')
+    if isinstance(net, Classifier) and (data.images.shape[1] != net.mean.shape[1] or data.num_classes > net.num_classes):
+        raise BadInput(
+            f"{data.name} has {data.images.shape[1]} channels and {data.num_classes} classes, the network "
+            f"{net.mean.shape[1]} and {net.num_classes}; give the data it was made for"
+        )

@@ -1,0 +1,134 @@
+"""What the cells of this project compute. Raise a stage's revision when it computes something else than before.
+
+Everything runs on the GPU when the worker has one, in full precision. Files: `model` and `compact` as `gkp.save_model`
+writes them, `outcomes.npz` and `outcomes.json` as `Outcomes.save` does. Nothing that depends on the clock is written among
+them: seconds go to run.json, so that the same cell gives the same bytes again on one machine.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gkp.checkpoints import load_model, save_model
+from gkp.cost import cost
+from gkp.evaluation import AttackSpec, benchmark, state_sha256
+from gkp.grid.cell import stage
+from gkp.grid.compute import Context
+from gkp.grid.data import load_pinned
+from gkp.grid.store import read_json
+from gkp.methods import methods, prune
+from gkp.methods.tmi_gkp import WeightTrace, snapshot_epochs
+from gkp.models import INPUT_SIDE, build_model
+from gkp.plans import PrunedModel
+from gkp.training import Callback, Recipe, train
+
+TRACE = "trace.safetensors"  # how far each filter moved during training: TMI-GKP groups by it
+
+
+@stage("pretrained", revision=1)
+def pretrained(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
+    """A public checkpoint in our format; figures: what it costs and the hash of its state."""
+    net = load_model(params["model"], weights=params["weights"])
+    save_model(net, folder / "model")
+    side = INPUT_SIDE.get(params["model"], 32)
+    return _network_figures(net, params["dataset"], params["model"], (3, side, side))
+
+
+@stage("train", revision=1)
+def train_baseline(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
+    """A network trained from its initialisation, and the trace of its weights; figures: every epoch, cost, seed, n."""
+    data = load_pinned(params["dataset"], params["split"])
+    net = build_model(params["model"], seed=params["seed"], num_classes=data.num_classes, mean=data.mean, std=data.std)
+    trace = WeightTrace(snapshot_epochs(params["epochs"]))
+    figures = _fit(net, params, params["dataset"], context, callbacks=[trace])
+    trace.save(folder / TRACE)
+    save_model(net.cpu(), folder / "model")
+    return {**figures, **_network_figures(net, params["dataset"], params["model"], tuple(data.images.shape[1:]))}
+
+
+@stage("prune", revision=1)
+def prune_and_finetune(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path,
+                       context: Context) -> dict[str, Any]:
+    """The parent network pruned, then fine-tuned; figures: every epoch, what is left, seed, n. run.json: seconds of each."""
+    net = load_model(parents["net"] / "model")
+    parent = _figures_of(parents["net"])
+    dataset, shape = parent["dataset"], tuple(parent["input_shape"])
+    started = time.perf_counter()
+    if params["method"] != "none":
+        options = {**_given(params["method"], parents["net"]), **dict(params["options"])}
+        net = prune(net, params["method"], rate=params["rate"], groups=params["groups"], seed=params["seed"], **options)
+    context.notes["prune_seconds"] = round(time.perf_counter() - started, 3)
+    started = time.perf_counter()
+    figures = _fit(net, params, dataset, context) if params["epochs"] else {"epochs": [], "n": 0, "seed": params["seed"]}
+    context.notes["finetune_seconds"] = round(time.perf_counter() - started, 3)
+    save_model(net.cpu().eval(), folder / "model")
+    if isinstance(net, PrunedModel):
+        save_model(net.compact(), folder / "compact")
+    return {**figures, **_network_figures(net, dataset, parent["model"], shape)}
+
+
+@stage("evaluate", revision=1)
+def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
+    """The parent network's outcome matrix; figures: accuracy and interval under each attack, as fractions, with n and seed."""
+    net = load_model(parents["net"] / "model")
+    data = load_pinned(_figures_of(parents["net"])["dataset"], "test")
+    attacks = params["attacks"]
+    if attacks is not None:
+        attacks = [item if isinstance(item, str) else AttackSpec(**item) for item in attacks]
+    outcomes = benchmark(net, data, protocol=params["protocol"], n_examples=params["examples"], seed=params["seed"],
+                         batch_size=params["batch_size"], eps=params["eps"], attacks=attacks,
+                         true_labels=params["true_labels"], device=_device(), progress=False)
+    replace(outcomes, seconds=0.0).save(folder)  # the seconds of this run are in run.json
+    return {"accuracy": outcomes.accuracy(), "interval": {key: list(ends) for key, ends in outcomes.interval().items()},
+            "n": outcomes.n, "seed": outcomes.seed, "protocol": outcomes.protocol, "dataset": outcomes.dataset,
+            "data_sha256": outcomes.data_sha256, "model_sha256": outcomes.model_sha256}
+
+
+def _given(method: str, parent: Path) -> dict[str, Any]:
+    """What the method needs beside weights, as far as the cell it starts from has it."""
+    needs = methods()[method].needs if method in methods() else ()
+    return {"trace": parent / TRACE} if "training snapshots" in needs and (parent / TRACE).exists() else {}
+
+
+def _fit(net: nn.Module, params: Mapping[str, Any], dataset: str, context: Context,
+         callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+    """Trains `net` in place as the parameters say, going on where a killed run left off; the figures of the training."""
+    data = load_pinned(dataset, params["split"])
+    recipe = Recipe(**{f.name: params[f.name] for f in fields(Recipe)})
+    log = train(net, data, recipe, seed=params["seed"], evaluate=_scores(dataset, params["log_examples"]),
+                checkpoint=context.scratch / "training.pt", progress=False, device=_device(),
+                callbacks=callbacks)
+    context.notes["epoch_seconds"] = [round(row["seconds"], 3) for row in log.rows]
+    epochs = [{name: value for name, value in row.items() if name != "seconds"} for row in log.rows]
+    return {"epochs": epochs, "n": len(data), "seed": params["seed"], "data_sha256": data.sha256}
+
+
+def _scores(dataset: str, examples: int) -> Callable[[nn.Module], dict[str, float]] | None:
+    """What is logged after each epoch: accuracies in the paper protocol, or nothing."""
+    if not examples:
+        return None
+    test = load_pinned(dataset, "test").first(examples)
+    return lambda net: benchmark(net, test, protocol="paper", progress=False).accuracy()
+
+
+def _network_figures(net: nn.Module, dataset: str, model: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    counted = cost(net, input_shape=shape)
+    return {"dataset": dataset, "model": model, "input_shape": list(shape), "params": counted.params, "macs": counted.macs,
+            "paper_macs": counted.paper_macs, "model_sha256": state_sha256(net)}
+
+
+def _figures_of(folder: Path) -> dict[str, Any]:
+    """The figures of a parent; the store has checked them."""
+    found = read_json(folder / "result.json")
+    assert found is not None
+    return found["figures"]
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,107 @@
+"""What every filter pruning method shares: from scores and shares to the plan that meets the common budget."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from gkp.budget import TOLERANCE, grouped_kernel_macs, match_macs
+from gkp.errors import BadInput
+from gkp.methods._layers import choose_layers
+from gkp.plans import FilterSpec, Plan
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class FilterMethod(ABC):
+    """A method that gives every filter a score; the lowest go, until the budget is met. A new one overrides `scores`.
+
+    rate, budget, input_shape: as in `gkp.prune`. round_to: widths in multiples of it (8 makes narrow networks fast); 1 is exact.
+    tolerance: how far from the budget, as a fraction of it; steps of 8 filters need more than the 1 % of single ones.
+    """
+
+    rate: float = 7 / 16
+    budget: float | None = None
+    round_to: int = 1
+    tolerance: float = TOLERANCE
+    input_shape: tuple[int, ...] | None = None
+
+    @abstractmethod
+    def scores(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Mapping[str, Tensor]:
+        """Layer name -> one score for each filter `(C_out,)`; the lowest are pruned."""
+
+    def shares(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Mapping[str, float] | None:
+        """Layer name -> the share of its filters that goes at factor 1 of the budget's search, 0 for layers that are skipped.
+
+        None: one threshold on the scores of all layers together.
+        """
+        return dict.fromkeys(convs, 1.0)
+
+    def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
+        """The filters that stay, their number such that the budget is met. Raises BadInput if it cannot be."""
+        scores, shares = self.scores(net, convs), self.shares(net, convs)
+        if self.round_to < 1:
+            raise BadInput(f"round_to must be 1 or more, not {self.round_to}")
+        for name, conv in convs.items():
+            if scores[name].shape != (conv.out_channels,) or not bool(scores[name].isfinite().all()):
+                raise BadInput(f"{name} wants {conv.out_channels} finite scores, one for each filter, from {type(self).__name__}")
+        layers = choose_layers(net, None, 1)[0] if self.budget is None else {}
+        goal = self.budget or grouped_kernel_macs(net, layers, self.rate, input_shape=self.input_shape)
+
+        def make(factor: float) -> Plan:
+            if shares is None:
+                removed = lowest_of_all(scores, factor)
+            else:
+                removed = {name: shares[name] * factor * len(scores[name]) for name in convs}
+            return filter_plan(scores, removed, round_to=self.round_to, input_shape=self.input_shape)
+
+        return match_macs(net, make, goal, tolerance=self.tolerance, input_shape=self.input_shape)
+
+
+def filter_plan(
+    scores: Mapping[str, Tensor],
+    removed: Mapping[str, float],
+    *,
+    round_to: int = 1,
+    input_shape: tuple[int, ...] | None = None,
+) -> Plan:
+    """The plan without the lowest-scored `removed` filters of each layer, a number that need not be whole.
+
+    It is rounded up in some layers and down in others, evenly spread and the same for every method, so that a budget is met to
+    the filter. At least one filter (or `round_to`) of a layer stays. Of equal scores the later filter goes first.
+    """
+    layers = {}
+    for index, (name, score) in enumerate(scores.items()):
+        width, offset = len(score), (index * GOLDEN + 0.5) % 1
+        whole = math.floor(removed[name] / round_to + offset + 1e-9) if removed[name] > 0 else 0
+        keep = math.ceil(width / round_to) - whole
+        keep = min(width, round_to * max(1, keep))
+        layers[name] = FilterSpec(torch.argsort(score.cpu(), descending=True, stable=True)[:keep].sort().values)
+    return Plan(layers, input_shape)
+
+
+def lowest_of_all(scores: Mapping[str, Tensor], share: float) -> dict[str, float]:
+    """How many filters of each layer are among the lowest `share` of all, as slimming's one threshold has it.
+
+    A layer whose filters would all go keeps its best one, and the next in line elsewhere goes instead.
+    """
+    sizes = [len(score) for score in scores.values()]
+    spared = torch.cat([score.double().cpu().masked_fill(_is_best(score), torch.inf) for score in scores.values()])
+    count = min(int(share * sum(sizes)), sum(sizes) - len(sizes))
+    gone = torch.zeros(sum(sizes), dtype=torch.bool)
+    gone[torch.argsort(spared, stable=True)[:count]] = True
+    starts = [0, *accumulate(sizes)]
+    return {name: float(gone[start : start + size].sum()) for name, start, size in zip(scores, starts, sizes, strict=False)}
+
+
+def _is_best(score: Tensor) -> Tensor:
+    best = torch.zeros(len(score), dtype=torch.bool)
+    best[int(score.argmax())] = True
+    return best

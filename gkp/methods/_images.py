@@ -1,0 +1,83 @@
+"""What the methods that look at images share: which images, and what the layers make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gkp.datasets import Dataset
+from gkp.errors import BadInput
+from gkp.methods._filters import FilterMethod
+from gkp.plans import Couplings
+
+
+@dataclass(frozen=True)
+class ImageMethod(FilterMethod):
+    """A filter method that looks at `n_batches` batches of `batch_size` images of `data`, drawn by `seed` without repetition."""
+
+    data: Dataset | None = None
+    n_batches: int = 5
+    batch_size: int = 128
+    seed: int = 0
+
+    @property
+    def n_images(self) -> int:
+        """How many images are looked at: all there are, if `data` has fewer than asked for."""
+        assert self.data is not None
+        return min(self.n_batches * self.batch_size, len(self.data))
+
+    def batches(self, net: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs (x float32 in [0, 1], y int64) on the device of `net`, which is in eval mode meanwhile, gradients off.
+
+        Raises BadInput without data, or for fewer than one image a batch.
+        """
+        if self.data is None or self.n_batches < 1 or self.batch_size < 1:
+            raise BadInput(f"{type(self).__name__} wants data, n_batches and batch_size of 1 or more")
+        order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self.seed))
+        device = next(net.parameters()).device
+        with _in_eval_mode(net), torch.no_grad():
+            yield from self.data.subset(order[: self.n_images]).batches(self.batch_size, device=device)
+
+
+def norm_or_conv(
+    net: nn.Module, convs: Mapping[str, nn.Conv2d], input_shape: tuple[int, ...] | None = None
+) -> dict[str, nn.Module]:
+    """Layer name -> the BatchNorm behind the convolution, or the convolution itself where there is none."""
+    couplings = Couplings(net, input_shape)
+    return {name: net.get_submodule(couplings.norm_of(name) or name) for name in convs}
+
+
+def feature_maps(
+    net: nn.Module, convs: Mapping[str, nn.Conv2d], x: Tensor, input_shape: tuple[int, ...] | None = None
+) -> dict[str, Tensor]:
+    """Layer name -> its feature maps `(N, C_out, H, W)` for images `x`: convolution, BatchNorm and ReLU, as every network here."""
+    maps: dict[str, Tensor] = {}
+    hooks = []
+
+    def listen(name: str, module: nn.Module) -> None:
+        hooks.append(module.register_forward_hook(lambda _, __, output: maps.update({name: F.relu(output.detach())})))
+
+    for name, module in norm_or_conv(net, convs, input_shape).items():
+        listen(name, module)
+    try:
+        with torch.no_grad():
+            net(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return maps
+
+
+@contextmanager
+def _in_eval_mode(net: nn.Module) -> Iterator[None]:
+    was_training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(was_training)

@@ -1,0 +1,61 @@
+"""CHIP: filters whose feature maps are the least independent of the other filters' go (Sui et al. 2021).
+
+With the maps of one image as the rows of a matrix (C x HW), the independence of a filter is how much the nuclear norm falls when
+its row is zeroed. Images without labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gkp.methods._images import ImageMethod, feature_maps
+from gkp.methods.registry import register
+
+
+@register(
+    "chip",
+    reference="Sui et al., NeurIPS 2021",
+    family="filter",
+    needs=("weights", "data"),
+    fidelity="adapted: one rate for all layers instead of hand-set ones, 160 images instead of 640; only filters that leave the "
+    "residual stream whole",
+)
+@dataclass(frozen=True)
+class Chip(ImageMethod):
+    """The fields are those of `ImageMethod`."""
+
+    n_batches: int = 5
+    batch_size: int = 32
+
+    def scores(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> dict[str, Tensor]:
+        """The mean fall of the nuclear norm of the feature maps after the ReLU when the filter's row is zeroed."""
+        total: dict[str, Tensor] = {}
+        for x, _ in self.batches(net):
+            for name, maps in feature_maps(net, convs, x, self.input_shape).items():
+                falls = independence(maps.cpu()).sum(dim=0)
+                total[name] = total.get(name, torch.zeros_like(falls)) + falls
+        return {name: falls / self.n_images for name, falls in total.items()}
+
+
+def independence(maps: Tensor) -> Tensor:
+    """||A||_* - ||A with row c zeroed||_* for each row c of each image, `(N, C)` float64; maps `(N, C, H, W)`.
+
+    The singular values of A are the roots of the eigenvalues of A A^T; zeroing a row of A leaves one of its principal minors.
+    """
+    rows = maps.double().flatten(2)
+    gram = rows @ rows.transpose(1, 2)
+    channels = gram.shape[1]
+    fall = torch.empty(gram.shape[:2], dtype=torch.float64)
+    whole = _nuclear(gram)
+    for c in range(channels):
+        rest = torch.arange(channels) != c
+        fall[:, c] = whole - _nuclear(gram[:, rest][:, :, rest])
+    return fall
+
+
+def _nuclear(gram: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum(dim=1)

@@ -1,0 +1,184 @@
+"""Profiles: functions that return the cells of one way to run everything, smallest first.
+
+| profile | data | networks | fine-tuning | where it fits |
+|---|---|---|---|---|
+| `quick` | digits, shipped with scikit-learn | ResNet-20 | 2 epochs | minutes on 2 cores |
+| `cifar10` | CIFAR-10 | ResNet-20, ResNet-56 | 3 epochs, 1 epoch | hours on 2 cores |
+| `paper` | the paper's, as far as `gkp.datasets` has them | ResNet-32/56/110, VGG-16 | 300 epochs | GPU cluster |
+
+Each profile is a dictionary of groups, in the order in which they are worth having; a group is a list of cells. A file of
+your own is a profile too: it defines `cells()`, which returns a list of cells, and registers stages of its own if it has any.
+"""
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from gkp.errors import BadInput
+from gkp.grid.cell import Cell
+from gkp.grid.cells import EvaluateCell, Network, PretrainedCell, PruneCell, TrainCell, evaluations
+
+RATE, HIGH_RATE = 7 / 16, 10 / 16  # PAPER A3
+UNPRUNED = "none"  # the unpruned network under the same fine-tuning: a row of every table
+SEEDED = (UNPRUNED, "sr-gkp", "l2-gkp", "random-gkp", "l1norm-b")  # the rows that get three seeds
+HIGH = (UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "fpgm", "sfp", "hrank")
+ALPHAS = (0.1, 0.25, 0.5, 0.75)  # Tables 14-16, beside the default 0.9
+_GIVEN = {"weights", "training snapshots"}  # what `gkp.grid.stages` can give a method
+
+Groups = dict[str, list[Cell]]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a profile spends on a network: the fine-tuning of each method and how each is evaluated.
+
+    finetune: fields of PruneCell; paper, pixel: fields of EvaluateCell, the paper's protocol and the field's.
+    """
+
+    finetune: dict[str, Any]
+    paper: dict[str, Any]
+    pixel: dict[str, Any]
+
+    def pruned(self, net: Network, methods: Iterable[str], **fields: Any) -> list[PruneCell]:
+        """The network pruned by each of these methods that is registered, in this order."""
+        known = {UNPRUNED, *_registered()}
+        return [PruneCell(net=net, method=method, **{**self.finetune, **fields}) for method in methods if method in known]
+
+    def evaluated(self, nets: Iterable[Network | PruneCell]) -> list[EvaluateCell]:
+        """Both protocols for each network."""
+        nets = list(nets)
+        return [*evaluations(nets, protocol="paper", true_labels=True, **self.paper),
+                *evaluations(nets, protocol="pixel", **self.pixel)]
+
+
+def quick() -> Groups:
+    """Everything end to end on the digits: it shows that the pipeline works, and says nothing about the paper."""
+    limits: dict[str, Any] = {"time_limit": 600.0, "memory_limit": 6000.0}
+    short: dict[str, Any] = {"schedule": "one-cycle", "split": "train+val", **limits}
+    scale = Scale(finetune={"epochs": 2, "lr": 0.02, "log_examples": 100, **short},
+                  paper={"examples": 500, **limits},
+                  pixel={"examples": 100, "eps": ("4/255", "8/255", "16/255"), **limits})
+    baseline = TrainCell(dataset="digits", model="resnet20", epochs=12, threads=2, **short)
+    return _groups(baseline, scale, ablations=ALPHAS[-1:])
+
+
+def cifar10() -> Groups:
+    """CIFAR-10 scaled down: a ResNet-20 trained here (40 epochs) and 3 epochs of fine-tuning; ResNet-56 for 0 and 1 epoch."""
+    scale = Scale(finetune={"epochs": 3, "lr": 0.02, "schedule": "one-cycle", "log_examples": 2000},
+                  paper={"examples": None}, pixel={"examples": 1000})
+    # the one cell that everything waits for may use both cores; its bits depend on that, so it is part of the cell
+    baseline = TrainCell(dataset="cifar10", model="resnet20", epochs=40, batch_size=128, lr=0.2, schedule="one-cycle",
+                         threads=2)
+    groups = _groups(baseline, scale, ablations=ALPHAS)
+    large = PretrainedCell(dataset="cifar10", model="resnet56", weights="akamaster")
+    nets: list[Network | PruneCell] = [large]
+    for epochs in (0, 1):
+        nets += [cell for cell in scale.pruned(large, HIGH, epochs=epochs, log_examples=0) if epochs or cell.method != UNPRUNED]
+    groups["resnet56"] = [*nets, *scale.evaluated(nets)]
+    return groups
+
+
+def paper() -> Groups:
+    """The paper's protocol to the letter (PAPER A2, A5): 300 epochs, every epoch scored on the whole test set; for GPUs."""
+    schedule: dict[str, Any] = {"epochs": 300, "log_examples": 10_000, "threads": 0}
+    scale = Scale(finetune=schedule, paper={"examples": None, "threads": 0}, pixel={"examples": None, "threads": 0})
+    groups: Groups = {}
+    for model, alphas in (("resnet32", ALPHAS), ("resnet56", ALPHAS), ("resnet110", ALPHAS), ("vgg16_bn", ())):
+        baseline = TrainCell(dataset="cifar10", model=model, **schedule)
+        for name, cells in _groups(baseline, scale, ablations=alphas).items():
+            if model != "vgg16_bn" or name == "main":  # Table 12 is all the paper has of VGG-16
+                groups[f"{model}-{name}"] = cells
+    return groups
+
+
+def start_here(profile: str) -> dict[str, EvaluateCell]:
+    """Name -> evaluation for the first notebook: one network unpruned, pruned by SR-GKP in one shot, and fine-tuned after it.
+
+    `quick` trains the network on the digits; the others take public CIFAR-10 weights, and leave fine-tuning to the tables.
+    """
+    check_profile(profile)
+    if profile == "quick":
+        baseline: Network = next(cell for cell in quick()["main"] if isinstance(cell, TrainCell))
+        finetune: dict[str, Any] = {"lr": 0.02, "schedule": "one-cycle", "split": "train+val"}
+        examples, radii = 500, ("1/255", "2/255", "4/255", "8/255", "16/255")
+    else:
+        baseline, finetune = PretrainedCell(dataset="cifar10", model="resnet20", weights="akamaster"), {}
+        examples, radii = 200, ("0.25/255", "0.5/255", "1/255", "2/255", "4/255")
+    nets: dict[str, Network | PruneCell] = {"unpruned": baseline, "SR-GKP, one shot": PruneCell(net=baseline, epochs=0)}
+    if finetune:
+        nets["SR-GKP, fine-tuned"] = PruneCell(net=baseline, epochs=4, **finetune)
+    cells = evaluations(nets.values(), examples=examples, eps=radii, purpose="start")
+    return dict(zip(nets, cells, strict=True))
+
+
+def _groups(baseline: TrainCell, scale: Scale, *, ablations: Iterable[float]) -> Groups:
+    """What the paper does with one network: all methods, seeds, ablations, the high rate."""
+    everything = [UNPRUNED, *_registered()]
+    main = scale.pruned(baseline, everything, rate=RATE)
+    seeds = [replace(cell, seed=seed) for seed in (1, 2) for cell in main if cell.method in SEEDED]
+    variants = [cell for alpha in ablations for cell in scale.pruned(baseline, ["sr-gkp"], options={"alpha": alpha})]
+    variants += scale.pruned(baseline, ["sr-gkp"], options={"beta": "paper"})
+    high = [cell for cell in scale.pruned(baseline, HIGH, rate=HIGH_RATE) if cell.method != UNPRUNED]
+    return {
+        "main": [baseline, *main, *scale.evaluated([baseline, *main])],
+        "seeds": [*seeds, *scale.evaluated(seeds)],
+        "ablations": [*variants, *scale.evaluated(variants)],
+        "high-rate": [*high, *scale.evaluated(high)],
+    }
+
+
+def _registered() -> list[str]:
+    from gkp.methods import methods  # here: it brings torch, which `gkp status --help` need not wait for
+
+    return [name for name, method in methods().items() if _GIVEN.issuperset(method.needs)]
+
+
+PROFILES: dict[str, Callable[[], Groups]] = {"quick": quick, "cifar10": cifar10, "paper": paper}
+
+
+def check_profile(profile: str) -> None:
+    """Raises BadInput unless `profile` is a known name or the path of a Python file."""
+    if profile not in PROFILES and not (profile.endswith(".py") and Path(profile).is_file()):
+        raise BadInput(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}, or the path of a file with a function "
+                       "cells()")
+
+
+def groups(profile: str) -> Groups:
+    """The groups of a profile by name; a file of the user's own has one, "all"."""
+    check_profile(profile)
+    return PROFILES[profile]() if profile in PROFILES else {"all": _cells_of_file(Path(profile))}
+
+
+def cells(profile: str, group: str | None = None) -> list[Cell]:
+    """The cells of a profile, or of one of its groups, each once. Raises BadInput for an unknown profile or group."""
+    found = groups(profile)
+    if group is not None and group not in found:
+        raise BadInput(f"profile {profile} has no group {group!r}; it has {', '.join(found)}")
+    chosen = found.values() if group is None else [found[group]]
+    return list({cell.hash: cell for members in chosen for cell in members}.values())
+
+
+def _cells_of_file(path: Path) -> list[Cell]:
+    path = path.resolve()
+    name = f"gkp_profile_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+        found = list(module.cells())
+    except BadInput:
+        raise
+    except Exception as error:  # whatever a user's file may do wrong
+        del sys.modules[name]
+        raise BadInput(f"{path}: {type(error).__name__}: {error}; a profile defines a function cells() that returns a list "
+                       "of cells") from error
+    if strangers := [item for item in found if not isinstance(item, Cell)]:
+        raise BadInput(f"{path}: cells() returned a {type(strangers[0]).__name__} among its cells; return gkp.grid cells only")
+    return found
