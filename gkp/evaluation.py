@@ -73,7 +73,8 @@ def benchmark(
     split, or a Dataset.
     protocol "pixel": eps: radii in pixel units, numbers or strings such as "8/255"; attacks: names, run at every eps
     (default: fgsm and pgd), or `AttackSpec`s, taken as they are.
-    protocol "paper": the attacks are the paper's; true_labels adds rows "fgsm-0.01-true" and "fgsm-0.1-true"; pgd_random_start
+    protocol "paper": the attacks are the paper's (attacks: only these of its rows); true_labels adds rows "fgsm-0.01-true" and
+    "fgsm-0.1-true"; pgd_random_start
     starts PGD inside the ball, which the paper leaves open.
     seed: of random starts, which depend on it and on the image alone. batch_size: images in one pass (speed and memory only).
     device: where to compute; a network elsewhere is copied. progress: a bar on stderr; None: only when that is a terminal.
@@ -172,9 +173,12 @@ def _attacks(protocol: str, eps: Sequence[float | str] | float | str | None, att
     if protocol not in PROTOCOLS:
         raise BadInput(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
     if protocol == "paper":
-        if eps is not None or attacks is not None:
-            raise BadInput('protocol "paper" has its own attacks and eps; leave eps and attacks out, or use protocol "pixel"')
-        return _paper_attacks(true_labels, pgd_random_start)
+        known = {spec.key: spec for spec in _paper_attacks(true_labels, pgd_random_start)}
+        wanted = list(known) if attacks is None else [attacks] if isinstance(attacks, str | AttackSpec) else list(attacks)
+        if eps is not None or any(isinstance(key, AttackSpec) or key not in known for key in wanted):
+            rows = ", ".join(known)
+            raise BadInput(f'protocol "paper" has its own attacks and eps; choose among {rows}, or use protocol "pixel"')
+        return tuple(known[str(key)] for key in dict.fromkeys(wanted))
     if true_labels or pgd_random_start:
         raise BadInput('true_labels and pgd_random_start belong to protocol "paper": "pixel" always has both')
     specs: list[AttackSpec] = []

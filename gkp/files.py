@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import threading
@@ -12,14 +13,14 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import pooch
+from platformdirs import user_cache_path
 
 from gkp.errors import BadInput
 
 
 def cache_folder() -> Path:
     """The user's cache folder of this package (it may not exist yet)."""
-    return Path(pooch.os_cache("gkp"))
+    return user_cache_path("gkp")
 
 
 def checkout() -> Path | None:
@@ -58,6 +59,8 @@ def fetch(relative: str, *, url: str, sha256: str, what: str) -> Path:
     as upstream's file names carry them. Only the cache's copy is compared with it: a file in the user's own folders may be
     in another format. Raises BadInput when it cannot be had.
     """
+    import pooch  # here: it brings tqdm.auto, which warns in every kernel without widgets
+
     own = next((path for folder in searched_folders()[:-1] if (path := folder / relative).is_file()), None)
     if own is not None:
         return own
@@ -87,7 +90,7 @@ def fetch(relative: str, *, url: str, sha256: str, what: str) -> Path:
 
 
 def _has_sha256(path: Path, sha256: str) -> bool:
-    return path.is_file() and pooch.file_hash(str(path), alg="sha256").startswith(sha256)
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256)
 
 
 def reachable(url: str, timeout: float = 8) -> bool:

@@ -250,6 +250,14 @@ def test_a_fallen_image_leaves_the_batch_and_is_not_shown_to_the_network_again()
     assert model.seen == [40, 40, 40, 20, 20]  # beforehand; at the images; after step 1, where 20 are found; 2; 3
 
 
+def test_a_fallen_image_sits_out_the_next_restart():
+    weak, strong = torch.full((20, 1, 2, 2), 0.5), torch.full((20, 1, 2, 2), 0.5)
+    weak[:, :, 0, 0], strong[:, :, 0, 0] = 0.51, 0.9  # margins 0.005 and 0.2; eps takes 0.16
+    model = Counting(Linear())
+    pgd(model, torch.cat([weak, strong]), torch.ones(40, dtype=torch.long), eps=0.04, steps=4, restarts=2)
+    assert model.seen[:2] == [40, 40] and model.seen[-6:] == [40, 20, 20, 20, 20, 20]  # 40: who fell in the first ascent?
+
+
 def test_an_image_misclassified_beforehand_comes_back_unchanged():
     x = images(40, (1, 2, 2))
     y = (Linear()(x).argmax(1) + torch.arange(40) % 2) % 2  # every second label is wrong

@@ -268,6 +268,7 @@ def test_the_seed_changes_random_starts_and_nothing_else():
     data, _ = pixels_apart([0.1] * 64)
     first, same, other = (benchmark(Wedge(), data, eps="1/255", seed=s).right for s in (0, 0, 1))
     assert np.array_equal(first, same) and not np.array_equal(first, other)
+    assert np.array_equal(first, benchmark(Wedge(), data, eps="1/255", batch_size=2).right)  # four windows of 20
     assert first[1].all() and other[1].all()  # FGSM has no randomness, and no gradient here
     assert 16 < first[2].sum() < 48
 

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,9 @@ from grid_stages import Number, TinyTraining, Trouble
 from gkp import grid
 from gkp.errors import BadInput
 from gkp.grid import store as store_module
-from gkp.grid.cell import Cell, find_stage, stage
+from gkp.grid.cell import Cell, find_stage, later, stage
+from gkp.grid.compute import compute as compute_job
+from gkp.grid.compute import make_job
 from gkp.grid.estimate import Durations, in_words
 from gkp.grid.lock import Busy, locked
 from gkp.grid.plan import take_shard
@@ -82,6 +85,14 @@ def test_raising_the_revision_of_a_stage_makes_new_cells_of_it_and_of_all_its_de
     grid.cell._revision.cache_clear()
 
 
+def test_a_field_added_later_leaves_the_hashes_of_old_cells_alone_until_it_is_used():
+    @dataclass(frozen=True, kw_only=True)
+    class Longer(Number):
+        colour: str = later("red")
+
+    assert Longer(x=1).hash == Number(x=1).hash != Longer(x=1, colour="blue").hash
+
+
 def test_a_whole_number_given_for_a_float_is_the_same_cell():
     assert Number(x=1).hash == Number(x=1.0).hash
 
@@ -121,7 +132,7 @@ def test_results_come_in_the_order_of_the_cells_and_are_computed_once(store, tmp
     cells = [Number(x=x, source=base, counter=str(counter)) for x in (3, 1, 2, 3)]
     first = compute(cells, store)
     assert [result["value"] for result in first] == [13, 11, 12, 13]
-    assert capsys.readouterr().out == "4 cells: 0 cached, 4 computed (1 parents computed on the way)\n"
+    assert capsys.readouterr().out == "4 cells: 0 cached, 4 computed (1 parent computed on the way)\n"
     second = compute(cells, store)
     assert [result.figures for result in second] == [result.figures for result in first]
     assert capsys.readouterr().out == "4 cells: 4 cached, 0 computed\n"
@@ -189,6 +200,35 @@ def test_a_copy_without_its_large_files_serves_figures_and_is_recomputed_only_fo
         compute([base], store)[0].file("value.txt")
     report = compute([Number(x=1, source=base)], store)
     assert report[0]["value"] == 5 and report.extra == 1
+
+
+def test_recomputing_a_finished_cell_gives_the_same_bytes_and_touches_no_committed_result(store, tmp_path):
+    cells = [TinyTraining(), Number(x=1, source=Number(x=2))]
+    compute(cells, grid.Store(tmp_path / "elsewhere"))
+    committed = grid.publish([*cells, cells[1].source], tmp_path / "results", store=grid.Store(tmp_path / "elsewhere"))
+    before = [(path, path.read_bytes(), path.stat().st_mtime_ns) for folder in committed for path in folder.iterdir()]
+    report = compute(cells, store, recompute=True)
+    assert (report.cached, report.computed, report.extra) == (0, 2, 0)
+    for result, folder in zip(report, committed, strict=False):
+        assert result.folder == store.root / result.cell.id
+        assert (result.folder / "result.json").read_bytes() == (folder / "result.json").read_bytes()
+    assert [(path, path.read_bytes(), path.stat().st_mtime_ns) for path, _, _ in before] == before
+    assert compute(cells, store, recompute=True).computed == 2
+
+
+def test_without_locks_the_slower_of_two_runners_leaves_the_other_ones_cell_alone(store, monkeypatch):
+    cell, other = Number(x=1), grid.Store(store.root)
+
+    def meanwhile(folder: Path) -> None:
+        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(grid.Store, "lock", lambda *_: nullcontext())
+            patch.setattr(grid.Store, "partial_name", lambda *_: store.root / f".{cell.id}.partial-other-1")
+            patch.setattr(grid.Store, "_remove_partials", lambda *_: None)
+            assert compute([cell], other).computed == 1
+
+    monkeypatch.setattr(store_module, "_flush_tree", meanwhile)
+    assert compute([cell], store)[0]["value"] == 1 and leftovers(store.root) == []
 
 
 def test_publishing_what_is_not_finished_is_refused(store, tmp_path):
@@ -390,6 +430,14 @@ def test_a_read_only_store_serves_what_it_has_and_refuses_to_compute(tmp_path, r
     with pytest.raises(BadInput, match=r"new cells cannot be written here .*GKP_CELLS"):
         compute([Number(x=1), Number(x=2)], store)
     assert grid.status([Number(x=1), Number(x=2)], store=store).to_json()["missing"] == 1
+
+
+def test_a_machine_that_does_not_see_the_shared_folder_says_so_and_makes_none(tmp_path):
+    cell, store = Number(x=1), grid.Store(tmp_path / "shared" / "cells")
+    job = make_job(cell, store, {}, jobs_threads=None, recompute=False, time_limit=None, memory_limit=None)
+    outcome = compute_job(job, capture=False)
+    assert outcome.status == "failed" and "use one that all machines share (GKP_CELLS)" in outcome.message
+    assert not (tmp_path / "shared").exists()
 
 
 # --- locks ----------------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ class Cell:
         """How long the cell takes relative to others of its stage, in any unit: scales recorded durations."""
         return 1.0
 
-    @cached_property
+    @property
     def params(self) -> dict[str, Any]:
         """The hashed fields that are not parents, as plain JSON values."""
         found = {}
@@ -145,7 +145,7 @@ class Cell:
                 found[name] = float(value) if is_float and isinstance(value, int) else value
         return found
 
-    @cached_property
+    @property
     def parents(self) -> dict[str, Cell]:
         """Role -> cell, for each field that holds a cell."""
         return {name: value for name, *_ in _hashed_fields(type(self)) if isinstance(value := getattr(self, name), Cell)}

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import sys
 import time
 import traceback
@@ -44,6 +45,7 @@ class Job:
     root: str
     threads: int | None  # None: as the worker's environment says
     work: float
+    recompute: bool = False  # even if it is finished
     time_limit: float | None = None
     memory_limit: float | None = None
 
@@ -106,9 +108,12 @@ def compute(job: Job, *, capture: bool, guard: Guard = lambda job: nullcontext()
     """
     store = Store(Path(job.root))
     started = time.perf_counter()
+    if not store.root.is_dir():
+        return Outcome(job.id, "failed", "bad input", f"{socket.gethostname()} has no folder {store.root}; use one that all "
+                       "machines share (GKP_CELLS)")
     try:
         with store.lock(job.id):
-            if store.lookup(job.id, job.hash, whole=True) is not None:
+            if not job.recompute and store.lookup(job.id, job.hash, whole=True) is not None:
                 return Outcome(job.id, "cached")
             with store.writing(job.id) as partial:
                 return _compute_locked(job, store, partial, capture, guard)
@@ -229,15 +234,16 @@ def _in_words(error: BaseException, store: Store) -> str:
     return text if isinstance(error, BadInput | LimitExceeded) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
-def make_job(cell: Cell, store: Store, parents: dict[str, Path], *, jobs_threads: int | None,
+def make_job(cell: Cell, store: Store, parents: dict[str, Path], *, jobs_threads: int | None, recompute: bool,
              time_limit: float | None, memory_limit: float | None) -> Job:
     """The job for a cell whose parents are finished in these folders.
 
-    jobs_threads: what a cell with threads=0 gets; time_limit, memory_limit: for cells that set none of their own.
+    jobs_threads: what a cell with threads=0 gets; recompute: although it is finished; time_limit, memory_limit: for cells
+    that set none of their own.
     """
     stage = find_stage(cell.stage)
     return Job(id=cell.id, hash=cell.hash, stage=cell.stage, module=stage.module, file=stage.file, spec=cell.spec,
                parents={role: str(folder) for role, folder in parents.items()}, root=str(store.root),
-               threads=cell.threads or jobs_threads, work=cell.work,
+               threads=cell.threads or jobs_threads, work=cell.work, recompute=recompute,
                time_limit=time_limit if cell.time_limit is None else cell.time_limit,
                memory_limit=memory_limit if cell.memory_limit is None else cell.memory_limit)

@@ -1,15 +1,12 @@
 """The hash of each data set, known without the data, so that stored results are found on a machine that has none.
 
 The hashes are those of the data this project measured with. Another copy of the same set may differ in a few pixels
-(ours of CIFAR-10 has 121 of 60,000 images from JPEG copies): it is used when its labels are the very same, and its own
-hash then stands in the figures. Anything else under the name is refused.
+(ours of CIFAR-10 has 121 of 60,000 images from JPEG copies): `gkp.grid.stages` uses it when its labels are the very same,
+and its own hash then stands in the figures. Anything else under the name is refused.
+
+This module imports nothing, so that planning needs neither data nor torch.
 """
 from __future__ import annotations
-
-import hashlib
-
-from gkp.datasets import Dataset, load_dataset
-from gkp.errors import BadInput
 
 # "name/split": sha256 of images and labels (Dataset.sha256), sha256 of the labels alone
 PINNED = {
@@ -35,14 +32,3 @@ PINNED = {
 def data_hashes(*names: str) -> dict[str, str]:
     """"name/split" -> the pinned hash, for a cell's `data`; "" for a set nobody has pinned (its name is all it has)."""
     return {name: PINNED[name][0] if name in PINNED else "" for name in names}
-
-
-def load_pinned(dataset: str, split: str) -> Dataset:
-    """The split, one copy a process. Raises BadInput when it is not the set that its name stands for."""
-    data, name = load_dataset(dataset, split), f"{dataset}/{split}"
-    if name in PINNED and data.sha256 != PINNED[name][0]:
-        labels = hashlib.sha256(data.labels.cpu().contiguous().numpy().data).hexdigest()
-        if labels != PINNED[name][1]:
-            raise BadInput(f"the {split} part of {dataset} found here has other labels than the set of that name; remove it "
-                           "from the folders of GKP_DATA and get it again")
-    return data

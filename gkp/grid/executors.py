@@ -8,6 +8,7 @@ import os
 import queue
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,13 +118,14 @@ class OnDask:
         return Outcome(cell_id, "failed", "error", f"the worker could not start it: {type(error).__name__}: {error}")
 
     def close(self) -> None:
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what it says about being closed helps nobody
+        logger = logging.getLogger("distributed")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)  # what it says about being closed helps nobody
         for part in (self._client, self._cluster):
-            try:
+            with suppress(OSError, RuntimeError, TimeoutError):
                 if part is not None:
                     part.close(timeout=5)
-            except (OSError, RuntimeError, TimeoutError):
-                pass
+        logger.setLevel(level)
 
 
 class SchedulerLost(Exception):
@@ -146,7 +148,7 @@ def start_local(jobs: int) -> OnDask:
     except (OSError, RuntimeError, TimeoutError) as error:
         raise BadInput(f"the {jobs} local workers did not start ({error}); in a script of your own, call run() under "
                        'if __name__ == "__main__":; jobs=1 needs no workers') from error
-    return OnDask(Client(cluster), cluster, threads=max(1, cores() // jobs))
+    return OnDask(Client(cluster, set_as_default=False), cluster, threads=max(1, cores() // jobs))
 
 
 def connect(scheduler: str | Path) -> OnDask:

@@ -63,8 +63,11 @@ def family(cells: Iterable[Cell]) -> dict[str, Cell]:
     return found
 
 
-def make_plan(cells: Iterable[Cell], store: Store) -> Plan:
-    """The plan for these cells given what the store holds. Reads the store, writes nothing."""
+def make_plan(cells: Iterable[Cell], store: Store, *, recompute: bool = False) -> Plan:
+    """The plan for these cells given what the store holds. Reads the store, writes nothing.
+
+    recompute: as if none of the cells asked for were finished; their ancestors are taken from the store as usual.
+    """
     plan = Plan(list(cells))
     everything = family(plan.cells)
     asked = {cell.hash for cell in plan.cells}
@@ -73,7 +76,8 @@ def make_plan(cells: Iterable[Cell], store: Store) -> Plan:
     for key, cell in reversed(everything.items()):  # children first: they say whether a parent is needed
         if key not in asked and key not in to_build_on:
             continue
-        entry = store.lookup(cell.id, key, whole=key in to_build_on) if cell.id in names else None
+        known = cell.id in names and not (recompute and key in asked)
+        entry = store.lookup(cell.id, key, whole=key in to_build_on) if known else None
         if entry is not None:
             plan.finished[key] = entry
         else:

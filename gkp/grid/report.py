@@ -92,24 +92,28 @@ class Report(Sequence[Result]):
     @property
     def headline(self) -> str:
         """One line: "42 cells: 40 cached, 2 computed"."""
-        total = len(self.results) + len(self.missing)
+        total, n_damaged = len(self.results) + len(self.missing), len(self.damaged)
         parts = [f"{self.cached} cached", f"{self.computed} computed"]
         asked_and_blocked = sum(cell.id in self.blocked for cell in self.missing)
         asked_and_failed = len({outcome.id for outcome in self.failures} & {cell.id for cell in self.missing})
         parts += [f"{count} {word}" for count, word in (
             (asked_and_failed, "failed"), (asked_and_blocked, "blocked"),
             (len(self.missing) - asked_and_failed - asked_and_blocked, "missing")) if count]
-        notes = [f"{self.extra} parents computed on the way"] if self.extra else []
-        notes += [f"{len(self.damaged)} damaged and not used"] if self.damaged else []
-        return f"{total} cells: {', '.join(parts)}" + (f" ({'; '.join(notes)})" if notes else "")
+        notes = [f"{_count(self.extra, 'parent')} computed on the way"] if self.extra else []
+        notes += [f"{n_damaged} damaged and not used"] if n_damaged else []
+        return f"{_count(total, 'cell')}: {', '.join(parts)}" + (f" ({'; '.join(notes)})" if notes else "")
 
     def failure_lines(self) -> list[str]:
         """One line for each failed cell, saying why and where its log is, and one for the blocked ones."""
         lines = [f"failed: {outcome.id}: {outcome.kind}: {outcome.message} (log: {self.failed_folder / outcome.id})"
                  for outcome in self.failures]
         if self.blocked:
-            lines.append(f"blocked: {len(self.blocked)} cells that build on a failed one")
+            lines.append(f"blocked: {_count(len(self.blocked), 'cell')} built on a failed one")
         return lines
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 class CellsFailed(RunFailed):

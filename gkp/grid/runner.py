@@ -10,6 +10,7 @@ import heapq
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from gkp.errors import BadInput
@@ -28,23 +29,24 @@ _UNTIL_SEEN = 15.0  # seconds a network folder may take to show what another mac
 
 
 def run(cells: Iterable[Cell], *, jobs: int | None = None, shard: str | None = None, only: str | None = None,
-        scheduler: str | Path | None = None, dry_run: bool = False, progress: bool | None = None, quiet: bool = False,
-        check: bool = True, store: Store | None = None, time_limit: float | None = None,
+        scheduler: str | Path | None = None, dry_run: bool = False, recompute: bool = False,
+        progress: bool | None = None, quiet: bool = False, check: bool = True, store: Store | None = None, time_limit: float | None = None,
         memory_limit: float | None = None) -> Report:
     """The results of the cells, in their order; those that no store has are computed first, with their parents.
 
     jobs: cells computed at once; None for one per core, 1 for this very process. shard: "i/n", this runner's share.
     only: see `select`. scheduler: address or scheduler file of a Dask cluster to use instead of local workers; None for
-    DASK_SCHEDULER_ADDRESS, if set. dry_run: only say what would be done, in `Report.lines`. progress: None for a bar or
-    lines whenever something has to be computed. quiet: print no headline. check: raise CellsFailed in the end when a
-    cell has failed; otherwise see `Report.failures`. time_limit (seconds), memory_limit (MB): for cells without their own.
+    DASK_SCHEDULER_ADDRESS, if set. dry_run: only say what would be done, in `Report.lines`. recompute: compute the cells
+    asked for although they are finished. progress: a bar (on a terminal) or a line a cell on stderr; False for neither.
+    quiet: print no headline. check: raise CellsFailed in the end when a cell has failed; otherwise see `Report.failures`.
+    time_limit (seconds), memory_limit (MB): for cells without their own.
     Raises BadInput for a store that cannot be written while something must be computed, for a scheduler that does not
     answer, and for specifications that are no plain values.
     """
     if jobs is not None and jobs < 1:
         raise BadInput(f"jobs is {jobs}; give 1 or more")
     store = store or default_store()
-    plan = make_plan(take_shard(select(cells, only), shard), store)
+    plan = make_plan(take_shard(select(cells, only), shard), store, recompute=recompute)
     if dry_run:
         report = _dry_report(plan, store, jobs)
     elif not plan.todo:
@@ -52,7 +54,7 @@ def run(cells: Iterable[Cell], *, jobs: int | None = None, shard: str | None = N
     else:
         store.prepare()
         report = _compute(plan, store, jobs, scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS"),
-                          show=progress is not False, limits=(time_limit, memory_limit))
+                          show=progress is not False, wishes=_Wishes(recompute, time_limit, memory_limit))
     if not quiet:
         print(*report.lines, report.headline, *(f"damaged: {reason}" for reason in report.damaged.values()), sep="\n")
     if check and report.failures:
@@ -67,7 +69,7 @@ def load(cells: Iterable[Cell], *, store: Store | None = None) -> Report:
 
 
 def _compute(plan: Plan, store: Store, jobs: int | None, scheduler: str | Path | None, *, show: bool,
-             limits: tuple[float | None, float | None]) -> Report:
+             wishes: _Wishes) -> Report:
     jobs = jobs or cores()
     durations = Durations.of(store) if show else Durations()
     if scheduler:
@@ -75,7 +77,7 @@ def _compute(plan: Plan, store: Store, jobs: int | None, scheduler: str | Path |
     else:
         executor = InProcess() if jobs == 1 else start_local(min(jobs, len(plan.todo)))
     bar = Progress(plan.todo.values(), durations, show=show)
-    running = _Running(plan, store, executor, bar, limits)
+    running = _Running(plan, store, executor, bar, wishes)
     try:
         running.go()
     except SchedulerLost as error:
@@ -87,12 +89,20 @@ def _compute(plan: Plan, store: Store, jobs: int | None, scheduler: str | Path |
     return _report(plan, store, running)
 
 
+@dataclass(frozen=True)
+class _Wishes:
+    """What a run asks of its cells beside their specifications: seconds and MB for those without limits of their own."""
+
+    recompute: bool
+    time: float | None
+    memory: float | None
+
+
 class _Running:
     """The state of one run: which cells wait, which are out, what came back."""
 
-    def __init__(self, plan: Plan, store: Store, executor: Executor, bar: Progress,
-                 limits: tuple[float | None, float | None]) -> None:
-        self.plan, self.store, self.executor, self.bar, self.limits = plan, store, executor, bar, limits
+    def __init__(self, plan: Plan, store: Store, executor: Executor, bar: Progress, wishes: _Wishes) -> None:
+        self.plan, self.store, self.executor, self.bar, self.wishes = plan, store, executor, bar, wishes
         self.computed: set[str] = set()
         self.failures: list[Outcome] = []
         self.blocked: dict[str, str] = {}
@@ -103,6 +113,7 @@ class _Running:
         self._ready = [(self._order[key], key) for key, count in self._unfinished.items() if not count]
         self._out: dict[str, str] = {}  # id -> hash of the cells that a worker has
         self._elsewhere: dict[str, float] = {}  # hash -> when to look again
+        self._asked = {cell.hash for cell in plan.cells}
         self._said_waiting = False
 
     def go(self) -> None:
@@ -123,10 +134,10 @@ class _Running:
     def _submit(self, key: str) -> None:
         cell = self.plan.todo[key]
         parents = {role: self.plan.finished[parent.hash].folder for role, parent in cell.parents.items()}
-        time_limit, memory_limit = self.limits
         self._out[cell.id] = key
         self.executor.submit(make_job(cell, self.store, parents, jobs_threads=self.executor.threads,
-                                      time_limit=time_limit, memory_limit=memory_limit))
+                                      recompute=self.wishes.recompute and key in self._asked,
+                                      time_limit=self.wishes.time, memory_limit=self.wishes.memory))
 
     def _settle(self, key: str, outcome: Outcome) -> None:
         cell = self.plan.todo[key]
@@ -154,8 +165,8 @@ class _Running:
         self.bar.settle(cell, outcome, blocked=blocked)
 
     def _find(self, cell: Cell, *, whole: bool) -> Entry | None:
-        deadline = time.monotonic() + _UNTIL_SEEN
-        while (entry := self.store.lookup(cell.id, cell.hash, whole=whole)) is None and time.monotonic() < deadline:
+        deadline, written = time.monotonic() + _UNTIL_SEEN, Store(self.store.root)
+        while (entry := written.lookup(cell.id, cell.hash, whole=whole)) is None and time.monotonic() < deadline:
             os.listdir(self.store.root)  # makes a network file system look again
             time.sleep(0.1)
         return entry

@@ -6,6 +6,8 @@ them: seconds go to run.json, so that the same cell gives the same bytes again o
 """
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -17,10 +19,12 @@ from torch import nn
 
 from gkp.checkpoints import load_model, save_model
 from gkp.cost import cost
+from gkp.datasets import Dataset, load_dataset
+from gkp.errors import BadInput
 from gkp.evaluation import AttackSpec, benchmark, state_sha256
 from gkp.grid.cell import stage
 from gkp.grid.compute import Context
-from gkp.grid.data import load_pinned
+from gkp.grid.data import PINNED
 from gkp.grid.store import read_json
 from gkp.methods import methods, prune
 from gkp.methods.tmi_gkp import WeightTrace, snapshot_epochs
@@ -47,7 +51,7 @@ def train_baseline(params: Mapping[str, Any], parents: Mapping[str, Path], folde
     net = build_model(params["model"], seed=params["seed"], num_classes=data.num_classes, mean=data.mean, std=data.std)
     trace = WeightTrace(snapshot_epochs(params["epochs"]))
     figures = _fit(net, params, params["dataset"], context, callbacks=[trace])
-    trace.save(folder / TRACE)
+    _sort_header(trace.save(folder / TRACE))
     save_model(net.cpu(), folder / "model")
     return {**figures, **_network_figures(net, params["dataset"], params["model"], tuple(data.images.shape[1:]))}
 
@@ -90,6 +94,17 @@ def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Pat
             "data_sha256": outcomes.data_sha256, "model_sha256": outcomes.model_sha256}
 
 
+def load_pinned(dataset: str, split: str) -> Dataset:
+    """The split, one copy a process. Raises BadInput when it is not the set that its name stands for."""
+    data, name = load_dataset(dataset, split), f"{dataset}/{split}"
+    if name in PINNED and data.sha256 != PINNED[name][0]:
+        labels = hashlib.sha256(data.labels.cpu().contiguous().numpy().data).hexdigest()
+        if labels != PINNED[name][1]:
+            raise BadInput(f"the {split} part of {dataset} found here has other labels than the set of that name; remove it "
+                           "from the folders of GKP_DATA and get it again")
+    return data
+
+
 def _given(method: str, parent: Path) -> dict[str, Any]:
     """What the method needs beside weights, as far as the cell it starts from has it."""
     needs = methods()[method].needs if method in methods() else ()
@@ -121,6 +136,16 @@ def _network_figures(net: nn.Module, dataset: str, model: str, shape: tuple[int,
     counted = cost(net, input_shape=shape)
     return {"dataset": dataset, "model": model, "input_shape": list(shape), "params": counted.params, "macs": counted.macs,
             "paper_macs": counted.paper_macs, "model_sha256": state_sha256(net)}
+
+
+def _sort_header(path: Path) -> None:
+    """Rewrites a safetensors file with its header sorted: the library writes metadata in an order that changes from one
+    time to the next, and the same cell must give the same bytes."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
 
 
 def _figures_of(folder: Path) -> dict[str, Any]:

@@ -161,7 +161,11 @@ class Store:
             os.rename(partial, final)
             shutil.rmtree(old, ignore_errors=True)
         else:
-            os.rename(partial, final)
+            try:
+                os.rename(partial, final)
+            except OSError:
+                if not final.exists():  # where there are no locks, another runner may have been faster: its cell serves
+                    raise
         _flush(self.root)
         shutil.rmtree(self.root / ".failed" / cell_id, ignore_errors=True)
         shutil.rmtree(self.scratch(cell_id), ignore_errors=True)

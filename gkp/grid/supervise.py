@@ -52,7 +52,7 @@ def _end(child: Child, job: Job, kind: str, message: str, seconds: float) -> Out
     child.kill()
     _here.child = None
     store = Store(Path(job.root))
-    if store.lookup(job.id, job.hash, whole=True) is not None:  # the end came after the cell was finished
+    if not job.recompute and store.lookup(job.id, job.hash, whole=True) is not None:  # the end came after the cell was finished
         return Outcome(job.id, "computed", seconds=seconds)
     outcome = failure(job, store, kind, message, log=store.partial_name(job.id, child.pid) / "log.txt", seconds=seconds)
     store.clear(job.id)

@@ -9,4 +9,7 @@ from gkp.methods.registry import MethodInfo, make_method, methods, prune, regist
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["FilterMethod", "MethodInfo", "make_method", "methods", "prune", "register"]
+from gkp.methods.scratch import scratch  # noqa: E402
+from gkp.methods.training_time import train_pruned  # noqa: E402
+
+__all__ = ["FilterMethod", "MethodInfo", "make_method", "methods", "prune", "register", "scratch", "train_pruned"]

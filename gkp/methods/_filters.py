@@ -23,8 +23,8 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 class FilterMethod(ABC):
     """A method that gives every filter a score; the lowest go, until the budget is met. A new one overrides `scores`.
 
-    rate, budget, input_shape: as in `gkp.prune`. round_to: widths in multiples of it (8 makes narrow networks fast); 1 is exact.
-    tolerance: how far from the budget, as a fraction of it; steps of 8 filters need more than the 1 % of single ones.
+    rate, budget, input_shape: as in `gkp.prune`. round_to: widths in multiples of it (8 makes narrow networks fast); 1 is
+    exact. tolerance: how far from the budget, as a fraction of it; steps of 8 filters need more than the 1 % of single ones.
     """
 
     rate: float = 7 / 16
@@ -51,7 +51,7 @@ class FilterMethod(ABC):
             raise BadInput(f"round_to must be 1 or more, not {self.round_to}")
         for name, conv in convs.items():
             if scores[name].shape != (conv.out_channels,) or not bool(scores[name].isfinite().all()):
-                raise BadInput(f"{name} wants {conv.out_channels} finite scores, one for each filter, from {type(self).__name__}")
+                raise BadInput(f"{type(self).__name__} owes {name} {conv.out_channels} finite scores, one for each filter")
         layers = choose_layers(net, None, 1)[0] if self.budget is None else {}
         goal = self.budget or grouped_kernel_macs(net, layers, self.rate, input_shape=self.input_shape)
 

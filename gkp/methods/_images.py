@@ -18,7 +18,10 @@ from gkp.plans import Couplings
 
 @dataclass(frozen=True)
 class ImageMethod(FilterMethod):
-    """A filter method that looks at `n_batches` batches of `batch_size` images of `data`, drawn by `seed` without repetition."""
+    """A filter method that looks at images of `data`: `n_batches` batches of `batch_size`, drawn by `seed`, none of them twice.
+
+    The other fields are those of `FilterMethod`.
+    """
 
     data: Dataset | None = None
     n_batches: int = 5
@@ -55,7 +58,7 @@ def norm_or_conv(
 def feature_maps(
     net: nn.Module, convs: Mapping[str, nn.Conv2d], x: Tensor, input_shape: tuple[int, ...] | None = None
 ) -> dict[str, Tensor]:
-    """Layer name -> its feature maps `(N, C_out, H, W)` for images `x`: convolution, BatchNorm and ReLU, as every network here."""
+    """Layer name -> its feature maps `(N, C_out, H, W)` for images `x`, after its BatchNorm, if it has one, and a ReLU."""
     maps: dict[str, Tensor] = {}
     hooks = []
 

@@ -13,7 +13,30 @@ import torch
 from torch import Tensor, nn
 
 from gkp.methods._filters import FilterMethod
+from gkp.methods._soft import SoftPruning
 from gkp.methods.registry import register
+
+
+@register(
+    "fpgm",
+    reference="He et al., CVPR 2019",
+    family="filter",
+    needs=("weights", "training"),
+    procedure="soft",
+    fidelity="adapted: only filters that leave the residual stream whole, at a higher rate; zeroed filters stay at "
+    "zero within an epoch, where the published code lets momentum revive them",
+)
+@dataclass(frozen=True)
+class FPGM(FilterMethod):
+    """The fields are those of `FilterMethod`."""
+
+    def scores(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> dict[str, Tensor]:
+        """sum_l ||W_j - W_l||_2."""
+        return {name: distance_to_others(conv.weight) for name, conv in convs.items()}
+
+    def callback(self, convs: Mapping[str, nn.Conv2d]) -> SoftPruning:
+        """Zeroes after each epoch, holds at zero until the next choice."""
+        return SoftPruning(self, tuple(convs), hold=True)
 
 
 @register(

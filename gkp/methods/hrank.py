@@ -1,6 +1,6 @@
 """HRank: filters whose feature maps have the lowest matrix rank, on average over images, go (Lin et al. 2020).
 
-Images without labels. ResNet-20: 640 images by default, as in the authors' code.
+Images without labels; 2 s for ResNet-20 on one core.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from gkp.methods.registry import register
     reference="Lin et al., CVPR 2020",
     family="filter",
     needs=("weights", "data"),
-    fidelity="adapted: one rate for all layers and one fine-tuning instead of hand-set rates and a fine-tuning after each layer; "
-    "only filters that leave the residual stream whole",
+    fidelity="adapted: one rate for all layers and one fine-tuning instead of hand-set rates and a fine-tuning after each "
+    "layer; only filters that leave the residual stream whole",
 )
 @dataclass(frozen=True)
 class HRank(ImageMethod):

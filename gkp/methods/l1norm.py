@@ -21,9 +21,10 @@ from gkp.methods.registry import register
 from gkp.models import CifarResNet
 
 WIDTHS = (16, 32, 64)
-SKIPPED = {"a": (16, 20, 38, 54), "b": (16, 18, 20, 34, 38, 54)}  # of the convolutions counted from the image layer = 1
+SKIPPED = {"a": (16, 20, 38, 54), "b": (16, 18, 20, 34, 38, 54)}  # convolutions, the image layer being number 1
 Kept = tuple[int, int, int]
-KEPT: dict[tuple[str, bool], dict[str, Kept]] = {  # (scheme, whether the rate is the high one): inner widths of the paper's rows
+# (scheme, whether the rate is the high one) -> the inner widths of the paper's rows, stage by stage
+KEPT: dict[tuple[str, bool], dict[str, Kept]] = {
     ("a", False): {"resnet32": (8, 16, 32), "resnet56": (7, 15, 31), "resnet110": (8, 17, 35)},
     ("b", False): {"resnet32": (4, 14, 43), "resnet56": (4, 14, 43), "resnet110": (5, 17, 42)},
     ("a", True): {"resnet32": (4, 9, 19), "resnet56": (4, 9, 19), "resnet110": (5, 11, 22)},
@@ -32,8 +33,8 @@ KEPT: dict[tuple[str, bool], dict[str, Kept]] = {  # (scheme, whether the rate i
 NEAREST = {"resnet20": "resnet32", "resnet44": "resnet56"}  # depths that the paper does not have
 HIGH_RATE = 17 / 32  # half way between the paper's 7/16 and 10/16
 FIDELITY = (
-    "adapted: the paper's unpublished widths, derived from its MACs and parameters, taken as they are where they meet the common "
-    "budget within 1 % and scaled by one factor where not"
+    "adapted: the paper's unpublished widths, derived from its MACs and parameters, as they are where they meet the common "
+    "budget within 1 %, scaled by one factor where not"
 )
 
 
@@ -62,7 +63,11 @@ class L1Norm(FilterMethod):
 
 
 @register(
-    "l1norm-a", reference="Li et al., ICLR 2017", family="filter", needs=("weights",), fidelity=f"{FIDELITY}; VGG: one rate for all"
+    "l1norm-a",
+    reference="Li et al., ICLR 2017",
+    family="filter",
+    needs=("weights",),
+    fidelity=f"{FIDELITY}; other networks: one rate for all layers",
 )
 @dataclass(frozen=True)
 class L1NormA(L1Norm):

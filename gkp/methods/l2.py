@@ -11,7 +11,7 @@ from gkp.methods._filters import FilterMethod
 from gkp.methods.registry import register
 
 
-@register("l2", reference="control (the norm of He et al., IJCAI 2018)", family="filter", needs=("weights",), fidelity="faithful")
+@register("l2", reference="control", family="filter", needs=("weights",), fidelity="faithful")
 @dataclass(frozen=True)
 class L2(FilterMethod):
     """The fields are those of `FilterMethod`."""

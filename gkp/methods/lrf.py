@@ -2,16 +2,17 @@
 
 Every k x k convolution is put between two 1x1 convolutions, identities at first, so that its filters and its inputs can go
 without touching anybody else. The filter that the others replace best goes, one at a time: the one of least
-||residual of its least-squares fit by the others|| x ||its column of the 1x1 behind||. Its coefficients are added to the others'
-columns (weights compensation), so that only the residual is lost. Then the inputs go in the same way, into the 1x1 in front.
-The 1x1 convolutions cost MACs of their own, and are counted.
+||residual of its least-squares fit by the others|| x ||its column of the 1x1 behind||. Its coefficients are added to the
+others' columns (weights compensation), so that only the residual is lost. Then the inputs go in the same way, into the 1x1 in
+front. The 1x1 convolutions cost MACs of their own, and are counted.
 
 Weights only, nothing random. ResNet-20 on one core: {TIMES}
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,67 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gkp.budget import TOLERANCE, grouped_kernel_macs, match_macs
 from gkp.errors import BadInput
-from gkp.plans import Spec, spec_kind
+from gkp.methods.registry import register
+from gkp.plans import Plan, Spec, spec_kind
 from gkp.plans.spec import ints
 
 RIDGE = 1e-9  # of the mean squared norm: lets a filter be an exact combination of others
-GOLDEN = 0.6180339887498949  # its multiples fill [0, 1) most evenly: which widths are rounded up
+GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples fill [0, 1) most evenly: which widths are rounded up
+
+
+@register(
+    "lrf",
+    reference="Joo et al., AAAI 2021",
+    family="channel",
+    needs=("weights",),
+    fidelity=(
+        "adapted: one shot, without the authors' epochs of fine-tuning after inserting the 1x1 convolutions and after each "
+        "layer; fine-tuned as all methods are, without their distillation; widths round up or down so that the budget is met"
+    ),
+)
+@dataclass(frozen=True)
+class LRF:
+    """rate, budget, input_shape: as in `gkp.prune`. tolerance: how far from the budget, as a fraction of it.
+
+    ratio: the share of filters and of inputs that go as published; it is scaled until the budget is met.
+    """
+
+    rate: float = 7 / 16
+    budget: float | None = None
+    tolerance: float = TOLERANCE
+    input_shape: tuple[int, ...] | None = None
+    ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise BadInput(f"ratio must lie between 0 and 1, not {self.ratio}; the authors use 0.5 and 0.6")
+
+    def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
+        """Per k x k convolution: which inputs and filters stay between its two 1x1 convolutions. 1x1 layers stay dense.
+
+        Raises BadInput if no layer is larger than 1x1, or if the 1x1 convolutions alone exceed the budget.
+        """
+        weights = {name: conv.weight.detach() for name, conv in convs.items() if conv.weight[0, 0].numel() > 1}
+        if not weights:
+            raise BadInput(f"lrf prunes convolutions larger than 1x1; {', '.join(convs)} are not; choose others with layers=")
+        target = self.budget or grouped_kernel_macs(net, convs, self.rate, input_shape=self.input_shape)
+
+        def shapes(factor: float) -> Plan:  # MACs depend on how many stay, not on which: choose those once, at the end
+            kept = widths([tuple(weight.shape[:2]) for weight in weights.values()], min(1.0, factor * self.ratio))
+            return Plan(
+                {name: BetweenSpec(torch.arange(i), torch.arange(f)) for name, (f, i) in zip(weights, kept, strict=True)},
+                self.input_shape,
+            )
+
+        counts = match_macs(net, shapes, target, tolerance=self.tolerance, input_shape=self.input_shape)
+        specs = {}
+        for name, weight in weights.items():
+            count = counts[name]
+            assert isinstance(count, BetweenSpec)
+            specs[name] = narrow(weight, len(count.kept_inputs), len(count.kept_filters))
+        return Plan(specs, self.input_shape)
 
 
 @spec_kind("kept_inputs_between")
@@ -144,6 +200,23 @@ def removal_order(rows: Tensor, count: int) -> list[int]:
         order.append(int(alive[worst]))
         alive = alive[rest]
     return order
+
+
+def widths(shapes: Sequence[tuple[int, ...]], share: float) -> list[tuple[int, ...]]:
+    """How many of each width in `shapes` stay when `share` of it goes, at least one.
+
+    Fractions are rounded up for some widths and down for others, as many as the fraction says: all at once would move a
+    narrow network's MACs in steps of several percent.
+    """
+    kept, place = [], 0
+    for shape in shapes:
+        row = []
+        for width in shape:
+            place += 1
+            gone = math.floor(width * share + place * GOLDEN % 1)
+            row.append(width - min(gone, width - 1))
+        kept.append(tuple(row))
+    return kept
 
 
 def narrow(weight: Tensor, inputs: int, filters: int) -> BetweenSpec:

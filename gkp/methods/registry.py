@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import nn
 
 from gkp.budget import TOLERANCE, check_budget, grouped_kernel_macs
@@ -20,7 +21,6 @@ from gkp.cost import cost
 from gkp.datasets import Dataset
 from gkp.errors import BadInput
 from gkp.methods._layers import Chosen, Layers, choose_filter_layers, choose_layers
-from gkp.models import Classifier
 from gkp.plans import Plan, PrunedModel, find_input_shape, plan_of
 
 
@@ -94,7 +94,7 @@ def methods() -> dict[str, MethodInfo]:
     return dict(sorted(_REGISTRY.items()))
 
 
-def make_method(name: str, **options: Any) -> Method:
+def make_method(name: str, **options: Any) -> Any:
     """The method `name` with its hyper-parameters set. Raises BadInput for an unknown name or option."""
     info = method_info(name)
     unknown = sorted(set(options) - set(info.options))
@@ -125,7 +125,7 @@ def prune(
     layers: None for the paper's layers (our networks) or every ungrouped convolution whose filters divide by `groups`, except
     the image layer (any other network), and for filter methods every convolution whose filters can go whole without touching a
     residual stream; what was left out is listed in `.left_out`. Or layer names; or a predicate (name, conv) -> bool: the budget
-    is then what grouped kernel pruning of those layers would leave. input_shape: (C, H, W) of the images, if it is no usual one.
+    is then what grouped kernel pruning of those layers would leave. input_shape: (C, H, W) of the images, if not a usual one.
     options: the method's own, e.g. alpha, beam_width, check_every, beta for sr-gkp; round_to=8 for filter methods.
     Raises BadInput for an unknown method or option, a rate or groups that do not fit a layer, no layer, NaN or Inf weights,
     missing data, a budget that the method cannot reach or does not keep.
@@ -134,7 +134,7 @@ def prune(
         raise BadInput("this network is pruned already; prune its `.net`, or the network it was made from")
     info = method_info(method)
     if info.procedure != "one-shot":
-        raise BadInput(f"{method} prunes while it trains ({info.procedure}); use gkp.methods.train_pruned(net, {method!r}, ...)")
+        raise BadInput(f"{method} prunes while it trains ({info.procedure}); use gkp.methods.train_pruned")
     shape = tuple(input_shape) if input_shape is not None else None
     convs, left_out = layers_for(info, net, layers, groups, shape)
     target = target_macs(info, net, convs, layers, rate, budget, shape)
@@ -205,8 +205,14 @@ def check_inputs(info: MethodInfo, net: nn.Module, convs: Mapping[str, nn.Conv2d
         return
     if data is None:
         raise BadInput(f'{info.name} looks at images; give data=, a training split such as load_dataset("digits", "train")')
-    if isinstance(net, Classifier) and (data.images.shape[1] != net.mean.shape[1] or data.num_classes > net.num_classes):
-        raise BadInput(
-            f"{data.name} has {data.images.shape[1]} channels and {data.num_classes} classes, the network "
-            f"{net.mean.shape[1]} and {net.num_classes}; give the data it was made for"
-        )
+    was_training = net.training
+    try:
+        with torch.no_grad():
+            logits = net.eval()(data.pixels(slice(0, 1)).to(next(net.parameters()).device))
+    except RuntimeError as error:
+        shape, problem = tuple(data.images.shape[1:]), str(error).splitlines()[0]
+        raise BadInput(f"images of {data.name}, {shape}, do not pass through {type(net).__name__}: {problem}") from error
+    finally:
+        net.train(was_training)
+    if logits.ndim != 2 or logits.shape[1] < data.num_classes:
+        raise BadInput(f"{data.name} has {data.num_classes} classes, the network {logits.shape[-1]}; give data it was made for")

@@ -22,12 +22,12 @@ from gkp.methods.registry import register
     reference="Molchanov et al., CVPR 2019",
     family="filter",
     needs=("weights", "data", "gradients"),
-    fidelity="adapted: one cut before fine-tuning instead of a hundred filters every 30 steps; only filters that leave the residual "
-    "stream whole",
+    fidelity="adapted: one cut before fine-tuning instead of a hundred filters every 30 steps; only filters that leave the "
+    "residual stream whole",
 )
 @dataclass(frozen=True)
 class TaylorFO(ImageMethod):
-    """The fields are those of `ImageMethod`; 30 batches of 32, for authors score over 30 steps."""
+    """The fields are those of `ImageMethod`; 30 batches of 32, for its authors score over 30 steps."""
 
     n_batches: int = 30
     batch_size: int = 32

@@ -64,16 +64,24 @@ class Couplings:
         for name, filters in removed.items():
             if not len(filters):
                 continue
-            if reason := self.reason(name) or self._obstacle(name, self._followers(name)):
+            if reason := self.reason(name) or self._obstacle(name, self.followers(name)):
                 raise BadInput(f"whole filters of {name} cannot go: it {reason}; leave it out with layers=")
-            for one, of_filter in self._followers(name):
+            for one, of_filter in self.followers(name):
                 gone.setdefault((one.layer, one.axis), []).append(one.channels[torch.isin(of_filter, filters)])
         return [Cut(layer, axis, torch.cat(channels).unique()) for (layer, axis), channels in gone.items()]
 
+    def followers(self, name: str) -> list[tuple[Cut, Tensor]]:
+        """What goes with the filters of `name`, layer by layer, and for each channel the filter it goes with; traced once."""
+        if name not in self._known:
+            conv = self._net.get_submodule(name)
+            assert isinstance(conv, nn.Conv2d)
+            self._known[name] = self._coupled(name, list(range(conv.out_channels)))
+        return self._known[name]
+
     def norm_of(self, name: str) -> str | None:
         """The BatchNorm that reads all channels of the convolution `name` and no others, if there is one."""
-        channels = len(self._followers(name)[0][1])
-        for one, of_filter in self._followers(name):
+        channels = len(self.followers(name)[0][1])
+        for one, of_filter in self.followers(name):
             norm = self._net.get_submodule(one.layer)
             alone = isinstance(norm, BATCH_NORMS) and norm.num_features == channels
             if alone and torch.equal(one.channels[of_filter.argsort()], torch.arange(channels)):
@@ -92,14 +100,6 @@ class Couplings:
         except Exception as error:  # whatever tracing meets in a foreign forward
             kind, problem = type(self._net).__name__, (str(error) or type(error).__name__).splitlines()[0]
             raise BadInput(f"cannot trace {kind} on images of shape {shape}: {problem}; give input_shape=(C, H, W)") from error
-
-    def _followers(self, name: str) -> list[tuple[Cut, Tensor]]:
-        """What goes when all filters of `name` go, and for each channel the filter it goes with; traced once."""
-        if name not in self._known:
-            conv = self._net.get_submodule(name)
-            assert isinstance(conv, nn.Conv2d)
-            self._known[name] = self._coupled(name, list(range(conv.out_channels)))
-        return self._known[name]
 
     def _coupled(self, name: str, filters: list[int]) -> list[tuple[Cut, Tensor]]:
         """What goes with these filters, and with which; targets without a name are operations, which have no channels."""

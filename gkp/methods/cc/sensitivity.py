@@ -7,7 +7,7 @@ area, flattened to `(O, C A)` where ranks are meant.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gkp.methods.cc.spec import LowRankSpec
 
-STEP = 0.01  # share of a layer's units that go in one step, as in the released code
+STEP = 0.01  # the share of a layer's units that go in one step, as in the released code
 WIDE = 64  # filters above which the expected loss of a rank after a channel is taken without 64 decompositions
 
 
@@ -59,19 +59,19 @@ class Removal:
     """The order in which a layer loses its units, found as far as it is asked for.
 
     weight, gradient `(O, C, k, k)`. gamma: the weight of the expected cost of the next loss. At each step the units of least
-    "cost now + gamma x expected cost after one more loss" go, until `spec_saving` is satisfied.
+    "cost now + gamma x expected cost after one more loss" go, `step` of all there are, until `spec_saving` is satisfied.
     """
 
-    def __init__(self, weight: Tensor, gradient: Tensor, *, gamma: float = 0.9):
+    def __init__(self, weight: Tensor, gradient: Tensor, *, gamma: float = 0.9, step: float = STEP):
         self.weight = weight.detach().double().cpu().flatten(2)  # (O, C, A)
-        self.shape = tuple(self.weight.shape)
+        self.shape = _shape(self.weight)
         self.importance = gradient.detach().double().cpu().flatten(2).square()
         self.gamma = gamma
         self.units: list[Unit] = []
         self._now = self.weight.clone()
         self._alive = torch.arange(self.shape[1])
         self._ranks = min(self.weight.flatten(1).shape)
-        self._step = max(1, int(STEP * (self.shape[1] + self._ranks)))
+        self._step = max(1, int(step * (self.shape[1] + self._ranks)))
 
     def spec_saving(self, share: float) -> LowRankSpec:
         """What to keep to save this share of the layer's MACs: the first point of the order where that is reached.
@@ -97,11 +97,9 @@ class Removal:
         most = min(self.shape[0], len(kept) * self.shape[2])  # ranks that went with the channels
         return LowRankSpec(kept, None if rank is None or rank >= most else rank)
 
-    def _every(self):  # type: ignore[no-untyped-def]
+    def _every(self) -> Iterator[Unit]:
         at = 0
-        while True:
-            if at == len(self.units) and not self._extend():
-                return
+        while at < len(self.units) or self._extend():
             yield self.units[at]
             at += 1
 
@@ -191,13 +189,18 @@ def _energy(importance: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return ((left.square().mT @ importance) * right.square()).sum(dim=1)
 
 
+def _shape(weight: Tensor) -> tuple[int, int, int]:
+    out, inputs, area = weight.shape
+    return out, inputs, area
+
+
 def redundancy_curve(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Points (share of MACs saved, sum (G dW)^2 over its largest) `(P,)` of a layer that loses its units by sensitivity.
 
     weight, gradient `(O, C, k, k)`. Only points that save something: a low rank costs a second convolution first.
     """
     w, g = (tensor.detach().double().cpu().flatten(2) for tensor in (weight, gradient))
-    shape = tuple(w.shape)
+    shape = _shape(w)
     channel, rank = channel_sensitivity(w, g), rank_sensitivity(w, g)
     units = [Unit(False, c) for c in range(len(channel))] + [Unit(True, r) for r in range(len(rank))]
     order = [units[at] for at in torch.argsort(torch.cat([channel, rank]), stable=True).tolist()]

@@ -1,9 +1,9 @@
 """TMI-GKP: the grouped kernel pruning before SR-GKP (Zhong et al., ICLR 2022; PAPER B12).
 
-Per layer, filters are clustered in three ways into equal groups; the clustering that spreads "tickets magnitude increase" (how far
-weights moved from an early snapshot to the end) most evenly over its groups wins a vote over snapshots; in each group the greedy
-search keeps distant grouped kernels. It needs the trace of a training (`WeightTrace`); the cheap stand-ins its authors also
-support, one clustering or random groups, need weights only.
+Per layer, filters are clustered in three ways into equal groups; the clustering that spreads "tickets magnitude increase" (how
+far weights moved from an early snapshot to the end) most evenly over its groups wins a vote over snapshots; in each group the
+greedy search keeps distant grouped kernels. It needs the trace of a training (`WeightTrace`); the cheap stand-ins its authors
+also support, one clustering or random groups, need weights only.
 
 ResNet-20 on one core: {TIMES}
 """
@@ -38,16 +38,17 @@ NEAREST = 0.2  # the share of kept kernels that each pruned one is compared with
     family="grouped kernel",
     needs=("weights", "training snapshots"),
     fidelity=(
-        "adapted: clusters are made equal by optimal assignment where the released code swaps greedily, on today's scikit-learn; "
-        "snapshots are rounded to 16 bits; each layer is clustered once, not once per snapshot (the same result 36 times)"
+        "adapted: clusters are made equal by optimal assignment where the released code swaps greedily, on today's "
+        "scikit-learn; snapshots are rounded to 16 bits; a layer is clustered once, not once per snapshot to the same result"
     ),
 )
 @dataclass(frozen=True)
 class TMIGKP:
     """rate, groups: as in `gkp.prune`. seed: of k-means and t-SNE (released: 0), or of random groups.
 
-    trace: a `Trace` or its file, needed by grouping="vote". grouping: "vote" for the method itself; "kpca", "spectral", "dbscan"
-    or "random" for stand-ins that need no trace. beta: see `gkp.selection.Balance`; None for the authors' choice by network.
+    trace: a `Trace` or its file, needed by grouping="vote". grouping: "vote" for the method itself; "kpca", "spectral",
+    "dbscan" or "random" for stand-ins that need no trace. beta: see `gkp.selection.Balance`; None for the authors' choice by
+    network.
     """
 
     rate: float = 7 / 16

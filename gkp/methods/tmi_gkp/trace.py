@@ -1,7 +1,7 @@
 """The trace of weights that TMI-GKP clusters by: recorded while a network is trained, kept as a small file.
 
-What is wanted, per layer, snapshot and filter, is the sum of | |w_final| - |w_epoch| |, and w_final is known only at the end. So
-`WeightTrace` holds |w| of the snapshots in memory while training goes on, as 16-bit floats (36 snapshots: ResNet-20 19 MB,
+What is wanted, per layer, snapshot and filter, is the sum of | |w_final| - |w_epoch| |, and w_final is known only at the end.
+So `WeightTrace` holds |w| of the snapshots in memory while training goes on, as 16-bit floats (36 snapshots: ResNet-20 19 MB,
 ResNet-110 124 MB), and reduces them to the sums when it ends: no snapshot is ever written, but for those in the checkpoint
 of a training that is to be resumed. The file of the sums takes 0.1 MB for ResNet-20. Rounding |w| to 16 bits moves each sum by
 less than 0.05 % of the filter's L1 norm.
@@ -33,8 +33,8 @@ from gkp.training import Callback
 
 FORMAT = "gkp weight trace 1"
 HOW = (
-    "train the network with gkp.methods.tmi_gkp.WeightTrace() among the callbacks of gkp.training.train, then give its trace as trace=, "
-    'or take a stand-in that needs none: grouping="kpca", "spectral", "dbscan" or "random"'
+    "train the network with gkp.methods.tmi_gkp.WeightTrace() among the callbacks of gkp.training.train and give its trace as "
+    'trace=, or take a stand-in that needs none: grouping="kpca", "spectral", "dbscan" or "random"'
 )
 
 
@@ -42,8 +42,8 @@ HOW = (
 class Trace:
     """How far every filter's |weights| still moved, from each snapshot to the end of training.
 
-    epochs: the E snapshots, from 1. changes: layer -> `(E, C_out)` float32, sums of | |w_final| - |w_epoch| |. weights: layer ->
-    sha256 of its final weight, by which the network is known again.
+    epochs: the E snapshots, from 1. changes: layer -> `(E, C_out)` float32, sums of | |w_final| - |w_epoch| |. weights: layer
+    -> sha256 of its final weight, by which the network is known again.
     """
 
     epochs: tuple[int, ...]
@@ -55,7 +55,7 @@ class Trace:
         if name not in self.changes:
             raise BadInput(f"the trace has no layer {name}; it has {', '.join(self.changes)}; {HOW}")
         if self.weights[name] != _sha256(conv.weight):
-            raise BadInput(f"the trace was recorded for other weights than {name} has now; prune the network it was recorded with")
+            raise BadInput(f"the trace is of other weights than {name} has now; prune the network it was recorded with")
         return self.changes[name]
 
     def save(self, path: str | Path) -> Path:
@@ -151,7 +151,7 @@ class WeightTrace(Callback):
             raise BadInput("the weight trace is ready when the training has ended; call gkp.training.train first")
         if not self._trace.epochs:
             first, last = min(self.epochs, default=0), max(self.epochs, default=0)
-            raise BadInput(f"no epoch of {first} to {last} was reached; give WeightTrace the epochs of snapshot_epochs(its length)")
+            raise BadInput(f"no epoch of {first} to {last} was reached; give epochs=snapshot_epochs(length of the training)")
         return self._trace
 
     def save(self, path: str | Path) -> Path:

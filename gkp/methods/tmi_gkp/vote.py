@@ -1,4 +1,4 @@
-"""Which of several clusterings a layer gets: tickets magnitude increase and a vote over snapshots (TMI-GKP, step 2; PAPER B12)."""
+"""Which of several clusterings a layer gets: a vote of snapshots by tickets magnitude increase (TMI-GKP, step 2; PAPER B12)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,169 @@
+"""Profiles, and the cells of this project from end to end on the digits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import gkp
+from gkp import grid, profiles
+from gkp.datasets import load_dataset
+from gkp.errors import BadInput
+from gkp.grid import stages
+from gkp.grid import store as store_module
+from gkp.grid.cells import EvaluateCell, Network, PruneCell, TrainCell
+from gkp.grid.data import PINNED
+from gkp.outcomes import Outcomes
+
+BASELINE = TrainCell(dataset="digits", model="resnet20", epochs=1, schedule="one-cycle", split="train+val", batch_size=128)
+PRUNED = PruneCell(net=BASELINE, method="sr-gkp", epochs=1, split="train+val", batch_size=128, log_examples=10)
+EVALUATED = EvaluateCell(net=PRUNED, examples=20, eps=("8/255",))
+
+OWN = """
+from dataclasses import dataclass
+from gkp.grid import Cell, stage
+
+@dataclass(frozen=True, kw_only=True)
+class Square(Cell):
+    stage = "square"
+    x: float = 0.0
+
+@stage("square", revision=1)
+def square(params, parents, folder, context):
+    return {"value": params["x"] ** 2}
+
+def cells():
+    return [Square(x=x) for x in range(3)]
+"""
+
+
+# --- profiles -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("profile", profiles.PROFILES)
+def test_a_profile_has_every_network_evaluated_in_both_protocols_beside_the_unpruned_one(profile):
+    cells = profiles.cells(profile)
+    assert len({cell.id for cell in cells}) == len({cell.hash for cell in cells}) == len(cells)
+    protocols: dict[str, set[str]] = {}
+    for cell in cells:
+        if isinstance(cell, EvaluateCell):
+            protocols.setdefault(cell.net.hash, set()).add(cell.protocol)
+    networks = {cell.hash for cell in cells if isinstance(cell, Network | PruneCell)}
+    assert protocols == {network: {"paper", "pixel"} for network in networks}
+    methods = {cell.method for cell in cells if isinstance(cell, PruneCell)}
+    weight_only = {name for name, method in gkp.methods().items() if set(method.needs) == {"weights"}}
+    assert methods >= {"none"} | weight_only
+
+
+def test_planning_a_profile_needs_no_data(monkeypatch):
+    monkeypatch.setattr("gkp.datasets.load_dataset", lambda *_: pytest.fail("data was asked for"))
+    assert all(cell.data for cell in profiles.cells("cifar10") if isinstance(cell, EvaluateCell | TrainCell))
+
+
+def test_a_group_is_a_part_of_its_profile_and_an_unknown_one_is_refused():
+    main = {cell.hash for cell in profiles.cells("quick", "main")}
+    assert main < {cell.hash for cell in profiles.cells("quick")}
+    with pytest.raises(BadInput, match="profile quick has no group 'table9'; it has main, seeds, "):
+        profiles.cells("quick", "table9")
+
+
+@pytest.mark.parametrize("profile", ["quik", "missing.py", ""])
+def test_an_unknown_profile_is_refused(profile):
+    with pytest.raises(BadInput, match=r"unknown profile .*; known: quick, cifar10, paper, or the path of a file"):
+        profiles.check_profile(profile)
+
+
+def test_a_file_of_ones_own_is_a_profile_and_workers_find_its_stages(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    report = grid.run(profiles.cells(str(file)), jobs=2, store=grid.Store(tmp_path / "cells"), progress=False)
+    assert [result["value"] for result in report] == [0, 1, 4]
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("cells = 3", "TypeError"), ("x = 1", "AttributeError"), ("1 / 0", "ZeroDivisionError"), ("def cells(: ", "SyntaxError"),
+    ("def cells(): return [1]", "returned a int among its cells")])
+def test_a_file_that_is_no_profile_is_refused_with_the_reason(tmp_path, text, reason):
+    file = tmp_path / "bad.py"
+    file.write_text(text)
+    with pytest.raises(BadInput, match=rf"bad\.py: .*{reason}"):
+        profiles.cells(str(file))
+
+
+# --- cells ----------------------------------------------------------------------------------------------------------
+
+def test_ids_say_what_a_cell_is():
+    assert PRUNED.label == "digits-resnet20-sr-gkp-r0.4375-e1-s0"
+    assert EVALUATED.label == "digits-resnet20-sr-gkp-r0.4375-e1-s0-pixel-n20"
+    assert replace(PRUNED, options={"alpha": 0.5}).label == "digits-resnet20-sr-gkp-alpha-0.5-r0.4375-e1-s0"
+    assert replace(EVALUATED, purpose="curve").hash == EVALUATED.hash
+
+
+def test_options_are_the_same_in_any_order_and_as_pairs():
+    one = replace(PRUNED, options={"alpha": 0.5, "beta": "paper"})
+    assert one.hash == replace(PRUNED, options=(("beta", "paper"), ("alpha", 0.5))).hash != PRUNED.hash
+
+
+@pytest.mark.parametrize("name", [name for name in PINNED if name.startswith("digits")])
+def test_the_pinned_hash_of_digits_is_that_of_the_data(name):
+    assert load_dataset(*name.split("/")).sha256 == PINNED[name][0]
+
+
+def test_the_pinned_hash_of_cifar10_is_that_of_the_data(cifar10_root):
+    if not (cifar10_root / "cifar10_test.npz").exists():
+        pytest.skip("this copy of CIFAR-10 is not the npz pair")
+    for name in ("cifar10/test", "cifar10/train"):
+        assert load_dataset(*name.split("/")).sha256 == PINNED[name][0]
+
+
+def test_a_set_with_other_labels_is_refused_and_one_with_other_pixels_is_used(monkeypatch):
+    data = load_dataset("digits", "test")
+    monkeypatch.setattr(stages, "load_dataset", lambda *_: replace(data, images=data.images ^ 1))
+    assert stages.load_pinned("digits", "test").sha256 != data.sha256
+    monkeypatch.setattr(stages, "load_dataset", lambda *_: replace(data, labels=data.labels.flip(0)))
+    with pytest.raises(BadInput, match="the test part of digits found here has other labels"):
+        stages.load_pinned("digits", "test")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> grid.Report:
+    """A baseline, the same pruned, and its evaluation, really computed."""
+    store = grid.Store(tmp_path_factory.mktemp("end-to-end"))
+    return grid.run([BASELINE, PRUNED, EVALUATED], jobs=1, store=store, progress=False)
+
+
+def test_a_baseline_is_trained_and_can_be_loaded(report):
+    result = report[0]
+    net = gkp.load_model(result.file("model"))
+    assert result["params"] == sum(p.numel() for p in net.parameters()) and result["n"] == 1297
+    assert [row["epoch"] for row in result["epochs"]] == [1] and result.file("trace.safetensors").stat().st_size > 0
+    assert len(result.run["epoch_seconds"]) == 1 and "seconds" not in result["epochs"][0]
+
+
+def test_a_pruned_cell_keeps_its_plan_through_fine_tuning_and_ships_the_small_network(report):
+    result = report[1]
+    twin, small = gkp.load_model(result.file("model")), gkp.load_model(result.file("compact"))
+    assert result["params"] == sum(p.numel() for p in small.parameters()) == 152_794  # PAPER A3: 0.153 M at 7/16
+    x = load_dataset("digits").pixels(slice(0, 8))
+    assert (twin(x) - small(x)).abs().max() <= 1e-5
+    assert {"clean", "fgsm-0.01", "fgsm-0.1"} <= result["epochs"][0].keys()
+    assert {"prune_seconds", "finetune_seconds"} <= result.run.keys()
+
+
+def test_an_evaluation_has_the_outcomes_its_figures_follow_from(report):
+    result = report[2]
+    outcomes = Outcomes.load(result.folder)
+    assert result["accuracy"] == outcomes.accuracy() and result["n"] == outcomes.n == 20
+    assert result["model_sha256"] == report[1]["model_sha256"] and result["interval"].keys() == result["accuracy"].keys()
+
+
+def test_a_training_that_failed_after_its_last_epoch_resumes_and_gives_the_same_bytes(report, tmp_path, monkeypatch):
+    store = grid.Store(tmp_path)
+    monkeypatch.setattr(store_module, "_flush_tree", lambda folder: (_ for _ in ()).throw(OSError(5, "input/output error")))
+    assert grid.run([BASELINE], jobs=1, store=store, progress=False, check=False).failures[0].kind == "error"
+    monkeypatch.undo()
+    assert (store.scratch(BASELINE.id) / "training.pt").exists()
+    monkeypatch.setattr("gkp.training._epoch", lambda *_, **__: pytest.fail("trained again"))
+    again = grid.run([BASELINE], jobs=1, store=store, progress=False)[0]
+    for name in ("result.json", "model/model.safetensors", "trace.safetensors"):
+        assert again.file(name).read_bytes() == report[0].file(name).read_bytes(), name
