@@ -149,7 +149,7 @@ def _prune(arguments: argparse.Namespace) -> None:
         _print_json(facts)
         return
     print(
-        f"{arguments.method}: {len(pruned.plan)} layers pruned at rate {arguments.rate:g}, {len(pruned.left_out)} left as they were"
+        f"{arguments.method}: {len(pruned.plan)} layers pruned at rate {arguments.rate:g}, {len(pruned.left_out)} left alone"
     )
     for name in ("params", "macs", "paper_macs"):
         print(f"  {name:<11}{facts[name][0]:>12,} -> {facts[name][1]:>12,}  ({facts[name][1] / facts[name][0]:.1%})")
@@ -181,9 +181,8 @@ def _benchmark(arguments: argparse.Namespace) -> None:
             }
         )
         return
-    print(
-        f"{arguments.dataset}, {arguments.protocol} protocol, first {out.n:,} test images, seed {arguments.seed}, 95 % intervals"
-    )
+    protocol, images = f"{arguments.protocol} protocol", f"first {out.n:,} test images"
+    print(f"{arguments.dataset}, {protocol}, {images}, seed {arguments.seed}, 95 % intervals")
     interval = out.interval()
     _print_columns(
         [("ATTACK", "ACCURACY", "INTERVAL")]

@@ -98,8 +98,19 @@ def pgd(
             here, who = x[rows[chosen]], ids[rows[chosen].to(ids.device)]
             return _random_start(here, who, eps, norm, bounds, seed, restart) if random_start else here
 
-        candidate = _ascend(model, x[rows], y[rows], start, eps=eps, step=step, steps=steps, norm=norm, bounds=bounds,
-                            drop_fallen=drop_fallen, batch_size=batch_size)
+        candidate = _ascend(
+            model,
+            x[rows],
+            y[rows],
+            start,
+            eps=eps,
+            step=step,
+            steps=steps,
+            norm=norm,
+            bounds=bounds,
+            drop_fallen=drop_fallen,
+            batch_size=batch_size,
+        )
         if restarts == 1:
             found[rows] = candidate
             break

@@ -89,8 +89,12 @@ def benchmark(
         _check_fit(net, data)
         digest = state_sha256(net)
         space = _space(net, data, protocol)
-        with tqdm(total=n * (1 + len(specs)), unit="image", desc=f"{data.name} {protocol}",
-                  disable=None if progress is None else not progress) as bar:
+        with tqdm(
+            total=n * (1 + len(specs)),
+            unit="image",
+            desc=f"{data.name} {protocol}",
+            disable=None if progress is None else not progress,
+        ) as bar:
             run = _Run(space, data, specs, int(seed), batch_size, _home(net), bar)
             parts = [run.window(indices) for indices in torch.arange(n).split(_WINDOW * batch_size)]
     right, predictions = (torch.cat(part, dim=-1).numpy() for part in zip(*parts, strict=True))
@@ -162,13 +166,20 @@ def _space(net: nn.Module, data: Dataset, protocol: str) -> _Space:
     if inside is not None and _same(getattr(net, "mean", None), mean) and _same(getattr(net, "std", None), std):
         model: Model = inside  # the paper's path, bit for bit
     else:
+
         def model(z: Tensor) -> Tensor:
             return net(z * std + mean)
+
     return _Space(lambda x: (x - mean) / std, model, bounds, attacks_all=True)
 
 
-def _attacks(protocol: str, eps: Sequence[float | str] | float | str | None, attacks: Sequence[str | AttackSpec] | None,
-             true_labels: bool, pgd_random_start: bool) -> tuple[AttackSpec, ...]:
+def _attacks(
+    protocol: str,
+    eps: Sequence[float | str] | float | str | None,
+    attacks: Sequence[str | AttackSpec] | None,
+    true_labels: bool,
+    pgd_random_start: bool,
+) -> tuple[AttackSpec, ...]:
     """The rows of the outcome matrix after the clean one."""
     if protocol not in PROTOCOLS:
         raise BadInput(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")

@@ -174,6 +174,7 @@ class Vgg16Bn(Classifier):
     """VGG-16 with BatchNorm for 32x32 (Simonyan & Zisserman 2015, configuration D) and a single linear classifier."""
 
     widths = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
+
     def __init__(self, architecture: Architecture):
         super().__init__()
         self.describe(architecture)

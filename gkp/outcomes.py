@@ -182,8 +182,14 @@ class Outcomes:
                 arrays = {name: archive[name] for name in ARRAYS}
             attacks = tuple(AttackSpec(**spec) for spec in header["attacks"])
             facts = {name: header[name] for name in ("protocol", "dataset", "split", "data_sha256", "model_sha256", "seed")}
-            return cls(**arrays, attacks=attacks, bounds=tuple(header["bounds"]), **facts,
-                       versions=header["versions"], seconds=header["seconds"])
+            return cls(
+                **arrays,
+                attacks=attacks,
+                bounds=tuple(header["bounds"]),
+                **facts,
+                versions=header["versions"],
+                seconds=header["seconds"],
+            )
         except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
             raise BadInput(f"{folder} does not hold saved outcomes ({error}); evaluate again") from error
 

@@ -1,6 +1,6 @@
 """Figures in one style, each with the points it was drawn from.
 
-A drawing returns a `Figure`: show it in a notebook, or `save` it as SVG + PNG + CSV. Colours are seaborn's colour-blind palette,
+A drawing returns a `Figure`: show it in a notebook, or `save` it as SVG + PNG + CSV. Colours: seaborn's colour-blind palette;
 error bars are always shown where there is an interval.
 """
 
@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from gkp.evaluation import Outcomes
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure as MatplotlibFigure
@@ -24,6 +23,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
+from gkp.evaluation import Outcomes
 from gkp.files import output_folder
 from gkp.grouping import default_grouping, grouped_kernels
 from gkp.plans import kept_count, plan_of
@@ -207,6 +207,7 @@ def _weight(net: nn.Module, layer: str) -> Tensor:
         weight = dense.get_submodule(layer).weight
     except AttributeError as error:
         raise BadInput(f"{type(dense).__name__} has no layer {layer} with a weight") from error
+    assert isinstance(weight, Tensor)
     return weight.detach().cpu()
 
 

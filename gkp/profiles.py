@@ -9,6 +9,7 @@
 Each profile is a dictionary of groups, in the order in which they are worth having; a group is a list of cells. A file of
 your own is a profile too: it defines `cells()`, which returns a list of cells, and registers stages of its own if it has any.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -52,28 +53,36 @@ class Scale:
     def evaluated(self, nets: Iterable[Network | PruneCell]) -> list[EvaluateCell]:
         """Both protocols for each network."""
         nets = list(nets)
-        return [*evaluations(nets, protocol="paper", true_labels=True, **self.paper),
-                *evaluations(nets, protocol="pixel", **self.pixel)]
+        return [
+            *evaluations(nets, protocol="paper", true_labels=True, **self.paper),
+            *evaluations(nets, protocol="pixel", **self.pixel),
+        ]
 
 
 def quick() -> Groups:
     """Everything end to end on the digits: it shows that the pipeline works, and says nothing about the paper."""
     limits: dict[str, Any] = {"time_limit": 600.0, "memory_limit": 6000.0}
     short: dict[str, Any] = {"schedule": "one-cycle", "split": "train+val", **limits}
-    scale = Scale(finetune={"epochs": 2, "lr": 0.02, "log_examples": 100, **short},
-                  paper={"examples": 500, **limits},
-                  pixel={"examples": 100, "eps": ("4/255", "8/255", "16/255"), **limits})
+    scale = Scale(
+        finetune={"epochs": 2, "lr": 0.02, "log_examples": 100, **short},
+        paper={"examples": 500, **limits},
+        pixel={"examples": 100, "eps": ("4/255", "8/255", "16/255"), **limits},
+    )
     baseline = TrainCell(dataset="digits", model="resnet20", epochs=12, threads=2, **short)
     return _groups(baseline, scale, ablations=ALPHAS[-1:])
 
 
 def cifar10() -> Groups:
     """CIFAR-10 scaled down: a ResNet-20 trained here (40 epochs) and 3 epochs of fine-tuning; ResNet-56 for 0 and 1 epoch."""
-    scale = Scale(finetune={"epochs": 3, "lr": 0.02, "schedule": "one-cycle", "log_examples": 2000},
-                  paper={"examples": None}, pixel={"examples": 1000})
+    scale = Scale(
+        finetune={"epochs": 3, "lr": 0.02, "schedule": "one-cycle", "log_examples": 2000},
+        paper={"examples": None},
+        pixel={"examples": 1000},
+    )
     # the one cell that everything waits for may use both cores; its bits depend on that, so it is part of the cell
-    baseline = TrainCell(dataset="cifar10", model="resnet20", epochs=40, batch_size=128, lr=0.2, schedule="one-cycle",
-                         threads=2)
+    baseline = TrainCell(
+        dataset="cifar10", model="resnet20", epochs=40, batch_size=128, lr=0.2, schedule="one-cycle", threads=2
+    )
     groups = _groups(baseline, scale, ablations=ALPHAS)
     large = PretrainedCell(dataset="cifar10", model="resnet56", weights="akamaster")
     nets: list[Network | PruneCell] = [large]
@@ -144,8 +153,9 @@ PROFILES: dict[str, Callable[[], Groups]] = {"quick": quick, "cifar10": cifar10,
 def check_profile(profile: str) -> None:
     """Raises BadInput unless `profile` is a known name or the path of a Python file."""
     if profile not in PROFILES and not (profile.endswith(".py") and Path(profile).is_file()):
-        raise BadInput(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}, or the path of a file with a function "
-                       "cells()")
+        raise BadInput(
+            f"unknown profile {profile!r}; known: {', '.join(PROFILES)}, or the path of a file with a function cells()"
+        )
 
 
 def groups(profile: str) -> Groups:
@@ -177,8 +187,9 @@ def _cells_of_file(path: Path) -> list[Cell]:
         raise
     except Exception as error:  # whatever a user's file may do wrong
         del sys.modules[name]
-        raise BadInput(f"{path}: {type(error).__name__}: {error}; a profile defines a function cells() that returns a list "
-                       "of cells") from error
+        raise BadInput(
+            f"{path}: {type(error).__name__}: {error}; a profile defines a function cells() that returns a list of cells"
+        ) from error
     if strangers := [item for item in found if not isinstance(item, Cell)]:
         raise BadInput(f"{path}: cells() returned a {type(strangers[0]).__name__} among its cells; return gkp.grid cells only")
     return found

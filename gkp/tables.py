@@ -66,11 +66,18 @@ def accuracies(outcomes: Mapping[str, Outcomes], *, keys: Sequence[str] | None =
 def costs(networks: Mapping[str, nn.Module], *, input_shape: Sequence[int] = (3, 32, 32)) -> Table:
     """Parameters and multiply-accumulates of each network, a masked twin counted as the compact network it stands for."""
     counted = {name: cost(net, input_shape=input_shape) for name, net in networks.items()}
-    points = pd.DataFrame([
-        {"network": name, "form": "masked twin" if isinstance(networks[name], PrunedModel) else "as stored",
-         "params": c.params, "macs": c.macs, "paper_macs": c.paper_macs}
-        for name, c in counted.items()
-    ])
+    points = pd.DataFrame(
+        [
+            {
+                "network": name,
+                "form": "masked twin" if isinstance(networks[name], PrunedModel) else "as stored",
+                "params": c.params,
+                "macs": c.macs,
+                "paper_macs": c.paper_macs,
+            }
+            for name, c in counted.items()
+        ]
+    )
     shown = points.set_index("network")[["params", "macs", "paper_macs"]].map("{:,}".format)
     return Table(f"Cost for one image of {'x'.join(map(str, input_shape))}", shown, points)
 

@@ -1,7 +1,7 @@
 """`make bench`: what things cost, as medians and ratios within this one run, beside the budget of each.
 
-Not a test: machines are shared and noisy. Ratios compare two loops that took turns; seconds are of this machine. Exits 1 where a
-budget is missed.
+Not a test: machines are shared and noisy. Ratios compare two loops that took turns; seconds are of this machine. Exits 1 where
+a budget is missed.
 """
 
 from __future__ import annotations

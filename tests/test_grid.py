@@ -27,7 +27,7 @@ from gkp.errors import BadInput
 from gkp.grid import store as store_module
 from gkp.grid.cell import Cell, find_stage, later, stage
 from gkp.grid.compute import compute as compute_job
-from gkp.grid.compute import make_job
+from gkp.grid.compute import isolated, make_job
 from gkp.grid.estimate import Durations, in_words
 from gkp.grid.lock import Busy, locked
 from gkp.grid.plan import take_shard
@@ -173,6 +173,13 @@ def test_what_happened_before_in_the_process_does_not_leak_into_a_cell_nor_out_o
     assert one.figures == two.figures and one["threads"] == 1
     assert draw() == expected
     assert torch.get_num_threads() == threads
+
+
+def test_a_cell_computes_with_its_own_number_of_threads_whatever_the_process_had():
+    before = torch.get_num_threads()
+    with isolated(before + 1, seed=0):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
 
 
 def test_every_result_says_when_where_and_how_it_was_computed(store):

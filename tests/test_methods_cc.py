@@ -195,7 +195,8 @@ def test_cc_keeps_the_budget_and_the_network_trains_and_saves(name, step, digits
 
 def test_the_same_seed_gives_the_same_plan_and_another_seed_other_images(digits):
     net = build_model("resnet20")
-    options = {"data": digits, "n_batches": 1, "batch_size": 8, "layers": ["layer1.0.conv1", "layer2.0.conv1"], "tolerance": 0.02}
+    layers = ["layer1.0.conv1", "layer2.0.conv1"]
+    options = {"data": digits, "n_batches": 1, "batch_size": 8, "layers": layers, "tolerance": 0.02}
     plan = prune(net, "cc", seed=1, **options).plan
     assert prune(net, "cc", seed=1, **options).plan == plan
     assert prune(net, "cc", seed=2, **options).plan != plan
@@ -230,3 +231,5 @@ def test_cc_without_images_or_with_no_batch_is_refused(digits):
         prune(build_model("resnet20"), "cc")
     with pytest.raises(BadInput, match="n_batches and batch_size of 1 or more"):
         prune(build_model("resnet20"), "cc", data=digits, n_batches=0)
+    with pytest.raises(BadInput, match=r"step must lie in \(0, 1\]"):
+        prune(build_model("resnet20"), "cc", data=digits, step=0)

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 import torchvision
-from gkp.evaluation import accuracy
 
 from gkp.checkpoints import load_model, save_model, tensors_sha256
 from gkp.cost import cost, latency
 from gkp.datasets import load_dataset
 from gkp.errors import BadInput
+from gkp.evaluation import accuracy
 from gkp.methods import prune
 from gkp.models import ShortcutA, build_model
 

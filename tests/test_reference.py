@@ -1,7 +1,8 @@
 """The figures that the paper's public code gives on its own ResNet-20 and all 10,000 test images of CIFAR-10.
 
-Reference: that code run by itself gives 25.38 / 24.41 / 14.71 % (its published log says 25.40 / 24.39 / 14.84) for SR-GKP in one
-shot, with the network's own predictions as FGSM labels, and 25.38 / 12.54 / 1.48 with true labels. About a minute on two cores.
+Reference: that code run by itself gives 25.38 / 24.41 / 14.71 % (its published log says 25.40 / 24.39 / 14.84) for one-shot
+SR-GKP, with the network's own predictions as FGSM labels, and 25.38 / 12.54 / 1.48 with true labels.
+About a minute on two cores.
 """
 
 import pytest

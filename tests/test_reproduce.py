@@ -49,7 +49,9 @@ def test_a_misspelt_parameter_is_refused_before_anything_runs(notebook, tmp_path
 
 def test_a_failing_cell_leaves_nothing_under_the_final_name_not_even_an_older_copy(notebook, tmp_path):
     (tmp_path / "00_try.ipynb").write_text("an older copy")
-    with pytest.raises(RunFailed, match=r"00_try.ipynb: ZeroDivisionError: division by zero \(cell by cell in .*failed.ipynb\)"):
+    with pytest.raises(
+        RunFailed, match=r"00_try.ipynb: ZeroDivisionError: division by zero \(cell by cell in .*failed.ipynb\)"
+    ):
         run_notebook(notebook("1 / 0"), tmp_path, {"profile": "quick"})
     assert sorted(file.name for file in tmp_path.glob("*.ipynb")) == ["00_try.failed.ipynb"]
 

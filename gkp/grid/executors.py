@@ -88,7 +88,10 @@ class OnDask:
 
     def submit(self, job: Job) -> None:
         self._submitted += 1
-        future = self._client.submit(supervise, job, key=f"{job.id}-{os.getpid()}-{self._submitted}", pure=False)
+        try:
+            future = self._client.submit(supervise, job, key=f"{job.id}-{os.getpid()}-{self._submitted}", pure=False)
+        except (OSError, RuntimeError) as error:
+            raise SchedulerLost(str(error)) from error
         self._futures[job.id] = future
         future.add_done_callback(lambda ended: self._ended.put((job.id, ended)))
 
@@ -105,11 +108,16 @@ class OnDask:
         return [self._outcome(cell_id, future) for cell_id, future in ended]
 
     def _outcome(self, cell_id: str, future: Any) -> Outcome:
+        from asyncio import CancelledError
+
         from distributed import KilledWorker
 
         self._futures.pop(cell_id, None)
         if future.status == "finished":
-            return future.result()
+            try:
+                return future.result(timeout=60)
+            except (CancelledError, OSError, TimeoutError) as error:  # between its end and now, worker or scheduler died
+                raise SchedulerLost(f"cell {cell_id} ended, but nobody has its outcome") from error
         if future.status != "error":
             raise SchedulerLost(f"cell {cell_id} was {future.status}")
         error = future.exception()

@@ -30,8 +30,8 @@ _UNTIL_SEEN = 15.0  # seconds a network folder may take to show what another mac
 
 def run(cells: Iterable[Cell], *, jobs: int | None = None, shard: str | None = None, only: str | None = None,
         scheduler: str | Path | None = None, dry_run: bool = False, recompute: bool = False,
-        progress: bool | None = None, quiet: bool = False, check: bool = True, store: Store | None = None, time_limit: float | None = None,
-        memory_limit: float | None = None) -> Report:
+        progress: bool = True, quiet: bool = False, check: bool = True, store: Store | None = None,
+        time_limit: float | None = None, memory_limit: float | None = None) -> Report:
     """The results of the cells, in their order; those that no store has are computed first, with their parents.
 
     jobs: cells computed at once; None for one per core, 1 for this very process. shard: "i/n", this runner's share.
@@ -54,7 +54,7 @@ def run(cells: Iterable[Cell], *, jobs: int | None = None, shard: str | None = N
     else:
         store.prepare()
         report = _compute(plan, store, jobs, scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS"),
-                          show=progress is not False, wishes=_Wishes(recompute, time_limit, memory_limit))
+                          show=progress, wishes=_Wishes(recompute, time_limit, memory_limit))
     if not quiet:
         print(*report.lines, report.headline, *(f"damaged: {reason}" for reason in report.damaged.values()), sep="\n")
     if check and report.failures:

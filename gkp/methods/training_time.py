@@ -73,8 +73,8 @@ def train_pruned(
     """The masked dense twin of `net` after it was trained and pruned by `method`, and the log of that training.
 
     `net` itself is left as it was; give it trained or new. rate, layers, input_shape, budget, options: as in `gkp.prune`.
-    recipe, seed, evaluate, checkpoint, progress, device: as in `gkp.training.train`; the net that is evaluated is the dense one,
-    zero where the method just zeroed it. callbacks: others beside the method's own. What comes back is fine-tuned as any other.
+    recipe, seed, evaluate, checkpoint, progress, device: as in `gkp.training.train`; what is evaluated is the dense net, zero
+    where the method just zeroed it. callbacks: others beside the method's own. What comes back is fine-tuned like any other.
     Raises BadInput for a one-shot method, and as `gkp.prune` and `gkp.training.train` do.
     """
     if isinstance(net, PrunedModel):

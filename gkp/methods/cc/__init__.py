@@ -61,13 +61,17 @@ class CC:
     n_batches: int = 16
     batch_size: int = 128
 
+    def __post_init__(self) -> None:
+        if self.n_batches < 1 or self.batch_size < 1:
+            raise BadInput(f"cc wants n_batches and batch_size of 1 or more, not {self.n_batches} and {self.batch_size}")
+        if not 0 < self.step <= 1:
+            raise BadInput(f"step must lie in (0, 1], not {self.step}; the released code uses {STEP}")
+
     def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
         """Per layer: the inputs it keeps and the rank of its weight. Layers that are to save nothing are left alone.
 
         Raises BadInput without data, or if the budget cannot be met.
         """
-        if self.n_batches < 1 or self.batch_size < 1:
-            raise BadInput(f"cc wants n_batches and batch_size of 1 or more, not {self.n_batches} and {self.batch_size}")
         if self.data is None:
             raise BadInput('cc takes a gradient; give data=, a training split such as load_dataset("digits", "train")')
         shape = self.input_shape or find_input_shape(net)
@@ -76,7 +80,9 @@ class CC:
         every = macs_of_layers(net, input_shape=shape)
         macs = [every[name] for name in convs]
         fits = [exponential(*redundancy_curve(conv.weight, gradients[name])) for name, conv in convs.items()]
-        removals = {name: Removal(conv.weight, gradients[name], gamma=self.gamma, step=self.step) for name, conv in convs.items()}
+        removals = {
+            name: Removal(conv.weight, gradients[name], gamma=self.gamma, step=self.step) for name, conv in convs.items()
+        }
 
         def at(factor: float) -> Plan:
             saved = savings(fits, macs, factor * self.rate * sum(macs))
