@@ -18,8 +18,8 @@ from gkp.plans import Couplings, Plan, find_input_shape, shape_copy
 
 TOLERANCE = 0.01  # of the budget: "the same MACs within 1 %"
 CLOSE = 0.001  # of the budget: near enough to stop
-HALVINGS = 14
-MOST = 1e4  # a factor that leaves of every scheme only what must stay
+LARGEST = 1e4  # a factor that leaves of every scheme only what must stay
+STEPS, FINEST = 30, 1e-3  # at most; of a factor: finer than the steps of any plan
 
 
 def grouped_kernel_macs(net: nn.Module, layers: Iterable[str], rate: float, *, input_shape: Sequence[int] | None = None) -> int:
@@ -50,22 +50,25 @@ def match_macs(
     steps are too coarse.
     """
     counter = Counter(net, input_shape)
-    goal = check_target(net, target, counter)
-    published = make_plan(1.0)
-    tried = [(counter(published).paper_macs, published)]
-    if abs(tried[0][0] - goal) <= tolerance * goal:
-        return published
-    low, high = 0.0, 1.0
-    while tried[-1][0] > goal and high < MOST:  # how far the scheme must be scaled
-        low, high = high, 2 * high
-        plan = make_plan(high)
+    dense, goal = _dense_and_goal(net, target, counter)
+    tried: list[tuple[int, Plan]] = []
+
+    def macs_at(factor: float) -> int:
+        plan = make_plan(factor)
         tried.append((counter(plan).paper_macs, plan))
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        plan = make_plan(middle)
-        tried.append((counter(plan).paper_macs, plan))
-        low, high = (middle, high) if tried[-1][0] > goal else (low, middle)
-        if abs(tried[-1][0] - goal) <= CLOSE * goal:
+        return tried[-1][0]
+
+    low, high, most, least = 0.0, 1.0, dense, macs_at(1.0)
+    if abs(least - goal) <= tolerance * goal:
+        return tried[0][1]
+    while least > goal and high < LARGEST:  # how far the scheme must be scaled
+        low, high, most, least = high, 2 * high, least, macs_at(2 * high)
+    for step in range(STEPS):  # where a straight line meets the goal, and the middle, in turn
+        line = (most - goal) / (most - least) if most > goal > least else 0.5
+        middle = low + (high - low) * (line if step % 2 == 0 else 0.5)
+        macs = macs_at(middle)
+        low, high, most, least = (middle, high, macs, least) if macs > goal else (low, middle, most, macs)
+        if abs(macs - goal) <= CLOSE * goal or high - low < FINEST * high:
             break
     macs, plan = min(tried, key=lambda entry: abs(entry[0] - goal))
     if abs(macs - goal) > tolerance * goal:
@@ -104,10 +107,10 @@ class Counter:
         return count(small, self.input_shape)
 
 
-def check_target(net: nn.Module, target: float, counter: Counter) -> float:
-    """`target` in paper_macs, a fraction below 1 taken of the dense network's. Raises BadInput for one that prunes nothing."""
+def _dense_and_goal(net: nn.Module, target: float, counter: Counter) -> tuple[int, float]:
+    """The paper_macs of the dense network, and `target` in such. Raises BadInput for a target that prunes nothing."""
     dense = counter(Plan({})).paper_macs
     goal = target * dense if 0 < target < 1 else target
     if not 0 < goal < dense:
         raise BadInput(f"the budget must lie between 0 and the {dense:,} paper MACs of {type(net).__name__}, not {target:,}")
-    return goal
+    return dense, goal

@@ -29,7 +29,7 @@ UNPRUNED = "none"  # the unpruned network under the same fine-tuning: a row of e
 SEEDED = (UNPRUNED, "sr-gkp", "l2-gkp", "random-gkp", "l1norm-b")  # the rows that get three seeds
 HIGH = (UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "fpgm", "sfp", "hrank")
 ALPHAS = (0.1, 0.25, 0.5, 0.75)  # Tables 14-16, beside the default 0.9
-_GIVEN = {"weights", "training snapshots"}  # what `gkp.grid.stages` can give a method
+_GIVEN = {"weights", "training snapshots", "data", "gradients", "training"}  # what `gkp.grid.stages` can give a method
 
 Groups = dict[str, list[Cell]]
 
@@ -129,7 +129,8 @@ def _groups(baseline: TrainCell, scale: Scale, *, ablations: Iterable[float]) ->
     """What the paper does with one network: all methods, seeds, ablations, the high rate."""
     everything = [UNPRUNED, *_registered()]
     main = scale.pruned(baseline, everything, rate=RATE)
-    seeds = [replace(cell, seed=seed) for seed in (1, 2) for cell in main if cell.method in SEEDED]
+    main += [replace(cell, scratch=True) for cell in main if cell.method == "sr-gkp"]  # is it the weights, or the shape?
+    seeds = [replace(cell, seed=seed) for seed in (1, 2) for cell in main if cell.method in SEEDED and not cell.scratch]
     variants = [cell for alpha in ablations for cell in scale.pruned(baseline, ["sr-gkp"], options={"alpha": alpha})]
     variants += scale.pruned(baseline, ["sr-gkp"], options={"beta": "paper"})
     high = [cell for cell in scale.pruned(baseline, HIGH, rate=HIGH_RATE) if cell.method != UNPRUNED]

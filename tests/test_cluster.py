@@ -75,10 +75,25 @@ def leftovers(root: Path) -> list[str]:
                                    *root.glob(".scratch/*")]]
 
 
-def python(*arguments: str, **options) -> subprocess.Popen:
+_started: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """Ends what a failing test left behind."""
+    yield
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.communicate()
+
+
+def python(*arguments: str) -> subprocess.Popen:
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
-    return subprocess.Popen([sys.executable, *arguments], env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    _started.append(subprocess.Popen(
+        [sys.executable, *arguments], env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    return _started[-1]
 
 
 def end(process: subprocess.Popen, timeout: float = PATIENCE) -> str:
@@ -96,12 +111,7 @@ def dask(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen]]]:
                        "--scheduler-file", str(file))
     worker = python("-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nworkers", "2", "--nthreads", "1",
                     "--host", "127.0.0.1", "--local-directory", str(tmp_path), "--memory-limit", "0", *quiet)
-    try:
-        yield str(file), [scheduler, worker]
-    finally:
-        for process in (worker, scheduler):
-            process.kill()
-            end(process)
+    yield str(file), [scheduler, worker]
 
 
 def wait_for_scheduler(file: str) -> str:
@@ -167,7 +177,8 @@ def test_cells_that_raise_hang_eat_memory_crash_or_fill_the_disk_fail_alone(stor
 def test_a_cell_that_kills_every_worker_it_meets_is_given_up_and_the_rest_computed(store, tmp_path):
     report = compute([Trouble(how="kill-worker"), *(Number(x=x) for x in range(3))], store)
     assert [(outcome.kind, outcome.message) for outcome in report.failures] == [("lost", "3 workers died while they had it")]
-    assert [result["value"] for result in report] == [0, 1, 2]
+    assert [result["value"] for result in report] == [0, 1, 2] and leftovers(store.root) == []
+    assert grid.status([Trouble(how="kill-worker")], store=store).to_json()["failed"] == 1
 
 
 # --- runners that die, or meet --------------------------------------------------------------------------------------

@@ -117,7 +117,8 @@ def test_what_is_zero_in_the_twin_by_hand():
     assert second.weight[0, :, 0, 0].tolist() == gone and second.bias.tolist() == [1.0, 1.0]
     assert linear.weight.min() == 1
     small = pruned.compact()
-    assert small[0].weight.shape == (2, 3, 3, 3) and small[1].running_var.shape == (2,) and small[3].weight.shape == (2, 2, 3, 3)
+    assert small[0].weight.shape == (2, 3, 3, 3) and small[1].running_var.shape == (2,)
+    assert small[3].weight.shape == (2, 2, 3, 3)
     assert not any(isinstance(m, nn.Conv2d) and m.weight.requires_grad is False for m in small.modules())
 
 
@@ -201,7 +202,7 @@ def test_a_filter_plan_survives_json_and_nonsense_does_not():
         with pytest.raises(BadInput, match="not a filter plan"):
             Plan.from_json({"conv": bad})
     for bad in ({"kept_filtres": [0]}, [0, 1], None):
-        with pytest.raises(BadInput, match=r"nothing known of conv; .*group_of_filter, kept_filters"):
+        with pytest.raises(BadInput, match=r"nothing known of conv; .*kept_filters, group_of_filter"):
             Plan.from_json({"conv": bad})
     with pytest.raises(BadInput, match="kept is missing"):
         Plan.from_json({"conv": {"group_of_filter": [0]}})
@@ -250,7 +251,7 @@ def test_the_cost_of_a_masked_twin_is_that_of_its_compact_network():
 @spec_kind("test_rank")
 @dataclass(frozen=True, eq=False)
 class LowRank(Spec):
-    """A kind of spec that restructures: k x k convolution to `rank` filters, then 1x1; the factors' values may be brought along."""
+    """A kind of spec that restructures: k x k convolution to `rank` filters, then 1x1; values may be brought along."""
 
     restructures = True
     rank: int

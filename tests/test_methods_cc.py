@@ -182,7 +182,7 @@ def test_the_gradient_is_the_mean_of_the_batches_and_leaves_the_network_alone(di
     torch.testing.assert_close(found.float(), expected)
 
 
-@pytest.mark.parametrize(("name", "step"), [("resnet20", 0.01), ("resnet56", 0.1)])
+@pytest.mark.parametrize(("name", "step"), [("resnet20", 0.05), ("resnet56", 0.1)])
 def test_cc_keeps_the_budget_and_the_network_trains_and_saves(name, step, digits, tmp_path):
     net = build_model(name)
     pruned = prune(net, "cc", data=digits, n_batches=1, batch_size=16, step=step)

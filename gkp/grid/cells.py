@@ -91,11 +91,12 @@ class TrainCell(Training, Network):
 
 @dataclass(frozen=True, kw_only=True)
 class PruneCell(Training, Cell):
-    """A network pruned by one method, then fine-tuned; epochs=0 leaves it as pruned (one-shot).
+    """A network pruned by one method, then fine-tuned; epochs=0 leaves it as pruned, by one-shot methods only.
 
     net: what is pruned. method: a name of `gkp.methods()`, or "none" for the unpruned network under the same fine-tuning.
-    rate, groups: as in `gkp.prune`; options: the method's own. Leaves the masked twin in `model` and the small network in
-    `compact`.
+    rate, groups: as in `gkp.prune`; options: the method's own. soft_epochs: how many of the epochs a method that prunes
+    while it trains gets for that, the rest being fine-tuning; None for half of them, rounded up. scratch: throw the weights
+    away after pruning and train the pruned shape anew. Leaves the masked twin in `model` and the small one in `compact`.
     """
 
     stage = "prune"
@@ -104,6 +105,8 @@ class PruneCell(Training, Cell):
     rate: float = 7 / 16
     groups: int = 8
     options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
+    soft_epochs: int | None = later(None)
+    scratch: bool = later(False)
 
     def __post_init__(self) -> None:
         pairs = self.options.items() if isinstance(self.options, Mapping) else self.options
@@ -121,12 +124,12 @@ class PruneCell(Training, Cell):
     def label(self) -> str:
         options = "".join(f"-{name}-{value}" for name, value in dict(self.options).items())
         rate = "" if self.method == "none" else f"-r{self.rate:g}"
-        return f"{self.dataset}-{self.model}-{self.method}{options}{rate}-e{self.epochs}-s{self.seed}"
+        scratch = "-scratch" if self.scratch else ""
+        return f"{self.dataset}-{self.model}-{self.method}{options}{scratch}{rate}-e{self.epochs}-s{self.seed}"
 
     @property
     def data(self) -> dict[str, str]:
-        splits = [self.split] * bool(self.epochs) + ["test"] * bool(self.log_examples)
-        return data_hashes(*(f"{self.dataset}/{split}" for split in splits))
+        return data_hashes(f"{self.dataset}/{self.split}", *([f"{self.dataset}/test"] if self.log_examples else []))
 
     @property
     def work(self) -> float:

@@ -120,10 +120,10 @@ class OnDask:
                 raise SchedulerLost(f"cell {cell_id} ended, but nobody has its outcome") from error
         if future.status != "error":
             raise SchedulerLost(f"cell {cell_id} was {future.status}")
-        error = future.exception()
-        if isinstance(error, KilledWorker):
-            return Outcome(cell_id, "failed", "lost", f"{error.allowed_failures + 1} workers died while they had it")
-        return Outcome(cell_id, "failed", "error", f"the worker could not start it: {type(error).__name__}: {error}")
+        reason = future.exception()
+        if isinstance(reason, KilledWorker):
+            return Outcome(cell_id, "failed", "lost", f"{reason.allowed_failures + 1} workers died while they had it")
+        return Outcome(cell_id, "failed", "lost", f"the worker could not start it: {type(reason).__name__}: {reason}")
 
     def close(self) -> None:
         logger = logging.getLogger("distributed")

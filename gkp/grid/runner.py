@@ -10,7 +10,7 @@ import heapq
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gkp.errors import BadInput
@@ -148,9 +148,12 @@ class _Running:
         if outcome.status != "failed":
             entry = self._find(cell, whole=bool(self._children[key]))
             if entry is None:
-                outcome = Outcome(cell.id, "failed", "error", f"a worker finished it, but {self.store.root} does not show it "
+                outcome = Outcome(cell.id, "failed", "lost", f"a worker finished it, but {self.store.root} does not show it "
                                   "here; use a folder that all machines share (GKP_CELLS)")
         if outcome.status == "failed":
+            if outcome.kind == "lost":  # no worker lived to record it
+                self.store.record_failure(cell.id, {**asdict(outcome), "hash": key, "traceback": ""})
+                self.store.clear(cell.id)
             self.failures.append(outcome)
             blocked = self._block(key)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -26,11 +27,12 @@ from gkp.grid.cell import stage
 from gkp.grid.compute import Context
 from gkp.grid.data import PINNED
 from gkp.grid.store import read_json
-from gkp.methods import methods, prune
+from gkp.methods import prune, scratch, train_pruned
+from gkp.methods.registry import method_info
 from gkp.methods.tmi_gkp import WeightTrace, snapshot_epochs
 from gkp.models import INPUT_SIDE, build_model
 from gkp.plans import PrunedModel
-from gkp.training import Callback, Recipe, train
+from gkp.training import Callback, Recipe, TrainingLog, train
 
 TRACE = "trace.safetensors"  # how far each filter moved during training: TMI-GKP groups by it
 
@@ -60,21 +62,51 @@ def train_baseline(params: Mapping[str, Any], parents: Mapping[str, Path], folde
 def prune_and_finetune(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path,
                        context: Context) -> dict[str, Any]:
     """The parent network pruned, then fine-tuned; figures: every epoch, what is left, seed, n. run.json: seconds of each."""
-    net = load_model(parents["net"] / "model")
     parent = _figures_of(parents["net"])
     dataset, shape = parent["dataset"], tuple(parent["input_shape"])
     started = time.perf_counter()
-    if params["method"] != "none":
-        options = {**_given(params["method"], parents["net"]), **dict(params["options"])}
-        net = prune(net, params["method"], rate=params["rate"], groups=params["groups"], seed=params["seed"], **options)
+    net, soft_rows = _pruned(load_model(parents["net"] / "model"), params, parent, parents["net"] / TRACE, context)
     context.notes["prune_seconds"] = round(time.perf_counter() - started, 3)
     started = time.perf_counter()
-    figures = _fit(net, params, dataset, context) if params["epochs"] else {"epochs": [], "n": 0, "seed": params["seed"]}
+    left = params["epochs"] - len(soft_rows)
+    figures = _fit(net, {**params, "epochs": left}, dataset, context) if left else {"epochs": [], "seed": params["seed"]}
     context.notes["finetune_seconds"] = round(time.perf_counter() - started, 3)
     save_model(net.cpu().eval(), folder / "model")
     if isinstance(net, PrunedModel):
         save_model(net.compact(), folder / "compact")
-    return {**figures, **_network_figures(net, dataset, parent["model"], shape)}
+    return {**figures, "soft_epochs": soft_rows, **_network_figures(net, dataset, parent["model"], shape)}
+
+
+def _pruned(net: nn.Module, params: Mapping[str, Any], parent: Mapping[str, Any], trace: Path,
+            context: Context) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """The network after pruning, and the rows of the epochs that went into it (none for a one-shot method)."""
+    if params["method"] == "none":
+        return net, []
+    info = method_info(params["method"])
+    data = load_pinned(parent["dataset"], params["split"])
+    options = {"rate": params["rate"], "seed": params["seed"], "input_shape": tuple(parent["input_shape"]),
+               **dict(params["options"])}
+    rows: list[dict[str, Any]] = []
+    if info.procedure == "one-shot":
+        if "training snapshots" in info.needs and trace.exists():
+            options.setdefault("trace", trace)
+        pruned = prune(net, info.name, groups=params["groups"], data=data if "data" in info.needs else None, **options)
+    else:
+        recipe = _recipe({**params, "epochs": _soft_epochs(params)})
+        pruned, log = train_pruned(net, info.name, data, recipe, device=_device(), progress=False,
+                                   evaluate=_scores(parent["dataset"], params["log_examples"]),
+                                   checkpoint=context.scratch / "pruning.pt", **options)
+        rows = _rows(log, context)
+    return (scratch(pruned, seed=params["seed"]) if params.get("scratch") else pruned), rows
+
+
+def _soft_epochs(params: Mapping[str, Any]) -> int:
+    given = params.get("soft_epochs")
+    soft = math.ceil(params["epochs"] / 2) if given is None else given
+    if not 1 <= soft <= params["epochs"]:
+        raise BadInput(f"{params['method']} prunes while it trains: {soft} of {params['epochs']} epochs is not enough; give "
+                       "epochs of 1 or more, and soft_epochs from 1 to epochs")
+    return soft
 
 
 @stage("evaluate", revision=1)
@@ -105,23 +137,23 @@ def load_pinned(dataset: str, split: str) -> Dataset:
     return data
 
 
-def _given(method: str, parent: Path) -> dict[str, Any]:
-    """What the method needs beside weights, as far as the cell it starts from has it."""
-    needs = methods()[method].needs if method in methods() else ()
-    return {"trace": parent / TRACE} if "training snapshots" in needs and (parent / TRACE).exists() else {}
-
-
 def _fit(net: nn.Module, params: Mapping[str, Any], dataset: str, context: Context,
          callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Trains `net` in place as the parameters say, going on where a killed run left off; the figures of the training."""
     data = load_pinned(dataset, params["split"])
-    recipe = Recipe(**{f.name: params[f.name] for f in fields(Recipe)})
-    log = train(net, data, recipe, seed=params["seed"], evaluate=_scores(dataset, params["log_examples"]),
-                checkpoint=context.scratch / "training.pt", progress=False, device=_device(),
-                callbacks=callbacks)
-    context.notes["epoch_seconds"] = [round(row["seconds"], 3) for row in log.rows]
-    epochs = [{name: value for name, value in row.items() if name != "seconds"} for row in log.rows]
-    return {"epochs": epochs, "n": len(data), "seed": params["seed"], "data_sha256": data.sha256}
+    log = train(net, data, _recipe(params), seed=params["seed"], evaluate=_scores(dataset, params["log_examples"]),
+                checkpoint=context.scratch / "training.pt", progress=False, device=_device(), callbacks=callbacks)
+    return {"epochs": _rows(log, context), "n": len(data), "seed": params["seed"], "data_sha256": data.sha256}
+
+
+def _recipe(params: Mapping[str, Any]) -> Recipe:
+    return Recipe(**{f.name: params[f.name] for f in fields(Recipe)})
+
+
+def _rows(log: TrainingLog, context: Context) -> list[dict[str, Any]]:
+    """The epochs of a training without their seconds, which go to run.json."""
+    context.notes.setdefault("epoch_seconds", []).extend(round(row["seconds"], 3) for row in log.rows)
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in log.rows]
 
 
 def _scores(dataset: str, examples: int) -> Callable[[nn.Module], dict[str, float]] | None:

@@ -43,16 +43,18 @@ class Chip(ImageMethod):
 def independence(maps: Tensor) -> Tensor:
     """||A||_* - ||A with row c zeroed||_* for each row c of each image, `(N, C)` float64; maps `(N, C, H, W)`.
 
-    The singular values of A are the roots of the eigenvalues of A A^T; zeroing a row of A leaves one of its principal minors.
+    The singular values of A are the roots of the eigenvalues of A A^T and of A^T A, whichever is smaller. With row a zeroed the
+    first loses a row and a column, and the second a^T a.
     """
     rows = maps.double().flatten(2)
-    gram = rows @ rows.transpose(1, 2)
-    channels = gram.shape[1]
-    fall = torch.empty(gram.shape[:2], dtype=torch.float64)
-    whole = _nuclear(gram)
+    channels, positions = rows.shape[1:]
+    wide = channels <= positions
+    gram = rows @ rows.transpose(1, 2) if wide else rows.transpose(1, 2) @ rows
+    whole, fall = _nuclear(gram), torch.empty(rows.shape[:2], dtype=torch.float64)
     for c in range(channels):
-        rest = torch.arange(channels) != c
-        fall[:, c] = whole - _nuclear(gram[:, rest][:, :, rest])
+        others = torch.arange(channels) != c
+        row = rows[:, c, :, None]
+        fall[:, c] = whole - _nuclear(gram[:, others][:, :, others] if wide else gram - row @ row.transpose(1, 2))
     return fall
 
 

@@ -58,4 +58,4 @@ class FPGMOneShot(FilterMethod):
 def distance_to_others(weight: Tensor) -> Tensor:
     """The summed Euclidean distance of each filter of `weight` (C_out, C_in, k, k) to all filters of it, `(C_out,)`."""
     filters = weight.detach().double().flatten(1)
-    return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(dim=1)
+    return torch.cdist(filters, filters, compute_mode="use_mm_for_euclid_dist").sum(dim=1)

@@ -6,7 +6,7 @@ without touching anybody else. The filter that the others replace best goes, one
 others' columns (weights compensation), so that only the residual is lost. Then the inputs go in the same way, into the 1x1 in
 front. The 1x1 convolutions cost MACs of their own, and are counted.
 
-Weights only, nothing random. ResNet-20 on one core: {TIMES}
+Weights only, nothing random. One core: ResNet-20 0.4 s, ResNet-56 1.7 s, VGG-16 5 s.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class LRF:
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
-            raise BadInput(f"ratio must lie between 0 and 1, not {self.ratio}; the authors use 0.5 and 0.6")
+            raise BadInput(f"ratio must lie between 0 and 1, not {self.ratio}; the authors' default is 0.5")
 
     def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
         """Per k x k convolution: which inputs and filters stay between its two 1x1 convolutions. 1x1 layers stay dense.

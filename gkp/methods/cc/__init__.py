@@ -5,7 +5,7 @@ a first-order sensitivity sum (G dW)^2. A curve of what saving costs each layer 
 saved costs all of them the same. Then each layer loses its units one by one, the one whose loss costs least now and, in
 expectation, at the next step. At run time a layer reads its kept inputs and computes one or two convolutions.
 
-ResNet-20 on one core: {TIMES}
+One core: ResNet-20 9 s, half of it the gradient; ResNet-56 16 s and the gradient; VGG-16 130 s.
 """
 
 from __future__ import annotations

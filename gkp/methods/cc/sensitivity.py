@@ -1,4 +1,4 @@
-"""What it costs a layer to lose an input channel or a rank of its weight (CC, equations 5 to 12 of its paper).
+"""What it costs a layer to lose an input channel or a rank of its weight (CC).
 
 A layer's compression units are its input channels and the ranks of its weight. Losing them changes the weight W by dW, which is
 taken to change the loss by sum (G dW)^2, G being the mean gradient. Weights are matrices here: `(O, C, A)` with A the kernel's

@@ -6,8 +6,10 @@ ResNet-110 124 MB), and reduces them to the sums when it ends: no snapshot is ev
 of a training that is to be resumed. The file of the sums takes 0.1 MB for ResNet-20. Rounding |w| to 16 bits moves each sum by
 less than 0.05 % of the filter's L1 norm.
 
+    from gkp.methods.tmi_gkp import WeightTrace
+
     trace = WeightTrace()                       # epochs 35 to 70, the paper's of 300
-    gkp.training.train(net, data, recipe, callbacks=[trace])
+    train(net, data, recipe, callbacks=[trace])
     trace.save("resnet20.trace")
     gkp.prune(net, "tmi-gkp", trace="resnet20.trace")
 """
@@ -33,8 +35,8 @@ from gkp.training import Callback
 
 FORMAT = "gkp weight trace 1"
 HOW = (
-    "train the network with gkp.methods.tmi_gkp.WeightTrace() among the callbacks of gkp.training.train and give its trace as "
-    'trace=, or take a stand-in that needs none: grouping="kpca", "spectral", "dbscan" or "random"'
+    "train the network with a WeightTrace() (from gkp.methods.tmi_gkp import WeightTrace) among the callbacks of "
+    'gkp.training.train and give trace=, or take a stand-in that needs none: grouping="kpca", "spectral", "dbscan" or "random"'
 )
 
 
