@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method, e.g. alpha=0.75"
     )
+    sub.add_argument("--dataset", default=None, help="training images for methods that look at data, e.g. cifar10")
     sub.add_argument("--form", choices=("compact", "masked"), default="compact", help="what to save (default: %(default)s)")
     sub.add_argument("--out", required=True, type=Path, help="folder for model.safetensors and model.json")
     _json_flag(sub)
@@ -117,21 +118,37 @@ def _methods(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json([info.to_json() for info in known.values()])
         return
-    rows = [("METHOD", "FAMILY", "NEEDS", "FIDELITY", "REFERENCE")]
-    rows += [(i.name, i.family, ", ".join(i.needs), i.fidelity, i.reference) for i in known.values()]
+    rows = [("METHOD", "FAMILY", "PROCEDURE", "NEEDS", "FIDELITY", "REFERENCE")]
+    for info in known.values():
+        fidelity = info.fidelity.partition(":")[0]
+        rows.append((info.name, info.family, info.procedure, ", ".join(info.needs) or "-", fidelity, info.reference))
     _print_columns(rows)
+    print("\nWhat was adapted, and why:")
+    for info in known.values():
+        if info.fidelity != "faithful":
+            print(f"  {info.name}: {info.fidelity.partition(': ')[2]}")
 
 
 def _prune(arguments: argparse.Namespace) -> None:
     from gkp.checkpoints import save_model
     from gkp.cost import cost
+    from gkp.datasets import load_dataset
     from gkp.methods import prune
 
     net = _load_network(arguments)
     options = dict(_option(text) for text in arguments.option)
-    pruned = prune(net, arguments.method, rate=arguments.rate, groups=arguments.groups, seed=arguments.seed, **options)
-    small = pruned.compact() if arguments.form == "compact" else pruned
     shape = _input_shape(net)
+    pruned = prune(
+        net,
+        arguments.method,
+        rate=arguments.rate,
+        groups=arguments.groups,
+        seed=arguments.seed,
+        data=load_dataset(arguments.dataset, "train") if arguments.dataset else None,
+        input_shape=shape,
+        **options,
+    )
+    small = pruned.compact() if arguments.form == "compact" else pruned
     before, after = cost(net, input_shape=shape), cost(pruned, input_shape=shape)
     save_model(small, arguments.out)
     facts = {

@@ -239,8 +239,10 @@ def test_methods_that_look_at_images_say_so_when_there_are_none_or_wrong_ones():
 
 def test_images_are_drawn_by_the_seed_and_the_network_is_left_in_its_mode():
     net = build_model("resnet20")
+    convs = {"layer1.0.conv1": net.layer1[0].conv1}
     for method in ("hrank", "taylor-fo"):
-        scores = [prune(net, method, data=pictures(), seed=seed, **FEW[method]).plan for seed in (0, 0, 5)]
+        drawn = [make_method(method, data=pictures(), seed=seed, **FEW[method]).scores(net, convs) for seed in (0, 0, 5)]
+        scores = [each["layer1.0.conv1"].tolist() for each in drawn]
         assert scores[0] == scores[1] != scores[2]
     assert net.training and all(p.grad is None for p in net.parameters())
     assert net.bn1.num_batches_tracked == 0

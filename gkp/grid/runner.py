@@ -153,7 +153,6 @@ class _Running:
         if outcome.status == "failed":
             if outcome.kind == "lost":  # no worker lived to record it
                 self.store.record_failure(cell.id, {**asdict(outcome), "hash": key, "traceback": ""})
-                self.store.clear(cell.id)
             self.failures.append(outcome)
             blocked = self._block(key)
         else:
