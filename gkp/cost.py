@@ -91,7 +91,7 @@ def count(small: nn.Module, input_shape: Sequence[int]) -> Cost:
     rebuilt = any(isinstance(module, GroupedKernelConv2d) for module in small.modules())
     for module in small.modules():
         if isinstance(module, nn.BatchNorm2d) and module.weight is not None and module.weight.is_meta:
-            module.forward = _same  # type: ignore[method-assign]  # half of the time goes into what shapes do not need
+            module.forward = _same  # type: ignore[assignment, method-assign]  # half of the time, for nothing
         if not (rebuilt and isinstance(small, BottleneckResNet) and isinstance(module, nn.ReLU)):
             module.register_forward_hook(add)
     _forward_zeros(small, (1, *input_shape))

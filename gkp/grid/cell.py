@@ -48,6 +48,7 @@ class Stage:
 
     @property
     def module(self) -> str:
+        """The module that a worker imports the function from."""
         return self.function.__module__
 
     @property

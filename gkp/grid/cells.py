@@ -114,10 +114,12 @@ class PruneCell(Training, Cell):
 
     @property
     def dataset(self) -> str:
+        """What the network that is pruned is for."""
         return self.net.dataset
 
     @property
     def model(self) -> str:
+        """The architecture of the network that is pruned."""
         return self.net.model
 
     @property

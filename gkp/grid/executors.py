@@ -51,18 +51,22 @@ class InProcess:
         self._jobs: deque[Job] = deque()
 
     def slots(self) -> int:
+        """How many cells can be computed at once."""
         return 1
 
     def submit(self, job: Job) -> None:
+        """Hand out a cell; what became of it comes from `wait`."""
         self._jobs.append(job)
 
     def wait(self, seconds: float) -> list[Outcome]:
+        """What became of cells since the last call, after at most so many seconds."""
         if self._jobs:
             return [compute(self._jobs.popleft(), capture=False, guard=soft_limits)]
         time.sleep(seconds)
         return []
 
     def close(self) -> None:
+        """Let go of the workers and of what was not computed."""
         self._jobs.clear()
 
 
@@ -78,6 +82,7 @@ class OnDask:
         self._slots, self._slots_at = 0, 0.0
 
     def slots(self) -> int:
+        """How many cells can be computed at once."""
         if time.monotonic() - self._slots_at > 2:  # workers come and go
             try:
                 self._slots = sum(self._client.nthreads().values())
@@ -87,6 +92,7 @@ class OnDask:
         return self._slots
 
     def submit(self, job: Job) -> None:
+        """Hand out a cell; what became of it comes from `wait`."""
         self._submitted += 1
         try:
             future = self._client.submit(supervise, job, key=f"{job.id}-{os.getpid()}-{self._submitted}", pure=False)
@@ -96,6 +102,7 @@ class OnDask:
         future.add_done_callback(lambda ended: self._ended.put((job.id, ended)))
 
     def wait(self, seconds: float) -> list[Outcome]:
+        """What became of cells since the last call, after at most so many seconds."""
         ended: list[tuple[str, Any]] = []
         try:
             ended.append(self._ended.get(timeout=seconds))
@@ -126,6 +133,7 @@ class OnDask:
         return Outcome(cell_id, "failed", "lost", f"the worker could not start it: {type(reason).__name__}: {reason}")
 
     def close(self) -> None:
+        """Let go of the workers and of what was not computed."""
         logger = logging.getLogger("distributed")
         level = logger.level
         logger.setLevel(logging.CRITICAL)  # what it says about being closed helps nobody

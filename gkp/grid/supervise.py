@@ -82,6 +82,7 @@ class Child:
 
     @property
     def pid(self) -> int:
+        """The process id."""
         return self._process.pid
 
     def alive(self) -> bool:
