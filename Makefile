@@ -31,6 +31,9 @@ ifneq ($(UNKNOWN),)
   $(error unknown variable $(firstword $(UNKNOWN)); the ones `make` takes are PROFILE, JOBS, ONLY, VENV, PYTHON and GKP_DATA)
 endif
 
+# Threads that wait by spinning slow a busy machine down twentyfold (an epoch on two threads: 17.6 s against 0.8 s).
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .DELETE_ON_ERROR:
 .PHONY: help reproduce test check bench clean distclean
 .DEFAULT_GOAL := help
@@ -59,6 +62,7 @@ test: $(ENV)
 
 check: $(ENV)
 	@"$(PY)" -m ruff check .
+	@"$(PY)" -m ruff format --quiet --check .
 	@"$(PY)" -m mypy
 	@"$(PY)" -m pytest -q tests/test_project.py tests/test_make.py $(wildcard tests/test_artifact.py)
 

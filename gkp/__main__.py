@@ -97,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status of the command `argv` (default: the process's arguments): 0, 1 for a failed run, 2 for bad input."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: waiting threads must not spin on a busy machine
     arguments = parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
@@ -106,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         print(f"gkp: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("gkp: interrupted; finished cells are kept", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -165,9 +169,7 @@ def _prune(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(facts)
         return
-    print(
-        f"{arguments.method}: {len(pruned.plan)} layers pruned at rate {arguments.rate:g}, {len(pruned.left_out)} left alone"
-    )
+    print(f"{arguments.method}: {len(pruned.plan)} layers pruned at rate {arguments.rate:g}, {len(pruned.left_out)} left alone")
     for name in ("params", "macs", "paper_macs"):
         print(f"  {name:<11}{facts[name][0]:>12,} -> {facts[name][1]:>12,}  ({facts[name][1] / facts[name][0]:.1%})")
     print(f"  {arguments.form} network in {arguments.out}")

@@ -7,7 +7,7 @@ error bars are always shown where there is an interval.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from gkp.errors import BadInput
 from gkp.evaluation import Outcomes
 from gkp.files import output_folder
 from gkp.grouping import default_grouping, grouped_kernels
-from gkp.plans import kept_count, plan_of
+from gkp.plans import GroupedSpec, kept_count, plan_of
 from gkp.selection import BeamStep, watch_beam
 from gkp.smoothness import grouped_roughness, smoothness
 
@@ -196,6 +196,29 @@ def robustness_curves(outcomes: Mapping[str, Outcomes], attack: str = "pgd") -> 
     return Figure(drawing, points)
 
 
+def method_bars(points: pd.DataFrame, *, attacks: Sequence[str]) -> Figure:
+    """A panel for each attack, a bar for each method: accuracy at the last epoch with its 95 % Wilson interval (Figures 5-9).
+
+    points: as `gkp.tables.methods_table(...).points` has them. A method keeps its colour in every panel.
+    """
+    chosen = points[points["attack"].isin(attacks)]
+    methods = list(dict.fromkeys(chosen["method"]))
+    colours = dict(zip(methods, sns.color_palette("colorblind", len(methods)), strict=True))
+    drawing, axes = _panels(1, len(attacks), 3.2 * len(attacks), 0.26 * len(methods) + 1.4)
+    for ax, attack in zip(axes, attacks, strict=True):
+        shown = chosen[chosen["attack"] == attack].iloc[::-1]
+        bars = np.clip(np.stack([shown["accuracy"] - shown["low"], shown["high"] - shown["accuracy"]]), 0, None)
+        ax.barh(
+            shown["method"], 100 * shown["accuracy"], xerr=100 * bars, color=[colours[m] for m in shown["method"]], capsize=2
+        )
+        ax.set(title=attack, xlabel="accuracy (%)", xlim=(0, 100))
+        ax.tick_params(labelleft=ax is axes[0])
+        sns.despine(ax=ax)
+    n = int(chosen["n"].iloc[0])
+    drawing.suptitle(f"accuracy of every method at the last epoch, {chosen['protocol'].iloc[0]} protocol, n = {n:,}")
+    return Figure(drawing, chosen.reset_index(drop=True))
+
+
 def _panels(rows: int, columns: int, width: float, height: float) -> tuple[MatplotlibFigure, list[Axes]]:
     drawing = MatplotlibFigure(figsize=(width, height), layout="constrained")
     return drawing, list(np.atleast_1d(drawing.subplots(rows, columns)).flat)
@@ -211,11 +234,12 @@ def _weight(net: nn.Module, layer: str) -> Tensor:
     return weight.detach().cpu()
 
 
-def _spec(net: nn.Module, layer: str):
-    plan = plan_of(net)
-    if layer not in plan:
-        raise BadInput(f"{layer} is not pruned in this network; pruned are {', '.join(plan) or 'no layers'}")
-    return plan[layer]
+def _spec(net: nn.Module, layer: str) -> GroupedSpec:
+    spec = plan_of(net).get(layer)
+    if not isinstance(spec, GroupedSpec):
+        grouped = [name for name, other in plan_of(net).items() if isinstance(other, GroupedSpec)]
+        raise BadInput(f"{layer} is not pruned by grouped kernels in this network; so are {', '.join(grouped) or 'no layers'}")
+    return spec
 
 
 def _largest(score: Tensor, rate: float) -> Tensor:

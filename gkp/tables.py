@@ -10,9 +10,12 @@ import pandas as pd
 from torch import nn
 
 from gkp.cost import cost
-from gkp.files import output_folder
+from gkp.errors import BadInput
+from gkp.files import locate, output_folder
 from gkp.grid.cell import Cell
+from gkp.grid.cells import EvaluateCell, Network, PruneCell
 from gkp.grid.report import Result
+from gkp.methods import methods
 from gkp.outcomes import Outcomes
 from gkp.plans import PrunedModel
 
@@ -61,6 +64,92 @@ def accuracies(outcomes: Mapping[str, Outcomes], *, keys: Sequence[str] | None =
     first = next(iter(outcomes.values()))
     title = f"{title} · {first.dataset}, {first.protocol} protocol, n = {first.n:,}, seed {first.seed}, 95 % Wilson intervals"
     return Table(title, pd.DataFrame(shown), pd.concat(rows, ignore_index=True))
+
+
+def methods_table(results: Sequence[Result], *, protocol: str, title: str) -> Table:
+    """A row for each evaluated network, in the order of `results`: method, cost, accuracy under each attack.
+
+    results: a finished run that holds networks and their evaluations; only those in `protocol` are shown. Every row states n
+    and seed, every accuracy its 95 % Wilson interval.
+    """
+    networks = {result.cell.hash: result for result in results if not isinstance(result.cell, EvaluateCell)}
+    points, shown = [], []
+    for result in results:
+        cell = result.cell
+        if not isinstance(cell, EvaluateCell) or cell.protocol != protocol or cell.net.hash not in networks:
+            continue
+        network = networks[cell.net.hash]
+        method = row_name(cell.net)
+        facts = {
+            "method": method,
+            "seed": getattr(cell.net, "seed", 0),
+            "n": result["n"],
+            "paper_macs": network["paper_macs"],
+            "params": network["params"],
+        }
+        row: dict[str, str | int] = {
+            "method": method,
+            "MACs (M)": f"{facts['paper_macs'] / 1e6:.3f}",
+            "params (M)": f"{facts['params'] / 1e6:.3f}",
+        }
+        for attack, value in result["accuracy"].items():
+            low, high = result["interval"][attack]
+            points.append({**facts, "protocol": protocol, "attack": attack, "accuracy": value, "low": low, "high": high})
+            row[attack] = f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        shown.append({**row, "n": result["n"], "seed": facts["seed"]})
+    return Table(title, pd.DataFrame(shown).set_index("method"), pd.DataFrame(points))
+
+
+def row_name(net: Network | PruneCell) -> str:
+    """How a table calls a network: "unpruned", "unpruned, continued", or the method with its options."""
+    if not isinstance(net, PruneCell):
+        return "unpruned"
+    if net.method == "none":
+        return "unpruned, continued"
+    options = ", ".join(f"{name} {value}" for name, value in dict(net.options).items())
+    scratch = " shape from scratch" if getattr(net, "scratch", False) else ""
+    return net.method + scratch + (f" ({options})" if options else "")
+
+
+def method_checklist() -> Table:
+    """Table 8, as published and as the registry has it: type, procedure and special set-up of every method, ours added below."""
+    published = pd.read_csv(_published("table_8.csv"), keep_default_na=False)
+    known = methods()
+    rows = []
+    for row in published.to_dict("records"):
+        info = known.get(row["name_here"])
+        rows.append(
+            {
+                "method": row["method"],
+                "type, published": row["type"],
+                "type, here": info.family if info else "not implemented",
+                "procedure, published": row["procedure"],
+                "procedure, here": info.procedure if info else "",
+                "set-up, published": row["special_setup"],
+                "needs, here": ", ".join(info.needs) if info else "",
+                "fidelity": info.fidelity if info else "",
+            }
+        )
+    for name in sorted(set(known) - set(published["name_here"])):
+        info = known[name]
+        rows.append(
+            {
+                "method": name,
+                "type, here": info.family,
+                "procedure, here": info.procedure,
+                "needs, here": ", ".join(info.needs),
+                "fidelity": info.fidelity,
+            }
+        )
+    frame = pd.DataFrame(rows).fillna("")
+    return Table("Table 8 · method checklist, published and here", frame.set_index("method"), frame)
+
+
+def _published(name: str) -> Path:
+    path = locate(f"published/{name}")
+    if path is None:
+        raise BadInput(f"data/published/{name} is missing; run this in a checkout of the repository")
+    return path
 
 
 def costs(networks: Mapping[str, nn.Module], *, input_shape: Sequence[int] = (3, 32, 32)) -> Table:

@@ -33,8 +33,13 @@ def rows() -> list[tuple[str, float, str, float]]:
     for part in ("running", "planning"):
         here = Path(__file__).resolve()
         path = os.pathsep.join([str(here.parents[1]), str(here.parent), *filter(None, sys.path)])
-        found = subprocess.run([sys.executable, str(here), part], env={**os.environ, "PYTHONPATH": path}, check=True,
-                               stdout=subprocess.PIPE, text=True).stdout
+        found = subprocess.run(
+            [sys.executable, str(here), part],
+            env={**os.environ, "PYTHONPATH": path},
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout
         measured.update(json.loads(found.splitlines()[-1]))
     return [(BUDGETS[name][0], value, *BUDGETS[name][1:]) for name, value in measured.items()]
 
@@ -67,8 +72,10 @@ def measure_planning(folder: Path) -> dict[str, float]:
     from gkp.grid.store import signature, write_json
 
     parents = [Number(x=x) for x in range(MANY // 10)]
-    cells = [*parents, *(Number(x=x % 1000, seed=seed, source=parents[x % len(parents)])
-                         for seed in range(9) for x in range(MANY // 10))]
+    cells = [
+        *parents,
+        *(Number(x=x % 1000, seed=seed, source=parents[x % len(parents)]) for seed in range(9) for x in range(MANY // 10)),
+    ]
     assert len(cells) == MANY
     store = grid.Store(folder)
     started = time.perf_counter()

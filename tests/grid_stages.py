@@ -2,6 +2,7 @@
 
 Kept apart from the tests because worker processes import it.
 """
+
 from __future__ import annotations
 
 import os
@@ -119,9 +120,19 @@ def _resume(note, folder, context):
     return _sleep(note, folder, context)
 
 
-_WAYS = {"raise": _raise, "hang": _sleep, "eat": _eat_memory, "crash": _crash, "fill": _fill_the_disk,
-         "fill-really": _fill_the_file_system, "hang-once": _sleep_the_first_time, "wait": _wait_for_the_note_to_go,
-         "kill-worker": _kill_the_worker, "resume": _resume, "nan": lambda *_: float("nan")}
+_WAYS = {
+    "raise": _raise,
+    "hang": _sleep,
+    "eat": _eat_memory,
+    "crash": _crash,
+    "fill": _fill_the_disk,
+    "fill-really": _fill_the_file_system,
+    "hang-once": _sleep_the_first_time,
+    "wait": _wait_for_the_note_to_go,
+    "kill-worker": _kill_the_worker,
+    "resume": _resume,
+    "nan": lambda *_: float("nan"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +155,14 @@ def tiny_training(params, parents, folder, context):
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(params["seed"])
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.BatchNorm2d(16), torch.nn.ReLU(),
-                              torch.nn.Conv2d(16, 16, 3), torch.nn.Flatten(), torch.nn.LazyLinear(10))
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3),
+        torch.nn.BatchNorm2d(16),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(16, 16, 3),
+        torch.nn.Flatten(),
+        torch.nn.LazyLinear(10),
+    )
     x = torch.rand(64, 3, params["size"], params["size"], generator=generator)
     y = torch.randint(10, (64,), generator=generator)
     optimiser, losses = None, []
@@ -157,5 +174,8 @@ def tiny_training(params, parents, folder, context):
         optimiser.step()
         losses.append(loss.item())
     save_file(net.state_dict(), folder / "net.safetensors")
-    return {"losses": losses, "leak": float(np.random.rand()),  # noqa: NPY002
-            "threads": torch.get_num_threads()}
+    return {
+        "losses": losses,
+        "leak": float(np.random.rand()),  # noqa: NPY002
+        "threads": torch.get_num_threads(),
+    }

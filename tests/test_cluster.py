@@ -1,4 +1,5 @@
 """The grid with real processes on the loopback interface: what it must survive (workers, runners and schedulers that die)."""
+
 from __future__ import annotations
 
 import json
@@ -71,8 +72,10 @@ def gone(pid: int) -> bool:
 
 
 def leftovers(root: Path) -> list[str]:
-    return [path.name for path in [*root.glob(".*.partial-*"), *root.glob(".*.old-*"), *root.glob(".locks/*"),
-                                   *root.glob(".scratch/*")]]
+    return [
+        path.name
+        for path in [*root.glob(".*.partial-*"), *root.glob(".*.old-*"), *root.glob(".locks/*"), *root.glob(".scratch/*")]
+    ]
 
 
 _started: list[subprocess.Popen] = []
@@ -90,9 +93,15 @@ def nothing_left_running() -> Iterator[None]:
 
 def python(*arguments: str) -> subprocess.Popen:
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
-    _started.append(subprocess.Popen(
-        [sys.executable, *arguments], env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    _started.append(
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+    )
     return _started[-1]
 
 
@@ -107,19 +116,37 @@ def dask(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen]]]:
     """The address of a scheduler and the processes: [scheduler, worker], two single-threaded workers in the latter."""
     file = tmp_path / "scheduler.json"
     quiet = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
-    scheduler = python("-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *quiet,
-                       "--scheduler-file", str(file))
-    worker = python("-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nworkers", "2", "--nthreads", "1",
-                    "--host", "127.0.0.1", "--local-directory", str(tmp_path), "--memory-limit", "0", *quiet)
+    scheduler = python(
+        "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *quiet, "--scheduler-file", str(file)
+    )
+    worker = python(
+        "-m",
+        "distributed.cli.dask_worker",
+        "--scheduler-file",
+        str(file),
+        "--nworkers",
+        "2",
+        "--nthreads",
+        "1",
+        "--host",
+        "127.0.0.1",
+        "--local-directory",
+        str(tmp_path),
+        "--memory-limit",
+        "0",
+        *quiet,
+    )
     yield str(file), [scheduler, worker]
 
 
 def wait_for_scheduler(file: str) -> str:
-    return until(lambda: Path(file).exists() and Path(file).stat().st_size and json.loads(Path(file).read_text()),
-                 "the scheduler")["address"]
+    return until(
+        lambda: Path(file).exists() and Path(file).stat().st_size and json.loads(Path(file).read_text()), "the scheduler"
+    )["address"]
 
 
 # --- the same bytes everywhere --------------------------------------------------------------------------------------
+
 
 def test_results_are_byte_equal_in_process_on_two_workers_and_on_a_dask_cluster(tmp_path, dask, monkeypatch):
     trained = [TinyTraining(seed=seed) for seed in range(3)]
@@ -141,11 +168,16 @@ def test_results_are_byte_equal_in_process_on_two_workers_and_on_a_dask_cluster(
 
 # --- workers that die -----------------------------------------------------------------------------------------------
 
+
 def test_a_worker_killed_in_the_middle_of_a_cell_costs_that_cell_one_more_attempt(store, tmp_path):
     note = tmp_path / "note"
-    killer = python("-c", "import os, sys, time\nfrom pathlib import Path\nnote = Path(sys.argv[1])\n"
-                          "while not note.exists() or len(note.read_text().split()) < 2: time.sleep(0.02)\n"
-                          "os.kill(int(note.read_text().split()[0]), 9)", str(note))
+    killer = python(
+        "-c",
+        "import os, sys, time\nfrom pathlib import Path\nnote = Path(sys.argv[1])\n"
+        "while not note.exists() or len(note.read_text().split()) < 2: time.sleep(0.02)\n"
+        "os.kill(int(note.read_text().split()[0]), 9)",
+        str(note),
+    )
     report = compute([Trouble(how="hang-once", note=str(note)), *(Number(x=x) for x in range(6))], store)
     end(killer)
     assert report.exit_status == 0 and report[0]["done"] == 2 and report.computed == 7
@@ -155,8 +187,13 @@ def test_a_worker_killed_in_the_middle_of_a_cell_costs_that_cell_one_more_attemp
 
 def test_cells_that_raise_hang_eat_memory_crash_or_fill_the_disk_fail_alone(store, tmp_path):
     note = str(tmp_path / "note")
-    bad = [Trouble(how="raise"), Trouble(how="hang", note=note, time_limit=3.0), Trouble(how="eat", memory_limit=800),
-           Trouble(how="crash"), Trouble(how="fill", note=note)]
+    bad = [
+        Trouble(how="raise"),
+        Trouble(how="hang", note=note, time_limit=3.0),
+        Trouble(how="eat", memory_limit=800),
+        Trouble(how="crash"),
+        Trouble(how="fill", note=note),
+    ]
     good = [Number(x=x) for x in range(4)]
     blocked = [Number(x=1, source=cell) for cell in bad]
     report = compute([*bad, *blocked, *good], store)
@@ -184,6 +221,7 @@ def test_a_cell_that_kills_every_worker_it_meets_is_given_up_and_the_rest_comput
 
 
 # --- runners that die, or meet --------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize(("jobs", "how"), [(1, signal.SIGKILL), (2, signal.SIGKILL), (2, signal.SIGINT)])
 def test_a_killed_runner_loses_at_most_its_running_cell_and_the_next_one_resumes(store, tmp_path, jobs, how):
@@ -223,6 +261,7 @@ def test_two_runners_on_one_store_share_the_work_and_compute_nothing_twice(store
 
 # --- schedulers -----------------------------------------------------------------------------------------------------
 
+
 def test_a_scheduler_that_does_not_answer_is_a_clear_error_within_15_seconds(store, tmp_path, monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound but not listening: nobody else gets this port
@@ -244,9 +283,15 @@ def test_a_scheduler_that_dies_is_a_clear_error_and_finished_cells_are_kept(stor
     note = tmp_path / "note"
     note.touch()
     waiting = Trouble(how="wait", note=str(note))
-    killer = python("-c", "import os, sys, time\nfrom pathlib import Path\nroot, begun, pid = sys.argv[1:]\n"
-                          "while not (Path(begun).exists() and len(list(Path(root).glob('number-*'))) == 3): time.sleep(0.05)\n"
-                          "os.kill(int(pid), 9)", str(store.root), str(tmp_path / "note.begun"), str(scheduler.pid))
+    killer = python(
+        "-c",
+        "import os, sys, time\nfrom pathlib import Path\nroot, begun, pid = sys.argv[1:]\n"
+        "while not (Path(begun).exists() and len(list(Path(root).glob('number-*'))) == 3): time.sleep(0.05)\n"
+        "os.kill(int(pid), 9)",
+        str(store.root),
+        str(tmp_path / "note.begun"),
+        str(scheduler.pid),
+    )
     with pytest.raises(BadInput, match=r"the Dask scheduler was lost .* cells were finished and are kept"):
         compute([waiting, *(Number(x=x) for x in range(3))], store, scheduler=file)
     end(killer)

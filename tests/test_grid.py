@@ -1,4 +1,5 @@
 """The grid in one process: identity of cells, the store, planning, failures, estimates. Workers: test_cluster.py."""
+
 from __future__ import annotations
 
 import ctypes
@@ -48,16 +49,22 @@ def computations(counter: Path) -> Counter[str]:
 
 def leftovers(root: Path) -> list[str]:
     """Half-written folders, locks and scratch folders."""
-    return [str(path.relative_to(root)) for path in [*root.glob(".*.partial-*"), *root.glob(".*.old-*"),
-                                                     *root.glob(".locks/*"), *root.glob(".scratch/*")]]
+    return [
+        str(path.relative_to(root))
+        for path in [*root.glob(".*.partial-*"), *root.glob(".*.old-*"), *root.glob(".locks/*"), *root.glob(".scratch/*")]
+    ]
 
 
 # --- what a cell is -------------------------------------------------------------------------------------------------
 
+
 def test_the_hash_is_the_sha256_of_the_canonical_json_of_stage_revision_parameters_data_and_parents():
     parent = Number(x=1)
-    by_hand = ('{"data":{},"params":{"counter":"","seed":3,"threads":1,"x":2.0},"parents":{"source":"' + parent.hash +
-               '"},"revision":1,"stage":"test-number"}')
+    by_hand = (
+        '{"data":{},"params":{"counter":"","seed":3,"threads":1,"x":2.0},"parents":{"source":"'
+        + parent.hash
+        + '"},"revision":1,"stage":"test-number"}'
+    )
     assert Number(x=2, seed=3, source=parent).hash == hashlib.sha256(by_hand.encode()).hexdigest()
 
 
@@ -69,8 +76,13 @@ def test_the_id_is_readable_and_ends_in_the_first_digits_of_the_hash():
 def test_limits_do_not_change_the_hash_but_parameters_threads_and_ancestors_do():
     cell = Number(x=2, source=Number(x=1))
     assert replace(cell, time_limit=5, memory_limit=100).hash == cell.hash
-    others = [replace(cell, x=3), replace(cell, threads=2), replace(cell, source=None), replace(cell, source=Number(x=1.5)),
-              replace(cell, source=Number(x=1, source=Number(x=0)))]
+    others = [
+        replace(cell, x=3),
+        replace(cell, threads=2),
+        replace(cell, source=None),
+        replace(cell, source=Number(x=1.5)),
+        replace(cell, source=Number(x=1, source=Number(x=0))),
+    ]
     assert len({other.hash for other in [cell, *others]}) == 6
 
 
@@ -125,6 +137,7 @@ def test_select_takes_words_and_wildcards_and_refuses_what_matches_nothing():
 
 
 # --- cache ----------------------------------------------------------------------------------------------------------
+
 
 def test_results_come_in_the_order_of_the_cells_and_are_computed_once(store, tmp_path, capsys):
     counter = tmp_path / "count"
@@ -252,6 +265,7 @@ def test_load_computes_nothing_and_lists_what_is_missing(store):
 
 # --- damage ---------------------------------------------------------------------------------------------------------
 
+
 def _truncate(folder: Path) -> None:
     path = folder / "result.json"
     path.write_bytes(path.read_bytes()[:-40])
@@ -278,8 +292,9 @@ def _take_that_of_another_cell(folder: Path) -> None:
     shutil.copy(folder.parent / Number(x=2).id / "result.json", folder)
 
 
-@pytest.mark.parametrize("harm", [_truncate, _empty, _edit_a_figure, _shorten_a_file, _remove_the_result,
-                                  _take_that_of_another_cell])
+@pytest.mark.parametrize(
+    "harm", [_truncate, _empty, _edit_a_figure, _shorten_a_file, _remove_the_result, _take_that_of_another_cell]
+)
 def test_a_damaged_cell_is_noticed_recomputed_and_reported(store, harm, capsys):
     cells = [Number(x=1), Number(x=2)]
     before = compute(cells, store)[0].folder.joinpath("result.json").read_bytes()
@@ -303,6 +318,7 @@ def test_a_file_edited_in_place_is_noticed_before_another_cell_is_built_on_it(st
 
 
 # --- failures -------------------------------------------------------------------------------------------------------
+
 
 def test_a_failing_cell_is_recorded_its_descendants_blocked_and_everything_else_computed(store):
     bad = Trouble(how="raise")
@@ -368,6 +384,7 @@ def test_a_long_cell_resumes_from_its_scratch_folder_and_clears_it(store, tmp_pa
 
 
 # --- full and read-only disks ---------------------------------------------------------------------------------------
+
 
 def test_a_full_disk_leaves_no_half_written_cell(store, tmp_path):
     report = compute([Trouble(how="fill", note=str(tmp_path / "note")), Number(x=1)], store)
@@ -449,14 +466,20 @@ def test_a_machine_that_does_not_see_the_shared_folder_says_so_and_makes_none(tm
 
 # --- locks ----------------------------------------------------------------------------------------------------------
 
-_HOLD = "import sys, time; from pathlib import Path; from gkp.grid.lock import locked\n" \
-        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+_HOLD = (
+    "import sys, time; from pathlib import Path; from gkp.grid.lock import locked\n"
+    "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+)
 
 
 def test_a_lock_keeps_others_out_until_its_holder_is_killed(tmp_path):
     path = tmp_path / "a.lock"
-    holder = subprocess.Popen([sys.executable, "-c", _HOLD, str(path)], stdout=subprocess.PIPE, text=True,
-                              env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(Busy), locked(path):
         pass
@@ -483,9 +506,14 @@ def test_a_cell_that_another_runner_computes_shows_as_running_and_its_dead_folde
 
 # --- shards, dry runs, estimates ------------------------------------------------------------------------------------
 
+
 def _families(n: int) -> list[Cell]:
-    return [cell for x in range(n) for parent in [Number(x=x)] for cell in
-            [parent, *(Number(x=100, seed=seed, source=parent) for seed in range(3))]]
+    return [
+        cell
+        for x in range(n)
+        for parent in [Number(x=x)]
+        for cell in [parent, *(Number(x=100, seed=seed, source=parent) for seed in range(3))]
+    ]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 40])
@@ -496,7 +524,8 @@ def test_shards_are_disjoint_cover_everything_and_do_not_depend_on_the_store(cou
     if count == 2:
         assert [len(share) for share in shares] == [8, 8]
         assert {cell.source.hash for cell in shares[0] if cell.source}.isdisjoint(
-            {cell.source.hash for cell in shares[1] if cell.source})
+            {cell.source.hash for cell in shares[1] if cell.source}
+        )
 
 
 @pytest.mark.parametrize("shard", ["0/4", "5/4", "1", "a/b", "1/2/3", "-1/2"])

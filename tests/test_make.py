@@ -33,8 +33,19 @@ def test_every_target_can_be_planned(target: str):
 
 def test_reproduce_passes_the_profile_the_notebook_and_the_workers_on():
     plan = make("-n", "reproduce", "VENV=", "PROFILE=cifar10", "ONLY=00_start_here", "JOBS=2").stdout
-    assert shlex.split(plan)[1:] == ["-m", "gkp", "reproduce", "--profile", "cifar10", "--jobs", "2",
-                                     "--only", "00_start_here", "--out", "build/cifar10"]
+    assert shlex.split(plan)[1:] == [
+        "-m",
+        "gkp",
+        "reproduce",
+        "--profile",
+        "cifar10",
+        "--jobs",
+        "2",
+        "--only",
+        "00_start_here",
+        "--out",
+        "build/cifar10",
+    ]
 
 
 def test_a_misspelt_make_variable_is_refused_in_one_line():

@@ -156,7 +156,7 @@ def test_every_method_under_one_budget_on_resnet20(method, tmp_path):
     before = copy.deepcopy(net.state_dict())
     options = FEW.get(method, {})
     pruned = prune(net, method, data=pictures(), **options)
-    if method in DATA_DRIVEN + ("random", "random-gkp"):  # nothing else draws or adds up in an order
+    if method in (*DATA_DRIVEN, "random", "random-gkp"):  # nothing else draws or adds up in an order
         assert prune(net, method, data=pictures(), **options).plan == pruned.plan
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
     convs = [name for name in pruned.net.state_dict() if name.startswith("layer") and "conv" in name]

@@ -66,7 +66,7 @@ def test_figures_go_where_the_run_says(tmp_path, pruned, monkeypatch):
     ("wrong", "message"),
     [
         (lambda net: plots.snaking(net, "layer9.conv"), "no layer layer9.conv"),
-        (lambda net: plots.granularities(net.net, "layer1.0.conv1"), "is not pruned in this network"),
+        (lambda net: plots.granularities(net.net, "layer1.0.conv1"), "is not pruned by grouped kernels in this network"),
         (lambda net: plots.beam(net, "layer1.0.conv1", start=16), "start must be an input channel of layer1.0.conv1, 0 to 15"),
     ],
 )

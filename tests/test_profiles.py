@@ -40,6 +40,7 @@ def cells():
 
 # --- profiles -------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("profile", profiles.PROFILES)
 def test_a_profile_has_every_network_evaluated_in_both_protocols_beside_the_unpruned_one(profile):
     cells = profiles.cells(profile)
@@ -80,9 +81,16 @@ def test_a_file_of_ones_own_is_a_profile_and_workers_find_its_stages(tmp_path):
     assert [result["value"] for result in report] == [0, 1, 4]
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    ("cells = 3", "TypeError"), ("x = 1", "AttributeError"), ("1 / 0", "ZeroDivisionError"), ("def cells(: ", "SyntaxError"),
-    ("def cells(): return [1]", "returned a int among its cells")])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("cells = 3", "TypeError"),
+        ("x = 1", "AttributeError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("def cells(: ", "SyntaxError"),
+        ("def cells(): return [1]", "returned a int among its cells"),
+    ],
+)
 def test_a_file_that_is_no_profile_is_refused_with_the_reason(tmp_path, text, reason):
     file = tmp_path / "bad.py"
     file.write_text(text)
@@ -91,6 +99,7 @@ def test_a_file_that_is_no_profile_is_refused_with_the_reason(tmp_path, text, re
 
 
 # --- cells ----------------------------------------------------------------------------------------------------------
+
 
 def test_ids_say_what_a_cell_is():
     assert PRUNED.label == "digits-resnet20-sr-gkp-r0.4375-e1-s0"

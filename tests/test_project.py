@@ -28,6 +28,7 @@ def name(path: Path) -> str:
 
 # ---- pins ----
 
+
 @cache
 def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -79,18 +80,29 @@ def test_the_environment_that_make_builds_holds_the_versions_of_the_lock():
 
 # ---- files ----
 
+
 @cache
 def project_files() -> tuple[Path, ...]:
     """Every file git tracks or would add; in a copy without git, every file outside scratch folders."""
-    git = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-                         cwd=ROOT, capture_output=True, text=True)
+    git = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
     if git.returncode == 0:
         paths = sorted({ROOT / file for file in git.stdout.split("\0") if file})
-        return tuple(path for path in paths if path.is_file())       # git lists deleted files too
-    scratch = {".git", ".venv", "build", "__pycache__", "gkp.egg-info", ".pytest_cache", ".mypy_cache", ".ruff_cache",
-               ".hypothesis", ".ipynb_checkpoints"}
-    return tuple(path for path in sorted(ROOT.rglob("*"))
-                 if path.is_file() and not scratch & set(path.relative_to(ROOT).parts))
+        return tuple(path for path in paths if path.is_file())  # git lists deleted files too
+    scratch = {
+        ".git",
+        ".venv",
+        "build",
+        "__pycache__",
+        "gkp.egg-info",
+        ".pytest_cache",
+        ".mypy_cache",
+        ".ruff_cache",
+        ".hypothesis",
+        ".ipynb_checkpoints",
+    }
+    return tuple(path for path in sorted(ROOT.rglob("*")) if path.is_file() and not scratch & set(path.relative_to(ROOT).parts))
 
 
 def texts() -> Iterator[tuple[Path, str]]:
@@ -98,18 +110,25 @@ def texts() -> Iterator[tuple[Path, str]]:
         try:
             yield path, path.read_bytes().decode("utf-8")
         except UnicodeDecodeError:
-            continue                                                 # an image or weights
+            continue  # an image or weights
 
 
-@pytest.mark.parametrize("what, pattern", [
-    ("a path of one machine", r"(?<![\w.:/~-])/(?:home|Users|root|tmp|work|workspace|content|mnt|opt|scratch)/\w"),
-    ("a path of one Windows machine", r"\b[A-Z]:\\\\?Users\\"),
-    ("a Google Drive", r"drive\.google\.com|google[.]colab|/content/drive"),
-    ("a download by hand", r"\bwget\b"),
-])
+@pytest.mark.parametrize(
+    "what, pattern",
+    [
+        ("a path of one machine", r"(?<![\w.:/~-])/(?:home|Users|root|tmp|work|workspace|content|mnt|opt|scratch)/\w"),
+        ("a path of one Windows machine", r"\b[A-Z]:\\\\?Users\\"),
+        ("a Google Drive", r"drive\.google\.com|google[.]colab|/content/drive"),
+        ("a download by hand", r"\bwget\b"),
+    ],
+)
 def test_no_file_names(what: str, pattern: str):
-    found = [f"{name(path)}:{text.count(chr(10), 0, match.start()) + 1}: {match.group()}"
-             for path, text in texts() if path != Path(__file__).resolve() for match in re.finditer(pattern, text)]
+    found = [
+        f"{name(path)}:{text.count(chr(10), 0, match.start()) + 1}: {match.group()}"
+        for path, text in texts()
+        if path != Path(__file__).resolve()
+        for match in re.finditer(pattern, text)
+    ]
     assert not found, f"{what}: {found}"
 
 
@@ -138,16 +157,20 @@ def public_definitions(path: Path) -> Iterator[tuple[Definition, bool]]:
         if isinstance(node, Definition) and not node.name.startswith("_"):
             yield node, False
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-            yield from ((item, bool(node.bases)) for item in node.body
-                        if isinstance(item, Definition) and not item.name.startswith("_"))
+            yield from (
+                (item, bool(node.bases)) for item in node.body if isinstance(item, Definition) and not item.name.startswith("_")
+            )
 
 
 def test_every_public_function_class_and_module_has_a_docstring():
     found = [(path, node, inherits) for path in MODULES for node, inherits in public_definitions(path)]
     documented = {node.name for _, node, _ in found if ast.get_docstring(node)}
-    documented.add("forward")                                        # its class says what it computes
-    bare = [f"{name(path)}:{node.lineno} {node.name}" for path, node, inherits in found
-            if not ast.get_docstring(node) and not (inherits and node.name in documented)]
+    documented.add("forward")  # its class says what it computes
+    bare = [
+        f"{name(path)}:{node.lineno} {node.name}"
+        for path, node, inherits in found
+        if not ast.get_docstring(node) and not (inherits and node.name in documented)
+    ]
     bare += [name(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))]
     assert found
     assert not bare
@@ -160,10 +183,12 @@ def test_no_module_is_longer_than_400_lines():
 
 # ---- notebooks ----
 
+
 def code_of(cell: nbformat.NotebookNode) -> str:
     """The cell's Python: the one magic a notebook may use is the backend of its figures."""
-    return "\n".join(line for line in cell.source.splitlines()
-                     if not re.match(r"%matplotlib inline$|%config InlineBackend\.", line.strip()))
+    return "\n".join(
+        line for line in cell.source.splitlines() if not re.match(r"%matplotlib inline$|%config InlineBackend\.", line.strip())
+    )
 
 
 def test_there_is_a_notebook_to_start_from():
@@ -175,9 +200,12 @@ def test_a_notebook_defines_nothing_and_has_one_cell_of_literal_parameters(path:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for cell in cells:                                               # a leftover ! or % is a syntax error here
-        defined = [node for node in ast.walk(ast.parse(code_of(cell), name(path)))
-                   if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
+    for cell in cells:  # a leftover ! or % is a syntax error here
+        defined = [
+            node
+            for node in ast.walk(ast.parse(code_of(cell), name(path)))
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        ]
         assert not defined, f"{path.name} defines {defined[0].name}: its place is in gkp"
     (parameters,) = (cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
     for statement in ast.parse(parameters.source).body:
@@ -194,6 +222,7 @@ def test_a_notebook_holds_no_error_and_was_run_from_top_to_bottom_or_not_at_all(
 
 
 # ---- the README ----
+
 
 @cache
 def readme() -> str:
@@ -260,7 +289,7 @@ def test_every_gkp_command_in_the_readme_is_understood_by_the_parser():
     shown = [words[1:] for words in shell_commands(readme()) if words[0] == "gkp"]
     assert shown
     for words in shown:
-        parser().parse_args(words)                                   # SystemExit names what it does not know
+        parser().parse_args(words)  # SystemExit names what it does not know
     for words in inline_code():
         if words[0] == "gkp" and len(words) > 1 and not words[1].startswith("-"):
             assert words[1] in choices, words

@@ -178,9 +178,7 @@ def test_a_killed_training_goes_on_to_the_same_plan_and_weights(method, tmp_path
 
     calls: list[int] = []
     with pytest.raises(KeyboardInterrupt):
-        train_pruned(
-            net, method, pictures(), RECIPE, progress=False, checkpoint=tmp_path / "half", evaluate=stop_at_the_second
-        )
+        train_pruned(net, method, pictures(), RECIPE, progress=False, checkpoint=tmp_path / "half", evaluate=stop_at_the_second)
     resumed, log = train_pruned(net, method, pictures(), RECIPE, progress=False, checkpoint=tmp_path / "half")
     assert resumed.plan == whole.plan and len(log.rows) == 2
     assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))

@@ -7,6 +7,7 @@
 `cell` says what a cell is, `store` where results live, `compute` how one is made, `plan` which are needed, `runner` how
 many are made at once.
 """
+
 from gkp.grid.cell import Cell, find_stage, select, stage
 from gkp.grid.cells import EvaluateCell, PretrainedCell, PruneCell, TrainCell
 from gkp.grid.compute import Context
@@ -16,5 +17,24 @@ from gkp.grid.runner import load, run
 from gkp.grid.status import Status, status
 from gkp.grid.store import Store, default_store
 
-__all__ = ["Cell", "CellsFailed", "Context", "EvaluateCell", "PretrainedCell", "PruneCell", "Report", "Result", "Status",
-           "Store", "TrainCell", "default_store", "find_stage", "load", "publish", "run", "select", "stage", "status"]
+__all__ = [
+    "Cell",
+    "CellsFailed",
+    "Context",
+    "EvaluateCell",
+    "PretrainedCell",
+    "PruneCell",
+    "Report",
+    "Result",
+    "Status",
+    "Store",
+    "TrainCell",
+    "default_store",
+    "find_stage",
+    "load",
+    "publish",
+    "run",
+    "select",
+    "stage",
+    "status",
+]

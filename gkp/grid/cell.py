@@ -18,6 +18,7 @@ A stage is a plain function, registered under a name; a kind of cell is a frozen
 
 Cost: about 20 microseconds a cell to hash.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -68,6 +69,7 @@ def stage(name: str, *, revision: int) -> Callable[[Callable], Callable]:
     revision: raise it whenever the stage computes something else than before.
     Raises BadInput when another function has the name already.
     """
+
     def register(function: Callable) -> Callable:
         known = _STAGES.get(name)
         if known and (known.module, known.function.__qualname__) != (function.__module__, function.__qualname__):
@@ -75,6 +77,7 @@ def stage(name: str, *, revision: int) -> Callable[[Callable], Callable]:
         _STAGES[name] = Stage(name, revision, function)
         _revision.cache_clear()
         return function
+
     return register
 
 
@@ -83,8 +86,10 @@ def find_stage(name: str) -> Stage:
     if name not in _STAGES:
         importlib.import_module("gkp.grid.stages")  # the built-in ones register themselves
     if name not in _STAGES:
-        raise BadInput(f"unknown stage {name!r}; known: {', '.join(sorted(_STAGES))}; register yours with "
-                       "@gkp.grid.stage(name, revision=1)")
+        raise BadInput(
+            f"unknown stage {name!r}; known: {', '.join(sorted(_STAGES))}; register yours with "
+            "@gkp.grid.stage(name, revision=1)"
+        )
     return _STAGES[name]
 
 
@@ -154,8 +159,13 @@ class Cell:
     @property
     def spec(self) -> dict[str, Any]:
         """What the hash covers: stage, revision, params, data, and the parents' hashes by role."""
-        return {"stage": self.stage, "revision": _revision(self.stage), "params": self.params, "data": self.data,
-                "parents": {role: parent.hash for role, parent in self.parents.items()}}
+        return {
+            "stage": self.stage,
+            "revision": _revision(self.stage),
+            "params": self.params,
+            "data": self.data,
+            "parents": {role: parent.hash for role, parent in self.parents.items()},
+        }
 
     @cached_property
     def hash(self) -> str:
@@ -163,8 +173,10 @@ class Cell:
         try:
             return hashlib.sha256(canonical(self.spec)).hexdigest()
         except (TypeError, ValueError) as error:
-            raise BadInput(f"{type(self).__name__}: a parameter cannot be written as JSON ({error}); use finite numbers, "
-                           "strings, booleans, None, and lists or dictionaries of those") from None
+            raise BadInput(
+                f"{type(self).__name__}: a parameter cannot be written as JSON ({error}); use finite numbers, "
+                "strings, booleans, None, and lists or dictionaries of those"
+            ) from None
 
     @cached_property
     def id(self) -> str:
@@ -197,7 +209,9 @@ def _hashed_fields(kind: type[Cell]) -> tuple[tuple[str, bool, Any], ...]:
     if kind not in _FIELDS:
         _FIELDS[kind] = tuple(
             (f.name, str(f.type).startswith("float") or f.type is float, f.metadata.get("left_out", _NOTHING))
-            for f in fields(kind) if f.metadata.get("hashed", True))
+            for f in fields(kind)
+            if f.metadata.get("hashed", True)
+        )
     return _FIELDS[kind]
 
 

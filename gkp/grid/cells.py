@@ -3,6 +3,7 @@
 What each computes is in `gkp.grid.stages`; here is what distinguishes one from another. To add a field to a kind whose
 cells have been computed, declare it with `later(default)`.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -13,8 +14,16 @@ from gkp.grid.cell import Cell, later, not_hashed
 from gkp.grid.data import data_hashes
 
 # How long a pass over one image takes relative to ResNet-20 at 32x32 pixels, to scale estimates; multiply-accumulates.
-_SIZE = {"resnet20": 1.0, "resnet32": 1.7, "resnet44": 2.4, "resnet56": 3.1, "resnet110": 6.2, "vgg16_bn": 7.7,
-         "resnet101": 246.0, "resnet50": 101.0}
+_SIZE = {
+    "resnet20": 1.0,
+    "resnet32": 1.7,
+    "resnet44": 2.4,
+    "resnet56": 3.1,
+    "resnet110": 6.2,
+    "vgg16_bn": 7.7,
+    "resnet101": 246.0,
+    "resnet50": 101.0,
+}
 _IMAGES = {"digits": (1100, 0.25), "cifar10": (45_000, 1.0)}  # training images, pixels relative to 32x32
 
 

@@ -3,6 +3,7 @@
 It stays for many cells, so libraries are imported and data sets loaded once per worker, and can be killed at any moment
 without harm to the worker: for a cell past its limits that is how it ends. It dies by itself with the worker.
 """
+
 from __future__ import annotations
 
 import os

@@ -10,6 +10,7 @@ and 4 threads also in the input gradients of convolutions at small batches and i
 convolutions agreed. `jobs` decides only how many cells run at once, and with one thread a cell, jobs = cores fills the
 machine. A cell whose bits may depend on the machine (on a GPU) says threads=0 and gets cores / jobs.
 """
+
 from __future__ import annotations
 
 import os
@@ -109,8 +110,12 @@ def compute(job: Job, *, capture: bool, guard: Guard = lambda job: nullcontext()
     store = Store(Path(job.root))
     started = time.perf_counter()
     if not store.root.is_dir():
-        return Outcome(job.id, "failed", "bad input", f"{socket.gethostname()} has no folder {store.root}; use one that all "
-                       "machines share (GKP_CELLS)")
+        return Outcome(
+            job.id,
+            "failed",
+            "bad input",
+            f"{socket.gethostname()} has no folder {store.root}; use one that all machines share (GKP_CELLS)",
+        )
     try:
         with store.lock(job.id):
             if not job.recompute and store.lookup(job.id, job.hash, whole=True) is not None:
@@ -132,8 +137,15 @@ def _compute_locked(job: Job, store: Store, partial: Path, capture: bool, guard:
         store.publish(partial, job.id, job.hash, spec={**job.spec, "id": job.id}, figures=figures, run=run)
         return Outcome(job.id, "computed", seconds=seconds)
     except (Exception, LimitExceeded, SystemExit) as error:
-        return failure(job, store, _kind(error), _in_words(error, store), trace=traceback.format_exc(), log=log,
-                       seconds=time.perf_counter() - started)
+        return failure(
+            job,
+            store,
+            _kind(error),
+            _in_words(error, store),
+            trace=traceback.format_exc(),
+            log=log,
+            seconds=time.perf_counter() - started,
+        )
 
 
 def _run_stage(job: Job, store: Store, partial: Path, stream: TextIO, guard: Guard) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -141,8 +153,10 @@ def _run_stage(job: Job, store: Store, partial: Path, stream: TextIO, guard: Gua
     load_module(job.module, job.file)
     stage = find_stage(job.stage)
     if stage.revision != job.spec["revision"]:
-        raise BadInput(f"stage {job.stage!r} has revision {stage.revision} here but {job.spec['revision']} where the run "
-                       "was started; install the same version of the code on both")
+        raise BadInput(
+            f"stage {job.stage!r} has revision {stage.revision} here but {job.spec['revision']} where the run "
+            "was started; install the same version of the code on both"
+        )
     context = Context(job.id, threads_of(job), store.scratch(job.id), stream)
     parents = {role: Path(folder) for role, folder in job.parents.items()}
     peak, started = provenance.PeakMemory(), time.perf_counter()
@@ -151,10 +165,13 @@ def _run_stage(job: Job, store: Store, partial: Path, stream: TextIO, guard: Gua
     try:
         canonical([figures, context.notes])
     except (TypeError, ValueError) as error:
-        raise BadInput(f"stage {job.stage!r} returned figures that cannot be written as JSON ({error}); return "
-                       "finite numbers, strings, booleans, None, and lists or dictionaries of those") from None
-    return figures, provenance.describe_run(seconds=time.perf_counter() - started, threads=context.threads, peak=peak,
-                                            work=job.work, notes=context.notes)
+        raise BadInput(
+            f"stage {job.stage!r} returned figures that cannot be written as JSON ({error}); return "
+            "finite numbers, strings, booleans, None, and lists or dictionaries of those"
+        ) from None
+    return figures, provenance.describe_run(
+        seconds=time.perf_counter() - started, threads=context.threads, peak=peak, work=job.work, notes=context.notes
+    )
 
 
 def threads_of(job: Job) -> int:
@@ -209,11 +226,15 @@ def _logging_to(path: Path, capture: bool) -> Iterator[TextIO]:
                 os.close(descriptor)
 
 
-def failure(job: Job, store: Store, kind: str, message: str, *, trace: str = "", log: Path | None = None,
-            seconds: float = 0.0) -> Outcome:
+def failure(
+    job: Job, store: Store, kind: str, message: str, *, trace: str = "", log: Path | None = None, seconds: float = 0.0
+) -> Outcome:
     """The outcome of a failed job, recorded in the store too."""
-    store.record_failure(job.id, {"id": job.id, "hash": job.hash, "kind": kind, "message": message, "traceback": trace,
-                                  "seconds": round(seconds, 3)}, log)
+    store.record_failure(
+        job.id,
+        {"id": job.id, "hash": job.hash, "kind": kind, "message": message, "traceback": trace, "seconds": round(seconds, 3)},
+        log,
+    )
     return Outcome(job.id, "failed", kind, message, seconds)
 
 
@@ -234,16 +255,34 @@ def _in_words(error: BaseException, store: Store) -> str:
     return text if isinstance(error, BadInput | LimitExceeded) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
-def make_job(cell: Cell, store: Store, parents: dict[str, Path], *, jobs_threads: int | None, recompute: bool,
-             time_limit: float | None, memory_limit: float | None) -> Job:
+def make_job(
+    cell: Cell,
+    store: Store,
+    parents: dict[str, Path],
+    *,
+    jobs_threads: int | None,
+    recompute: bool,
+    time_limit: float | None,
+    memory_limit: float | None,
+) -> Job:
     """The job for a cell whose parents are finished in these folders.
 
     jobs_threads: what a cell with threads=0 gets; recompute: although it is finished; time_limit, memory_limit: for cells
     that set none of their own.
     """
     stage = find_stage(cell.stage)
-    return Job(id=cell.id, hash=cell.hash, stage=cell.stage, module=stage.module, file=stage.file, spec=cell.spec,
-               parents={role: str(folder) for role, folder in parents.items()}, root=str(store.root),
-               threads=cell.threads or jobs_threads, work=cell.work, recompute=recompute,
-               time_limit=time_limit if cell.time_limit is None else cell.time_limit,
-               memory_limit=memory_limit if cell.memory_limit is None else cell.memory_limit)
+    return Job(
+        id=cell.id,
+        hash=cell.hash,
+        stage=cell.stage,
+        module=stage.module,
+        file=stage.file,
+        spec=cell.spec,
+        parents={role: str(folder) for role, folder in parents.items()},
+        root=str(store.root),
+        threads=cell.threads or jobs_threads,
+        work=cell.work,
+        recompute=recompute,
+        time_limit=time_limit if cell.time_limit is None else cell.time_limit,
+        memory_limit=memory_limit if cell.memory_limit is None else cell.memory_limit,
+    )

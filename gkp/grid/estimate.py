@@ -1,4 +1,5 @@
 """How long cells will take, from how long cells like them took: the run.json files of the stores."""
+
 from __future__ import annotations
 
 from collections import Counter, defaultdict
@@ -27,7 +28,7 @@ class Durations:
             if not root.is_dir():
                 continue
             folders = sorted(path for path in root.iterdir() if not path.name.startswith("."))
-            for folder in folders[::max(1, len(folders) // AT_MOST)]:
+            for folder in folders[:: max(1, len(folders) // AT_MOST)]:
                 spec, run = read_json(folder / "spec.json"), read_json(folder / "run.json")
                 if spec and run:
                     found._add(kind_of(spec), spec["stage"], run["seconds"], run["work"])

@@ -1,4 +1,5 @@
 """Where jobs are computed: in this process, on a local Dask cluster, or on one that is already there."""
+
 from __future__ import annotations
 
 import json
@@ -151,19 +152,30 @@ class SchedulerLost(Exception):
 def start_local(jobs: int) -> OnDask:
     """A local cluster of `jobs` single-threaded worker processes on the loopback interface, gone with this process."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise BadInput("this script starts worker processes while it is being imported by one; put its code under "
-                       'if __name__ == "__main__":')
+        raise BadInput(
+            "this script starts worker processes while it is being imported by one; put its code under "
+            'if __name__ == "__main__":'
+        )
     import dask
     from distributed import Client, LocalCluster
 
     try:
         with dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1}):
-            cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, host="127.0.0.1", memory_limit=0,
-                                   dashboard_address=None, scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-                                   silence_logs=logging.CRITICAL)
+            cluster = LocalCluster(
+                n_workers=jobs,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                memory_limit=0,
+                dashboard_address=None,
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+                silence_logs=logging.CRITICAL,
+            )
     except (OSError, RuntimeError, TimeoutError) as error:
-        raise BadInput(f"the {jobs} local workers did not start ({error}); in a script of your own, call run() under "
-                       'if __name__ == "__main__":; jobs=1 needs no workers') from error
+        raise BadInput(
+            f"the {jobs} local workers did not start ({error}); in a script of your own, call run() under "
+            'if __name__ == "__main__":; jobs=1 needs no workers'
+        ) from error
     return OnDask(Client(cluster, set_as_default=False), cluster, threads=max(1, cores() // jobs))
 
 
@@ -176,8 +188,10 @@ def connect(scheduler: str | Path) -> OnDask:
         client = Client(address, timeout=CONNECT_SECONDS, name="gkp", set_as_default=False)
     except (OSError, ValueError, TimeoutError, RuntimeError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        raise BadInput(f"no Dask scheduler answers at {address} within {CONNECT_SECONDS} s ({text}); start one with "
-                       "`dask scheduler`, or unset DASK_SCHEDULER_ADDRESS to compute on this machine") from error
+        raise BadInput(
+            f"no Dask scheduler answers at {address} within {CONNECT_SECONDS} s ({text}); start one with "
+            "`dask scheduler`, or unset DASK_SCHEDULER_ADDRESS to compute on this machine"
+        ) from error
     return OnDask(client)
 
 
@@ -188,5 +202,6 @@ def _address(scheduler: str) -> str:
     try:
         return json.loads(path.read_text(encoding="utf-8"))["address"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: is not the file of a running scheduler ({error}); start one with "
-                       f"`dask scheduler --scheduler-file {path}`") from error
+        raise BadInput(
+            f"{path}: is not the file of a running scheduler ({error}); start one with `dask scheduler --scheduler-file {path}`"
+        ) from error

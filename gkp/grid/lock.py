@@ -6,6 +6,7 @@ It works across machines on NFS (Linux turns it into a lock of the server), Lust
 Where a file system knows no locks the run goes on without: cells are still published by one rename, so two runners can
 then waste time on the same cell but cannot damage it.
 """
+
 from __future__ import annotations
 
 import errno
@@ -68,8 +69,11 @@ def _flock(descriptor: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        warnings.warn(f"{path.parent}: this file system has no locks ({error.strerror}); run one runner at a time on it",
-                      RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"{path.parent}: this file system has no locks ({error.strerror}); run one runner at a time on it",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _is_same_file(descriptor: int, path: Path) -> bool:

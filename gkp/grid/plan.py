@@ -5,6 +5,7 @@ that nobody needs is left alone: figures whose networks were not kept are still 
 
 Cost: 100,000 cells in about 3 s and 130 MB with an empty store (tests/bench_grid.py measures it).
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -101,8 +102,10 @@ def take_shard(cells: Iterable[Cell], shard: str | None) -> list[Cell]:
     everything = family(cells)
     position = {key: place for place, key in enumerate(everything)}
     with_children = {parent.hash for cell in everything.values() for parent in cell.parents.values()}
-    ends = sorted((key for key in everything if key not in with_children),
-                  key=lambda key: ([position[parent.hash] for parent in everything[key].parents.values()], position[key]))
+    ends = sorted(
+        (key for key in everything if key not in with_children),
+        key=lambda key: ([position[parent.hash] for parent in everything[key].parents.values()], position[key]),
+    )
     share = {key: place * count // len(ends) for place, key in enumerate(ends)}
     for key, cell in reversed(everything.items()):  # a parent goes where its first child went
         for parent in cell.parents.values():

@@ -1,4 +1,5 @@
 """What a person sees while cells are computed: a bar with an estimate on a terminal, one line a cell elsewhere."""
+
 from __future__ import annotations
 
 import sys
@@ -29,8 +30,12 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self._total, unit="cell", dynamic_ncols=True,
-                             bar_format="{n_fmt}/{total_fmt} cells |{bar}| {elapsed} {postfix}")
+            self._bar = tqdm(
+                total=self._total,
+                unit="cell",
+                dynamic_ncols=True,
+                bar_format="{n_fmt}/{total_fmt} cells |{bar}| {elapsed} {postfix}",
+            )
         self.update(self._slots)
 
     def update(self, slots: int) -> None:

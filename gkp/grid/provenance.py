@@ -1,4 +1,5 @@
 """When, where and how a cell was computed: the contents of its run.json. Nothing here reaches result.json."""
+
 from __future__ import annotations
 
 import os
@@ -14,15 +15,33 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "statsmodels", "distributed", "pyautoattack",
-            "robustbench", "torch-pruning")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "statsmodels",
+    "distributed",
+    "pyautoattack",
+    "robustbench",
+    "torch-pruning",
+)
 
 
 def describe_run(*, seconds: float, threads: int, peak: PeakMemory, work: float, notes: Mapping[str, Any]) -> dict[str, Any]:
     """The run.json of a cell that has just been computed in this process; notes: what its stage measured of this run."""
-    return {**notes, "finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 3),
-            **peak.mb(), "threads": threads, "work": work,
-            "git_commit": git_commit(), "versions": versions(), "hardware": hardware()}
+    return {
+        **notes,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        **peak.mb(),
+        "threads": threads,
+        "work": work,
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
 
 
 @cache
@@ -33,8 +52,10 @@ def git_commit() -> str:
         return "unknown"
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=20,
-                              check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=20, check=True
+        ).stdout.strip()
+
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
@@ -54,8 +75,12 @@ def versions() -> dict[str, str]:
 @cache
 def hardware() -> dict[str, Any]:
     """Processor, cores this process may use, memory in GB, and the GPU if torch is loaded and sees one."""
-    found: dict[str, Any] = {"processor": _processor(), "system": f"{platform.system()} {platform.machine()}",
-                             "cores": cores(), "memory_gb": _memory_gb()}
+    found: dict[str, Any] = {
+        "processor": _processor(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": cores(),
+        "memory_gb": _memory_gb(),
+    }
     if torch := _torch_with_gpu():
         found["gpu"] = torch.cuda.get_device_name(0)
     return found

@@ -1,4 +1,5 @@
 """Copying finished cells to where they are committed (`data/results`)."""
+
 from __future__ import annotations
 
 import os
@@ -23,16 +24,23 @@ def publish(cells: Iterable[Cell], folder: Path, *, without: Iterable[str] = (),
     store, without, published = store or default_store(), tuple(without), []
     plan = make_plan(cells, store)
     if plan.todo:
-        raise BadInput(f"{len(plan.todo)} cells are not finished, the first is {next(iter(plan.todo.values())).id}; "
-                       "run them before they are published")
+        raise BadInput(
+            f"{len(plan.todo)} cells are not finished, the first is {next(iter(plan.todo.values())).id}; "
+            "run them before they are published"
+        )
     for cell in plan.cells:
         source, target = plan.finished[cell.hash].folder, folder / cell.id
         published.append(target)
         if source == target or Store(folder).lookup(cell.id, cell.hash) is not None:
             continue
         partial = folder / f".{cell.id}.partial-{os.getpid()}"
-        shutil.copytree(source, partial, ignore=lambda here, names: [
-            name for name in names if name == "log.txt" or any(fnmatch(name, pattern) for pattern in without)])
+        shutil.copytree(
+            source,
+            partial,
+            ignore=lambda here, names: [
+                name for name in names if name == "log.txt" or any(fnmatch(name, pattern) for pattern in without)
+            ],
+        )
         shutil.rmtree(target, ignore_errors=True)
         os.rename(partial, target)
     return published

@@ -1,4 +1,5 @@
 """What a run gave: results in the order of the cells, and what failed."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -38,8 +39,10 @@ class Result:
         """The path of a file or folder the stage wrote; BadInput when this copy of the cell was kept without it."""
         path = self.folder / name
         if not path.exists():
-            raise BadInput(f"{self.cell.id}: {name} is not in {self.folder}; this copy of the cell was kept without it: "
-                           "recompute the cell to have it")
+            raise BadInput(
+                f"{self.cell.id}: {name} is not in {self.folder}; this copy of the cell was kept without it: "
+                "recompute the cell to have it"
+            )
         return path
 
 
@@ -96,17 +99,25 @@ class Report(Sequence[Result]):
         parts = [f"{self.cached} cached", f"{self.computed} computed"]
         asked_and_blocked = sum(cell.id in self.blocked for cell in self.missing)
         asked_and_failed = len({outcome.id for outcome in self.failures} & {cell.id for cell in self.missing})
-        parts += [f"{count} {word}" for count, word in (
-            (asked_and_failed, "failed"), (asked_and_blocked, "blocked"),
-            (len(self.missing) - asked_and_failed - asked_and_blocked, "missing")) if count]
+        parts += [
+            f"{count} {word}"
+            for count, word in (
+                (asked_and_failed, "failed"),
+                (asked_and_blocked, "blocked"),
+                (len(self.missing) - asked_and_failed - asked_and_blocked, "missing"),
+            )
+            if count
+        ]
         notes = [f"{_count(self.extra, 'parent')} computed on the way"] if self.extra else []
         notes += [f"{n_damaged} damaged and not used"] if n_damaged else []
         return f"{_count(total, 'cell')}: {', '.join(parts)}" + (f" ({'; '.join(notes)})" if notes else "")
 
     def failure_lines(self) -> list[str]:
         """One line for each failed cell, saying why and where its log is, and one for the blocked ones."""
-        lines = [f"failed: {outcome.id}: {outcome.kind}: {outcome.message} (log: {self.failed_folder / outcome.id})"
-                 for outcome in self.failures]
+        lines = [
+            f"failed: {outcome.id}: {outcome.kind}: {outcome.message} (log: {self.failed_folder / outcome.id})"
+            for outcome in self.failures
+        ]
         if self.blocked:
             lines.append(f"blocked: {_count(len(self.blocked), 'cell')} built on a failed one")
         return lines
@@ -123,5 +134,6 @@ class CellsFailed(RunFailed):
         self.report = report
         first, *rest = report.failures
         more = f" and {len(rest)} more" if rest else ""
-        super().__init__(f"{report.headline}; failed: {first.id}: {first.kind}: {first.message}{more} "
-                         f"(logs in {report.failed_folder})")
+        super().__init__(
+            f"{report.headline}; failed: {first.id}: {first.kind}: {first.message}{more} (logs in {report.failed_folder})"
+        )

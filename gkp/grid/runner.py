@@ -4,6 +4,7 @@ A cell goes out as soon as its parents are finished. One that fails is recorded 
 blocked, everything else goes on. Cells that another runner is computing on the same store are waited for, not repeated.
 Whatever is killed, finished cells stay and the rest is computed by the next run.
 """
+
 from __future__ import annotations
 
 import heapq
@@ -28,10 +29,22 @@ _ASK_AGAIN = 0.5  # seconds until a cell that another runner has locked is looke
 _UNTIL_SEEN = 15.0  # seconds a network folder may take to show what another machine wrote
 
 
-def run(cells: Iterable[Cell], *, jobs: int | None = None, shard: str | None = None, only: str | None = None,
-        scheduler: str | Path | None = None, dry_run: bool = False, recompute: bool = False,
-        progress: bool = True, quiet: bool = False, check: bool = True, store: Store | None = None,
-        time_limit: float | None = None, memory_limit: float | None = None) -> Report:
+def run(
+    cells: Iterable[Cell],
+    *,
+    jobs: int | None = None,
+    shard: str | None = None,
+    only: str | None = None,
+    scheduler: str | Path | None = None,
+    dry_run: bool = False,
+    recompute: bool = False,
+    progress: bool = True,
+    quiet: bool = False,
+    check: bool = True,
+    store: Store | None = None,
+    time_limit: float | None = None,
+    memory_limit: float | None = None,
+) -> Report:
     """The results of the cells, in their order; those that no store has are computed first, with their parents.
 
     jobs: cells computed at once; None for one per core, 1 for this very process. shard: "i/n", this runner's share.
@@ -53,8 +66,14 @@ def run(cells: Iterable[Cell], *, jobs: int | None = None, shard: str | None = N
         report = _report(plan, store)
     else:
         store.prepare()
-        report = _compute(plan, store, jobs, scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS"),
-                          show=progress, wishes=_Wishes(recompute, time_limit, memory_limit))
+        report = _compute(
+            plan,
+            store,
+            jobs,
+            scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS"),
+            show=progress,
+            wishes=_Wishes(recompute, time_limit, memory_limit),
+        )
     if not quiet:
         print(*report.lines, report.headline, *(f"damaged: {reason}" for reason in report.damaged.values()), sep="\n")
     if check and report.failures:
@@ -68,8 +87,9 @@ def load(cells: Iterable[Cell], *, store: Store | None = None) -> Report:
     return _report(make_plan(cells, store), store)
 
 
-def _compute(plan: Plan, store: Store, jobs: int | None, scheduler: str | Path | None, *, show: bool,
-             wishes: _Wishes) -> Report:
+def _compute(
+    plan: Plan, store: Store, jobs: int | None, scheduler: str | Path | None, *, show: bool, wishes: _Wishes
+) -> Report:
     jobs = jobs or cores()
     durations = Durations.of(store) if show else Durations()
     if scheduler:
@@ -81,8 +101,10 @@ def _compute(plan: Plan, store: Store, jobs: int | None, scheduler: str | Path |
     try:
         running.go()
     except SchedulerLost as error:
-        raise BadInput(f"the Dask scheduler was lost ({error}); {len(running.computed)} cells were finished and are kept: "
-                       "start the scheduler and run again") from error
+        raise BadInput(
+            f"the Dask scheduler was lost ({error}); {len(running.computed)} cells were finished and are kept: "
+            "start the scheduler and run again"
+        ) from error
     finally:
         bar.close()
         executor.close()
@@ -108,8 +130,9 @@ class _Running:
         self.blocked: dict[str, str] = {}
         self._order = {key: place for place, key in enumerate(plan.todo)}
         self._children = plan.children()
-        self._unfinished = {key: sum(parent.hash in plan.todo for parent in cell.parents.values())
-                            for key, cell in plan.todo.items()}
+        self._unfinished = {
+            key: sum(parent.hash in plan.todo for parent in cell.parents.values()) for key, cell in plan.todo.items()
+        }
         self._ready = [(self._order[key], key) for key, count in self._unfinished.items() if not count]
         self._out: dict[str, str] = {}  # id -> hash of the cells that a worker has
         self._elsewhere: dict[str, float] = {}  # hash -> when to look again
@@ -135,9 +158,17 @@ class _Running:
         cell = self.plan.todo[key]
         parents = {role: self.plan.finished[parent.hash].folder for role, parent in cell.parents.items()}
         self._out[cell.id] = key
-        self.executor.submit(make_job(cell, self.store, parents, jobs_threads=self.executor.threads,
-                                      recompute=self.wishes.recompute and key in self._asked,
-                                      time_limit=self.wishes.time, memory_limit=self.wishes.memory))
+        self.executor.submit(
+            make_job(
+                cell,
+                self.store,
+                parents,
+                jobs_threads=self.executor.threads,
+                recompute=self.wishes.recompute and key in self._asked,
+                time_limit=self.wishes.time,
+                memory_limit=self.wishes.memory,
+            )
+        )
 
     def _settle(self, key: str, outcome: Outcome) -> None:
         cell = self.plan.todo[key]
@@ -148,8 +179,13 @@ class _Running:
         if outcome.status != "failed":
             entry = self._find(cell, whole=bool(self._children[key]))
             if entry is None:
-                outcome = Outcome(cell.id, "failed", "lost", f"a worker finished it, but {self.store.root} does not show it "
-                                  "here; use a folder that all machines share (GKP_CELLS)")
+                outcome = Outcome(
+                    cell.id,
+                    "failed",
+                    "lost",
+                    f"a worker finished it, but {self.store.root} does not show it "
+                    "here; use a folder that all machines share (GKP_CELLS)",
+                )
         if outcome.status == "failed":
             if outcome.kind == "lost":  # no worker lived to record it
                 self.store.record_failure(cell.id, {**asdict(outcome), "hash": key, "traceback": ""})
@@ -196,12 +232,21 @@ class _Running:
 def _report(plan: Plan, store: Store, running: _Running | None = None) -> Report:
     computed = running.computed if running else set()
     asked = {cell.hash for cell in plan.cells}
-    results = tuple(Result(cell, entry.figures, entry.folder, cell.hash not in computed)
-                    for cell in plan.cells if (entry := plan.finished.get(cell.hash)) is not None)
-    return Report(results=results, computed=sum(not result.cached for result in results), extra=len(computed - asked),
-                  failures=tuple(running.failures) if running else (), blocked=dict(running.blocked) if running else {},
-                  missing=tuple(cell for cell in plan.cells if cell.hash not in plan.finished),
-                  damaged=dict(store.damaged), failed_folder=store.root / ".failed")
+    results = tuple(
+        Result(cell, entry.figures, entry.folder, cell.hash not in computed)
+        for cell in plan.cells
+        if (entry := plan.finished.get(cell.hash)) is not None
+    )
+    return Report(
+        results=results,
+        computed=sum(not result.cached for result in results),
+        extra=len(computed - asked),
+        failures=tuple(running.failures) if running else (),
+        blocked=dict(running.blocked) if running else {},
+        missing=tuple(cell for cell in plan.cells if cell.hash not in plan.finished),
+        damaged=dict(store.damaged),
+        failed_folder=store.root / ".failed",
+    )
 
 
 def _dry_report(plan: Plan, store: Store, jobs: int | None) -> Report:
@@ -214,8 +259,15 @@ def _dry_report(plan: Plan, store: Store, jobs: int | None) -> Report:
         lines.append(f"compute  {cell.id}  {how_long}{'' if key in asked else ', as a parent'}")
     seconds, unknown = durations.total(count_kinds(plan.todo.values()))
     rest = f", and {unknown} cells never timed" if unknown else ""
-    lines.append(f"to compute: {len(plan.todo)} cells, {seconds / 3600:.2f} h of work, about {in_words(seconds / jobs)} "
-                 f"with {jobs} jobs{rest}")
+    lines.append(
+        f"to compute: {len(plan.todo)} cells, {seconds / 3600:.2f} h of work, about {in_words(seconds / jobs)} "
+        f"with {jobs} jobs{rest}"
+    )
     report = _report(plan, store)
-    return Report(results=report.results, missing=report.missing, damaged=report.damaged, lines=tuple(lines),
-                  failed_folder=report.failed_folder)
+    return Report(
+        results=report.results,
+        missing=report.missing,
+        damaged=report.damaged,
+        lines=tuple(lines),
+        failed_folder=report.failed_folder,
+    )

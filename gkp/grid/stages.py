@@ -4,10 +4,10 @@ Everything runs on the GPU when the worker has one, in full precision. Files: `m
 writes them, `outcomes.npz` and `outcomes.json` as `Outcomes.save` does. Nothing that depends on the clock is written among
 them: seconds go to run.json, so that the same cell gives the same bytes again on one machine.
 """
+
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -53,14 +53,15 @@ def train_baseline(params: Mapping[str, Any], parents: Mapping[str, Path], folde
     net = build_model(params["model"], seed=params["seed"], num_classes=data.num_classes, mean=data.mean, std=data.std)
     trace = WeightTrace(snapshot_epochs(params["epochs"]))
     figures = _fit(net, params, params["dataset"], context, callbacks=[trace])
-    _sort_header(trace.save(folder / TRACE))
+    trace.save(folder / TRACE)
     save_model(net.cpu(), folder / "model")
     return {**figures, **_network_figures(net, params["dataset"], params["model"], tuple(data.images.shape[1:]))}
 
 
 @stage("prune", revision=1)
-def prune_and_finetune(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path,
-                       context: Context) -> dict[str, Any]:
+def prune_and_finetune(
+    params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context
+) -> dict[str, Any]:
     """The parent network pruned, then fine-tuned; figures: every epoch, what is left, seed, n. run.json: seconds of each."""
     parent = _figures_of(parents["net"])
     dataset, shape = parent["dataset"], tuple(parent["input_shape"])
@@ -77,15 +78,20 @@ def prune_and_finetune(params: Mapping[str, Any], parents: Mapping[str, Path], f
     return {**figures, "soft_epochs": soft_rows, **_network_figures(net, dataset, parent["model"], shape)}
 
 
-def _pruned(net: nn.Module, params: Mapping[str, Any], parent: Mapping[str, Any], trace: Path,
-            context: Context) -> tuple[nn.Module, list[dict[str, Any]]]:
+def _pruned(
+    net: nn.Module, params: Mapping[str, Any], parent: Mapping[str, Any], trace: Path, context: Context
+) -> tuple[nn.Module, list[dict[str, Any]]]:
     """The network after pruning, and the rows of the epochs that went into it (none for a one-shot method)."""
     if params["method"] == "none":
         return net, []
     info = method_info(params["method"])
     data = load_pinned(parent["dataset"], params["split"])
-    options = {"rate": params["rate"], "seed": params["seed"], "input_shape": tuple(parent["input_shape"]),
-               **dict(params["options"])}
+    options = {
+        "rate": params["rate"],
+        "seed": params["seed"],
+        "input_shape": tuple(parent["input_shape"]),
+        **dict(params["options"]),
+    }
     rows: list[dict[str, Any]] = []
     if info.procedure == "one-shot":
         if "training snapshots" in info.needs and trace.exists():
@@ -93,9 +99,17 @@ def _pruned(net: nn.Module, params: Mapping[str, Any], parent: Mapping[str, Any]
         pruned = prune(net, info.name, groups=params["groups"], data=data if "data" in info.needs else None, **options)
     else:
         recipe = _recipe({**params, "epochs": _soft_epochs(params)})
-        pruned, log = train_pruned(net, info.name, data, recipe, device=_device(), progress=False,
-                                   evaluate=_scores(parent["dataset"], params["log_examples"]),
-                                   checkpoint=context.scratch / "pruning.pt", **options)
+        pruned, log = train_pruned(
+            net,
+            info.name,
+            data,
+            recipe,
+            device=_device(),
+            progress=False,
+            evaluate=_scores(parent["dataset"], params["log_examples"]),
+            checkpoint=context.scratch / "pruning.pt",
+            **options,
+        )
         rows = _rows(log, context)
     return (scratch(pruned, seed=params["seed"]) if params.get("scratch") else pruned), rows
 
@@ -104,8 +118,10 @@ def _soft_epochs(params: Mapping[str, Any]) -> int:
     given = params.get("soft_epochs")
     soft = math.ceil(params["epochs"] / 2) if given is None else given
     if not 1 <= soft <= params["epochs"]:
-        raise BadInput(f"{params['method']} prunes while it trains: {soft} of {params['epochs']} epochs is not enough; give "
-                       "epochs of 1 or more, and soft_epochs from 1 to epochs")
+        raise BadInput(
+            f"{params['method']} prunes while it trains: {soft} of {params['epochs']} epochs is not enough; give "
+            "epochs of 1 or more, and soft_epochs from 1 to epochs"
+        )
     return soft
 
 
@@ -117,13 +133,30 @@ def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Pat
     attacks = params["attacks"]
     if attacks is not None:
         attacks = [item if isinstance(item, str) else AttackSpec(**item) for item in attacks]
-    outcomes = benchmark(net, data, protocol=params["protocol"], n_examples=params["examples"], seed=params["seed"],
-                         batch_size=params["batch_size"], eps=params["eps"], attacks=attacks,
-                         true_labels=params["true_labels"], device=_device(), progress=False)
+    outcomes = benchmark(
+        net,
+        data,
+        protocol=params["protocol"],
+        n_examples=params["examples"],
+        seed=params["seed"],
+        batch_size=params["batch_size"],
+        eps=params["eps"],
+        attacks=attacks,
+        true_labels=params["true_labels"],
+        device=_device(),
+        progress=False,
+    )
     replace(outcomes, seconds=0.0).save(folder)  # the seconds of this run are in run.json
-    return {"accuracy": outcomes.accuracy(), "interval": {key: list(ends) for key, ends in outcomes.interval().items()},
-            "n": outcomes.n, "seed": outcomes.seed, "protocol": outcomes.protocol, "dataset": outcomes.dataset,
-            "data_sha256": outcomes.data_sha256, "model_sha256": outcomes.model_sha256}
+    return {
+        "accuracy": outcomes.accuracy(),
+        "interval": {key: list(ends) for key, ends in outcomes.interval().items()},
+        "n": outcomes.n,
+        "seed": outcomes.seed,
+        "protocol": outcomes.protocol,
+        "dataset": outcomes.dataset,
+        "data_sha256": outcomes.data_sha256,
+        "model_sha256": outcomes.model_sha256,
+    }
 
 
 def load_pinned(dataset: str, split: str) -> Dataset:
@@ -132,17 +165,29 @@ def load_pinned(dataset: str, split: str) -> Dataset:
     if name in PINNED and data.sha256 != PINNED[name][0]:
         labels = hashlib.sha256(data.labels.cpu().contiguous().numpy().data).hexdigest()
         if labels != PINNED[name][1]:
-            raise BadInput(f"the {split} part of {dataset} found here has other labels than the set of that name; remove it "
-                           "from the folders of GKP_DATA and get it again")
+            raise BadInput(
+                f"the {split} part of {dataset} found here has other labels than the set of that name; remove it "
+                "from the folders of GKP_DATA and get it again"
+            )
     return data
 
 
-def _fit(net: nn.Module, params: Mapping[str, Any], dataset: str, context: Context,
-         callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+def _fit(
+    net: nn.Module, params: Mapping[str, Any], dataset: str, context: Context, callbacks: Sequence[Callback] = ()
+) -> dict[str, Any]:
     """Trains `net` in place as the parameters say, going on where a killed run left off; the figures of the training."""
     data = load_pinned(dataset, params["split"])
-    log = train(net, data, _recipe(params), seed=params["seed"], evaluate=_scores(dataset, params["log_examples"]),
-                checkpoint=context.scratch / "training.pt", progress=False, device=_device(), callbacks=callbacks)
+    log = train(
+        net,
+        data,
+        _recipe(params),
+        seed=params["seed"],
+        evaluate=_scores(dataset, params["log_examples"]),
+        checkpoint=context.scratch / "training.pt",
+        progress=False,
+        device=_device(),
+        callbacks=callbacks,
+    )
     return {"epochs": _rows(log, context), "n": len(data), "seed": params["seed"], "data_sha256": data.sha256}
 
 
@@ -166,18 +211,15 @@ def _scores(dataset: str, examples: int) -> Callable[[nn.Module], dict[str, floa
 
 def _network_figures(net: nn.Module, dataset: str, model: str, shape: tuple[int, ...]) -> dict[str, Any]:
     counted = cost(net, input_shape=shape)
-    return {"dataset": dataset, "model": model, "input_shape": list(shape), "params": counted.params, "macs": counted.macs,
-            "paper_macs": counted.paper_macs, "model_sha256": state_sha256(net)}
-
-
-def _sort_header(path: Path) -> None:
-    """Rewrites a safetensors file with its header sorted: the library writes metadata in an order that changes from one
-    time to the next, and the same cell must give the same bytes."""
-    data = path.read_bytes()
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)
-    path.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
+    return {
+        "dataset": dataset,
+        "model": model,
+        "input_shape": list(shape),
+        "params": counted.params,
+        "macs": counted.macs,
+        "paper_macs": counted.paper_macs,
+        "model_sha256": state_sha256(net),
+    }
 
 
 def _figures_of(folder: Path) -> dict[str, Any]:

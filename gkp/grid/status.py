@@ -1,4 +1,5 @@
 """Where a run stands, for `gkp status`: read from the store alone, so it works beside any number of runners."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -34,8 +35,14 @@ class Status:
     def to_json(self) -> dict[str, Any]:
         """Counts and minutes left, the failures with their reasons, and the ids of running cells."""
         counts = {name: len(getattr(self, name)) for name in ("finished", "running", "failed", "blocked", "missing")}
-        return {**counts, "minutes_left": round(self.minutes_left, 1), "not_timed": self.not_timed,
-                "failures": self.failures, "running_cells": list(self.running), "damaged": self.damaged}
+        return {
+            **counts,
+            "minutes_left": round(self.minutes_left, 1),
+            "not_timed": self.not_timed,
+            "failures": self.failures,
+            "running_cells": list(self.running),
+            "damaged": self.damaged,
+        }
 
     def lines(self) -> list[str]:
         """The same for people."""
@@ -43,10 +50,12 @@ class Status:
         left = f"about {in_words(60 * self.minutes_left)} left"
         if self.not_timed:
             left += f", without {self.not_timed} cells that were never timed"
-        return [", ".join(counts) + ("" if not self.running + self.missing else f"; {left}"),
-                *(f"running: {cell_id}" for cell_id in self.running),
-                *(f"failed: {cell_id}: {reason}" for cell_id, reason in self.failures.items()),
-                *(f"damaged: {reason}" for reason in self.damaged.values())]
+        return [
+            ", ".join(counts) + ("" if not self.running + self.missing else f"; {left}"),
+            *(f"running: {cell_id}" for cell_id in self.running),
+            *(f"failed: {cell_id}: {reason}" for cell_id, reason in self.failures.items()),
+            *(f"damaged: {reason}" for reason in self.damaged.values()),
+        ]
 
 
 def status(cells: Iterable[Cell], *, jobs: int | None = None, store: Store | None = None) -> Status:
@@ -68,7 +77,11 @@ def status(cells: Iterable[Cell], *, jobs: int | None = None, store: Store | Non
         states[state].append(cell)
     seconds, unknown = Durations.of(store).total(count_kinds(states["running"] + states["missing"]))
     ids = {name: tuple(cell.id for cell in found) for name, found in states.items()}
-    return Status(finished=tuple(cell.id for cell in plan.cells if cell.hash in plan.finished), **ids,
-                  failures={cell_id: f"{recorded[cell_id]['kind']}: {recorded[cell_id]['message']}"
-                            for cell_id in ids["failed"]},
-                  damaged=dict(store.damaged), minutes_left=seconds / 60 / (jobs or cores()), not_timed=unknown)
+    return Status(
+        finished=tuple(cell.id for cell in plan.cells if cell.hash in plan.finished),
+        **ids,
+        failures={cell_id: f"{recorded[cell_id]['kind']}: {recorded[cell_id]['message']}" for cell_id in ids["failed"]},
+        damaged=dict(store.damaged),
+        minutes_left=seconds / 60 / (jobs or cores()),
+        not_timed=unknown,
+    )

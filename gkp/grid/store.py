@@ -17,6 +17,7 @@ and a cell that needs such a file as a parent has it recomputed.
 
 GKP_CELLS names another folder for new cells than the checkout's `build/cells`.
 """
+
 from __future__ import annotations
 
 import errno
@@ -99,8 +100,10 @@ class Store:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise BadInput(f"{self.root}: new cells cannot be written here ({error.strerror or error}); make it writable, "
-                           "or name another folder in GKP_CELLS") from error
+            raise BadInput(
+                f"{self.root}: new cells cannot be written here ({error.strerror or error}); make it writable, "
+                "or name another folder in GKP_CELLS"
+            ) from error
         for cell_id in self._left_behind():
             self.clear(cell_id)
 
@@ -147,8 +150,11 @@ class Store:
 
     def publish(self, partial: Path, cell_id: str, cell_hash: str, *, spec: Mapping, figures: Mapping, run: Mapping) -> Path:
         """Turns the partial folder into the finished cell and returns its folder. Replaces a damaged one."""
-        files = {name: {"sha256": _sha256(partial / name), "bytes": (partial / name).stat().st_size}
-                 for name in _files_of(partial) if name not in _OWN}
+        files = {
+            name: {"sha256": _sha256(partial / name), "bytes": (partial / name).stat().st_size}
+            for name in _files_of(partial)
+            if name not in _OWN
+        }
         body = {"id": cell_id, "hash": cell_hash, "figures": figures, "files": files}
         write_json(partial / "spec.json", spec)
         write_json(partial / "run.json", run)

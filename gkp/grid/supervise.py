@@ -4,6 +4,7 @@ A Dask worker runs `supervise`; the heavy work happens in the child (see `gkp.gr
 memory or crashes in C costs its own process and never the worker, on a local cluster and on a remote one alike.
 In-process runs (`--jobs 1`) use `soft_limits` instead, which can stop whatever returns to Python's interpreter.
 """
+
 from __future__ import annotations
 
 import os
@@ -41,8 +42,9 @@ def supervise(job: Job) -> Outcome:
             if job.time_limit is not None and spent > job.time_limit:
                 return _end(child, job, "time limit", f"ran longer than its limit of {job.time_limit:g} s", spent)
             if job.memory_limit is not None and (used := resident_mb(child.pid)) > job.memory_limit:
-                return _end(child, job, "memory limit",
-                            f"used {used:.0f} MB, more than its limit of {job.memory_limit:g} MB", spent)
+                return _end(
+                    child, job, "memory limit", f"used {used:.0f} MB, more than its limit of {job.memory_limit:g} MB", spent
+                )
         return Outcome(**child.outcomes.recv())
     except (EOFError, OSError):
         return _end(child, job, "crashed", f"its process ended by {child.how_it_ended()}", time.monotonic() - started)
@@ -69,12 +71,19 @@ class Child:
         theirs = (job_end, outcome_end, alive_end)
         # Threads that wait should sleep: on a machine whose cores are all taken, OpenMP's default (to spin) made an epoch
         # with two threads take 17.6 s instead of 0.8 s.
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ,
-                       "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        environment = {
+            "OMP_WAIT_POLICY": "PASSIVE",
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        }
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "gkp.grid.child", *map(str, theirs)], pass_fds=theirs, env=environment,
-                stdin=subprocess.DEVNULL, start_new_session=True)  # Ctrl-C is the runner's to handle
+                [sys.executable, "-P", "-m", "gkp.grid.child", *map(str, theirs)],
+                pass_fds=theirs,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # Ctrl-C is the runner's to handle
         finally:
             for descriptor in theirs:
                 os.close(descriptor)

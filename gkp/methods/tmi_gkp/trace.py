@@ -64,7 +64,8 @@ class Trace:
         """The path of the file written, whole or not at all. Raises BadInput if it cannot be."""
         path = Path(path)
         partial = path.with_name(path.name + ".partial")
-        header = {"format": FORMAT, "epochs": json.dumps(self.epochs), "weights": json.dumps(dict(self.weights))}
+        # one entry: safetensors writes several in an order that changes from one time to the next
+        header = {FORMAT: json.dumps({"epochs": self.epochs, "weights": dict(self.weights)}, sort_keys=True)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: changes.contiguous() for name, changes in self.changes.items()}, partial, metadata=header)
@@ -83,9 +84,10 @@ class Trace:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 changes = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            if header.get("format") != FORMAT:
+            if FORMAT not in header:
                 raise BadInput(f"{path}: is not a weight trace; {HOW}")
-            return cls(tuple(json.loads(header["epochs"])), changes, json.loads(header["weights"]))
+            fields = json.loads(header[FORMAT])
+            return cls(tuple(fields["epochs"]), changes, fields["weights"])
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             if isinstance(error, BadInput):
                 raise
