@@ -112,7 +112,7 @@ def row_name(net: Network | PruneCell) -> str:
 
 
 def method_checklist() -> Table:
-    """Table 8, as published and as the registry has it: type, procedure and special set-up of every method, ours added below."""
+    """Table 8, as published and as the registry has it: type, procedure and needs of every method, ours added below."""
     published = pd.read_csv(_published("table_8.csv"), keep_default_na=False)
     known = methods()
     rows = []

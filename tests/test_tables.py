@@ -49,9 +49,16 @@ def test_the_methods_table_joins_each_evaluation_with_the_cost_of_its_network(tm
         Result(EvaluateCell(net=pruned, protocol="pixel"), figures, tmp_path, True),
     ]
     table = tables.methods_table(results, protocol="paper", title="main")
-    assert table.shown.reset_index().to_dict("records") == [{
-        "method": "sr-gkp (alpha 0.5)", "MACs (M)": "23.391", "params (M)": "0.153", "clean": "50.0 [40.0, 60.0]", "n": 20, "seed": 7,
-    }]  # fmt: skip
+    assert table.shown.reset_index().to_dict("records") == [
+        {
+            "method": "sr-gkp (alpha 0.5)",
+            "MACs (M)": "23.391",
+            "params (M)": "0.153",
+            "clean": "50.0 [40.0, 60.0]",
+            "n": 20,
+            "seed": 7,
+        }
+    ]
     assert (
         tables.row_name(baseline) == "unpruned"
         and tables.row_name(PruneCell(net=baseline, method="none")) == "unpruned, continued"
