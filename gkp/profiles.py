@@ -64,9 +64,9 @@ def quick() -> Groups:
     limits: dict[str, Any] = {"time_limit": 600.0, "memory_limit": 6000.0}
     short: dict[str, Any] = {"schedule": "one-cycle", "split": "train+val", **limits}
     scale = Scale(
-        finetune={"epochs": 2, "lr": 0.02, "log_examples": 100, **short},
-        paper={"examples": 500, **limits},
-        pixel={"examples": 100, "eps": ("4/255", "8/255", "16/255"), **limits},
+        finetune={"epochs": 2, "lr": 0.02, "log_examples": 50, **short},
+        paper={"examples": 200, **limits},
+        pixel={"examples": 64, "eps": ("8/255", "16/255"), **limits},
     )
     baseline = TrainCell(dataset="digits", model="resnet20", epochs=12, threads=2, **short)
     return _groups(baseline, scale, ablations=ALPHAS[-1:])
@@ -114,7 +114,7 @@ def start_here(profile: str) -> dict[str, EvaluateCell]:
     if profile == "quick":
         baseline: Network = next(cell for cell in quick()["main"] if isinstance(cell, TrainCell))
         finetune: dict[str, Any] = {"lr": 0.02, "schedule": "one-cycle", "split": "train+val"}
-        examples, radii = 500, ("1/255", "2/255", "4/255", "8/255", "16/255")
+        examples, radii = 200, ("2/255", "4/255", "8/255", "16/255")
     else:
         baseline, finetune = PretrainedCell(dataset="cifar10", model="resnet20", weights="akamaster"), {}
         examples, radii = 200, ("0.25/255", "0.5/255", "1/255", "2/255", "4/255")
