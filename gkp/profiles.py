@@ -114,14 +114,14 @@ def start_here(profile: str) -> dict[str, EvaluateCell]:
     if profile == "quick":
         baseline: Network = next(cell for cell in quick()["main"] if isinstance(cell, TrainCell))
         finetune: dict[str, Any] = {"lr": 0.02, "schedule": "one-cycle", "split": "train+val"}
-        examples, radii = 200, ("2/255", "4/255", "8/255", "16/255")
+        radii: tuple[str, ...] = ("2/255", "4/255", "8/255", "16/255")
     else:
         baseline, finetune = PretrainedCell(dataset="cifar10", model="resnet20", weights="akamaster"), {}
-        examples, radii = 200, ("0.25/255", "0.5/255", "1/255", "2/255", "4/255")
+        radii = ("0.25/255", "0.5/255", "1/255", "2/255", "4/255")
     nets: dict[str, Network | PruneCell] = {"unpruned": baseline, "SR-GKP, one shot": PruneCell(net=baseline, epochs=0)}
     if finetune:
         nets["SR-GKP, fine-tuned"] = PruneCell(net=baseline, epochs=4, **finetune)
-    cells = evaluations(nets.values(), examples=examples, eps=radii, purpose="start")
+    cells = evaluations(nets.values(), examples=200, eps=radii, purpose="start")
     return dict(zip(nets, cells, strict=True))
 
 
