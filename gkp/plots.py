@@ -196,11 +196,13 @@ def robustness_curves(outcomes: Mapping[str, Outcomes], attack: str = "pgd") -> 
     return Figure(drawing, points)
 
 
-def method_bars(points: pd.DataFrame, *, attacks: Sequence[str]) -> Figure:
+def method_bars(points: pd.DataFrame, *, attacks: Sequence[str] | None = None) -> Figure:
     """A panel for each attack, a bar for each method: accuracy at the last epoch with its 95 % Wilson interval (Figures 5-9).
 
-    points: as `gkp.tables.methods_table(...).points` has them. A method keeps its colour in every panel.
+    points: as `gkp.tables.methods_table(...).points` has them. attacks: the panels; all but those with true labels by default.
+    A method keeps its colour in every panel.
     """
+    attacks = attacks or [key for key in dict.fromkeys(points["attack"]) if not key.endswith("-true")]
     chosen = points[points["attack"].isin(attacks)]
     methods = list(dict.fromkeys(chosen["method"]))
     colours = dict(zip(methods, sns.color_palette("colorblind", len(methods)), strict=True))

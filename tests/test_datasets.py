@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pooch
 import pytest
 import torch
 import torchvision.datasets
@@ -48,7 +47,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     places = SimpleNamespace(data=tmp_path / "my data", cache=tmp_path / "cache")
     places.data.mkdir()
     monkeypatch.setenv("GKP_DATA", str(places.data))
-    monkeypatch.setattr(pooch, "os_cache", lambda name: places.cache)
+    monkeypatch.setattr("gkp.files.user_cache_path", lambda name: places.cache)
     monkeypatch.setattr(files, "__file__", str(tmp_path / "site-packages" / "gkp" / "files.py"))
     monkeypatch.setattr(files, "reachable", lambda url: False)
     return places
