@@ -7,12 +7,14 @@ when every cell has run: until then it is `NAME.partial.ipynb`, and `NAME.failed
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
@@ -22,11 +24,12 @@ from gkp.files import checkout, given_folders
 
 @dataclass(frozen=True)
 class Executed:
-    """One notebook that ran: its name, the executed copy, and the seconds it took."""
+    """One notebook that ran: its name, the executed copy, the seconds it took, and what it said of its cells."""
 
     name: str
     file: Path
     seconds: float
+    cells: str
 
 
 def notebook_files(only: str | None = None) -> list[Path]:
@@ -61,7 +64,14 @@ def run_notebook(file: Path, out: Path, parameters: Mapping[str, Any], *, progre
         partial.replace(failed)
         raise RunFailed(f"{file.name}: {error.ename}: {error.evalue} (cell by cell in {failed})") from error
     partial.replace(final)
-    return Executed(file.stem, final, time.perf_counter() - started)
+    return Executed(file.stem, final, time.perf_counter() - started, _headline(final))
+
+
+def _headline(executed: Path) -> str:
+    """What `gkp.grid.run` printed in the notebook, e.g. "42 cells: 42 cached, 0 computed"; empty if it was not called."""
+    outputs = (output for cell in nbformat.read(executed, as_version=4).cells for output in cell.get("outputs", []))
+    lines = (line for output in outputs for line in output.get("text", "").splitlines())
+    return "; ".join(line for line in lines if re.match(r"\d+ cells: ", line))
 
 
 def reproduce(
@@ -93,5 +103,5 @@ def reproduce(
     for number, file in enumerate(files, start=1):
         print(f"[{number}/{len(files)}] {file.stem} ({profile}) ...", flush=True)
         executed.append(run_notebook(file, folder, parameters, progress=progress))
-        print(f"    {executed[-1].seconds:.0f} s -> {executed[-1].file}", flush=True)
+        print(f"    {executed[-1].cells or 'no cells'}; {executed[-1].seconds:.0f} s -> {executed[-1].file}", flush=True)
     return executed

@@ -36,8 +36,10 @@ def outputs(file: Path) -> str:
 def test_a_notebook_gets_its_parameters_and_keeps_its_output(notebook, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    done = run_notebook(notebook("print(profile, jobs * 2)"), out, {"profile": "paper", "jobs": 21})
-    assert done.file == out / "00_try.ipynb" and outputs(done.file) == "paper 42\n"
+    code = "print(profile, jobs * 2)\nprint('3 cells: 3 cached, 0 computed')"
+    done = run_notebook(notebook(code), out, {"profile": "paper", "jobs": 21})
+    assert done.file == out / "00_try.ipynb" and outputs(done.file).startswith("paper 42\n")
+    assert done.cells == "3 cells: 3 cached, 0 computed"
     assert [file.name for file in out.iterdir()] == ["00_try.ipynb"]
 
 
