@@ -13,11 +13,11 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -139,7 +139,7 @@ def save_model(net: nn.Module, folder: str | Path) -> Path:
         "plan": plan_of(net).to_json(),
         "input_shape": plan_of(net).input_shape,
         "parameters": sum(t.numel() for t in dense.parameters()),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision")},
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     header["header_sha256"] = _digest(header)

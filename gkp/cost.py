@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.models import BottleneckResNet, Classifier, GlobalAvgPool
+from gkp.models import Classifier, GlobalAvgPool
 from gkp.plans import GroupedKernelConv2d, PrunedModel, shape_copy
 
 
@@ -89,10 +89,11 @@ def count(small: nn.Module, input_shape: Sequence[int]) -> Cost:
         totals["paper_macs"] += macs + extra
 
     rebuilt = any(isinstance(module, GroupedKernelConv2d) for module in small.modules())
+    uncounted = rebuilt and getattr(small, "relus_uncounted_when_pruned", False)
     for module in small.modules():
         if isinstance(module, nn.BatchNorm2d) and module.weight is not None and module.weight.is_meta:
             module.forward = _same  # type: ignore[assignment, method-assign]  # half of the time, for nothing
-        if not (rebuilt and isinstance(small, BottleneckResNet) and isinstance(module, nn.ReLU)):
+        if not (uncounted and isinstance(module, nn.ReLU)):
             module.register_forward_hook(add)
     _forward_zeros(small, (1, *input_shape))
     return Cost(sum(p.numel() for p in small.parameters()), **totals)

@@ -11,10 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import Bottleneck
 
 from gkp.errors import BadInput
 
@@ -62,9 +60,11 @@ class Architecture:
 class Classifier(nn.Module):
     """A network on [0, 1] images that normalises inside.
 
-    architecture: what it was built from. mean, std: buffers `(1, 3, 1, 1)`.
+    architecture: what it was built from. mean, std: buffers `(1, 3, 1, 1)`. relus_uncounted_when_pruned: a quirk of the paper's
+    MAC counter, see `gkp.cost`.
     """
 
+    relus_uncounted_when_pruned = False
     architecture: Architecture
     mean: Tensor
     std: Tensor
@@ -197,37 +197,17 @@ class Vgg16Bn(Classifier):
         return name.startswith("features") and conv.in_channels > 3
 
 
-class BottleneckResNet(Classifier, torchvision.models.ResNet):
-    """torchvision's bottleneck ResNet; with `small_images` the stem is one 3x3 convolution without pooling (64x64 input).
+def _bottleneck(architecture: Architecture, blocks: Sequence[int], small_images: bool) -> Classifier:
+    from gkp.bottleneck import BottleneckResNet  # here: torchvision takes a second to import, and few runs need it
 
-    The paper prunes the 3x3 convolution of each block here (PAPER A3, B1).
-    """
-
-    def __init__(self, architecture: Architecture, blocks: Sequence[int], small_images: bool):
-        torchvision.models.ResNet.__init__(self, Bottleneck, list(blocks), num_classes=architecture.num_classes)
-        self.describe(architecture)
-        if small_images:
-            self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-            self.maxpool = nn.Identity()
-            for module in list(self.modules()):
-                if isinstance(module, torchvision.models.ResNet | Bottleneck):
-                    module.relu = FunctionalReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return Classifier.forward(self, x)
-
-    def from_normalised(self, z: Tensor) -> Tensor:
-        return self._forward_impl(z)  # type: ignore[operator]
-
-    def prunable(self, name: str, conv: nn.Conv2d) -> bool:
-        return name.startswith("layer") and conv.kernel_size == (3, 3)
+    return BottleneckResNet(architecture, blocks, small_images)
 
 
 BUILDERS: dict[str, Callable[[Architecture], Classifier]] = {
     **{f"resnet{6 * n + 2}": lambda a, n=n: CifarResNet(a, n) for n in (3, 5, 7, 9, 18)},  # type: ignore[misc]
     "vgg16_bn": Vgg16Bn,
-    "resnet101": lambda a: BottleneckResNet(a, (3, 4, 23, 3), small_images=True),
-    "resnet50": lambda a: BottleneckResNet(a, (3, 4, 6, 3), small_images=False),
+    "resnet101": lambda a: _bottleneck(a, (3, 4, 23, 3), small_images=True),
+    "resnet50": lambda a: _bottleneck(a, (3, 4, 6, 3), small_images=False),
 }
 
 
