@@ -1,0 +1,87 @@
+"""Attacks as plain functions: `attack(model, x, y, *, eps, ...)` gives images near `x` that `model` gets wrong.
+
+| attack | what it does | cost per image |
+|---|---|---|
+| `fgsm` | one step along the sign of the gradient (Goodfellow et al. 2015) | 1 gradient |
+| `pgd` | many small steps, each projected back into the eps ball (Madry et al. 2018) | up to `steps` gradients a restart |
+
+Untargeted, white-box, cross-entropy, Linf or L2. `gkp.attack` is the checked entrance: it puts the network in eval mode and
+leaves it as it found it. The plain functions check their options but neither the images nor the mode: the caller has done that.
+What happens to an image depends on the image, its id and the seed, never on its neighbours or the batch size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from gkp.attacks.balls import NORMS, Bounds
+from gkp.attacks.checks import check_images, check_labels, checked_ids, parse_eps
+from gkp.attacks.gradient import fgsm, pgd, single_step
+from gkp.attacks.losses import LOSSES
+from gkp.attacks.network import (
+    MIN_ROWS,
+    Model,
+    evaluating,
+    input_gradient,
+    logits_and_gradient,
+    logits_of,
+    probe,
+)
+from gkp.attacks.registry import ATTACKS, check_options
+from gkp.errors import BadInput
+
+__all__ = [
+    "ATTACKS",
+    "LOSSES",
+    "MIN_ROWS",
+    "NORMS",
+    "Bounds",
+    "Model",
+    "attack",
+    "check_images",
+    "check_labels",
+    "check_options",
+    "evaluating",
+    "fgsm",
+    "input_gradient",
+    "logits_and_gradient",
+    "logits_of",
+    "parse_eps",
+    "pgd",
+    "probe",
+    "single_step",
+]
+
+# Every attack is entered here, one line each: `f(model, x, y, *, eps, norm, seed, ids, bounds, batch_size, ...) -> images`.
+ATTACKS.update(
+    {
+        "fgsm": fgsm,
+        "pgd": pgd,
+    }
+)
+
+
+def attack(model: nn.Module, x: Tensor, y: Tensor, name: str, *, eps: float | str, seed: int = 0, **options: Any) -> Tensor:
+    """Images of the same shape as `x`, within `eps` of it, found by the attack `name` ("fgsm", "pgd").
+
+    x: (N, C, H, W) float in [0, 1]; y: (N,) int64 true labels; eps: radius in pixel units, 8 / 255 or "8/255".
+    options: the attack's own, e.g. steps=20, norm="l2". The network is put in eval mode for the attack and restored, module by
+    module; parameters, their .grad, buffers and the global generators stay as they are.
+    Raises BadInput for anything that does not fit: name, option, eps, images, labels, a network without finite logits.
+    """
+    check_options(name, options)
+    options = {**options, "eps": parse_eps(eps, norm=options.get("norm", "linf"))}
+    check_images(x, y, options.get("bounds", (0.0, 1.0)))
+    if "ids" in options:
+        options["ids"] = checked_ids(options["ids"], len(x))
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
+        raise BadInput(f"seed must be an integer in 0..2**64-1, not {seed!r}")
+    if "seed" in inspect.signature(ATTACKS[name]).parameters:
+        options["seed"] = int(seed)
+    with evaluating(model):
+        check_labels(y, probe(model, x))
+        return ATTACKS[name](model, x.detach(), y, **options)

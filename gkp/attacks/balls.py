@@ -1,0 +1,49 @@
+"""The eps ball around an image, Linf or L2: directions of unit length, projection, uniform random starts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Bounds = tuple[float, float]
+
+NORMS = ("linf", "l2")
+
+
+def direction(gradient: Tensor, norm: str) -> Tensor:
+    """Steepest ascent of unit length in `norm`; zero where the gradient is zero."""
+    if norm == "linf":
+        return gradient.sign()
+    largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)  # first, so that the squares of tiny gradients do not vanish
+    scaled = gradient / torch.where(largest > 0, largest, 1)
+    return scaled / length(scaled).clamp_min(torch.finfo(gradient.dtype).tiny)
+
+
+def project(moved: Tensor, x: Tensor, eps: float, norm: str, bounds: Bounds) -> Tensor:
+    """The point of the eps ball around `x` nearest to `moved`, cut to `bounds`."""
+    if norm == "linf":
+        return torch.minimum(torch.maximum(moved, x - eps), x + eps).clamp(*bounds)
+    delta = moved - x
+    shrink = (eps / length(delta).clamp_min(torch.finfo(x.dtype).tiny)).clamp(max=1)
+    return (x + delta * shrink).clamp(*bounds)
+
+
+def length(v: Tensor) -> Tensor:
+    return v.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+def uniform_start(x: Tensor, ids: Tensor, eps: float, norm: str, bounds: Bounds, seed: int, restart: int) -> Tensor:
+    """A point of each image's eps ball, uniform, from a counter-based generator keyed by (seed; id, restart)."""
+    size = x[0].numel()
+    noise = np.empty((len(x), size), dtype=np.float32)
+    for row, identity in zip(noise, ids.tolist(), strict=True):
+        generator = np.random.Generator(np.random.Philox(key=int(seed), counter=(0, 0, restart, identity)))
+        if norm == "linf":
+            generator.random(out=row, dtype=np.float32)
+            row[:] = 2 * row - 1
+        else:
+            generator.standard_normal(out=row, dtype=np.float32)
+            row *= generator.random() ** (1 / size) / np.linalg.norm(row)
+    offset = torch.from_numpy(noise).view(x.shape).to(x.device, x.dtype)
+    return project(x + eps * offset, x, eps, norm, bounds)

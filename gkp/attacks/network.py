@@ -1,0 +1,96 @@
+"""The network, asked: logits and input gradients of a batch, checked, in eval mode, each image alone with itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from gkp.attacks.losses import LOSSES
+from gkp.errors import BadInput
+
+Model = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> logits (N, K)
+
+# CPU convolutions sum in another order for very small batches (below 4 images on one thread, 12 on two: measured), which
+# changes the last bits and, through the sign, whole pixels. Batches smaller than this are topped up with copies.
+MIN_ROWS = 16
+
+
+def logits_of(model: Model, x: Tensor) -> Tensor:
+    """Logits (N, K) of `x`, no graph kept. Raises BadInput when they are not finite."""
+    with torch.no_grad():
+        return _checked_logits(model(_topped_up(x)), len(x))
+
+
+def logits_and_gradient(model: Model, x: Tensor, y: Tensor | None, *, loss: str = "ce") -> tuple[Tensor, Tensor]:
+    """Logits (N, K) and the gradient (N, C, H, W) of each image's loss with respect to that image, from one pass.
+
+    y: (N,) labels, or None for the network's own predictions. Only the gradient of the images is computed: parameters' .grad
+    stay as they are. Raises BadInput for an unknown loss and for a network that gives NaN or no gradient.
+    """
+    if loss not in LOSSES:
+        raise BadInput(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
+    with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
+        leaf = _topped_up(x).detach().clone().requires_grad_(True)
+        logits = _checked_logits(model(leaf), len(x))
+        labels = logits.detach().argmax(1) if y is None else y.clone()
+        if not logits.requires_grad:
+            raise BadInput("the logits carry no gradient; give a network that does not detach them or wrap itself in no_grad")
+        (gradient,) = torch.autograd.grad(LOSSES[loss](logits, labels).sum(), leaf, allow_unused=True)
+    if gradient is None:
+        raise BadInput("the logits do not depend on the images by any differentiable path; gradient attacks need one")
+    if not bool(gradient.isfinite().all()):
+        raise BadInput("the gradient of the images has NaN or Inf; check the network's weights and BatchNorm variances")
+    return logits.detach(), gradient[: len(x)]
+
+
+def input_gradient(model: Model, x: Tensor, y: Tensor, loss: str = "ce") -> Tensor:
+    """The gradient (N, C, H, W) of each image's loss with respect to that image; see `logits_and_gradient`."""
+    return logits_and_gradient(model, x, y, loss=loss)[1]
+
+
+def predictions_and_losses(model: Model, x: Tensor, y: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Predicted classes (N,) and cross-entropy (N,)."""
+    logits = torch.cat([logits_of(model, part) for part in x.split(batch_size)])
+    return logits.argmax(1), LOSSES["ce"](logits, y).to(x.dtype)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`model` in eval mode; afterwards every module is in the mode it was in. Raises BadInput if it is no nn.Module."""
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"the model is a {type(model).__name__}; give a torch.nn.Module that maps images in [0, 1] to logits")
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def probe(model: Model, x: Tensor) -> int:
+    """How many logits `model` gives the first image of `x`. Raises BadInput when it does not take such images."""
+    try:
+        return logits_of(model, x[:1]).shape[1]
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        what = f"{x.dtype} images of shape {tuple(x.shape[1:])} on {x.device}"
+        raise BadInput(f"the network does not take {what}: {reason}") from error
+
+
+def _checked_logits(logits: Tensor, n: int) -> Tensor:
+    """The first `n` rows, the others being copies."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) < n or logits.shape[1] < 2:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise BadInput(f"the network gives {shape} for a batch of images; it must give logits (N, classes), classes >= 2")
+    if not bool(logits.isfinite().all()):
+        raise BadInput("the network gives logits with NaN or Inf; check its weights and that it takes images in [0, 1]")
+    return logits[:n]
+
+
+def _topped_up(x: Tensor) -> Tensor:
+    n = len(x)
+    return x if n >= MIN_ROWS or n == 0 else x[torch.arange(MIN_ROWS, device=x.device) % n]
