@@ -22,13 +22,15 @@ from typing import Any
 
 from gkp.errors import BadInput
 from gkp.grid.cell import Cell
-from gkp.grid.cells import EvaluateCell, Network, PretrainedCell, PruneCell, TrainCell, evaluations
+from gkp.grid.cells import EvaluateCell, Network, PretrainedCell, PruneCell, TimingCell, TrainCell, evaluations
 
 RATE, HIGH_RATE = 7 / 16, 10 / 16  # PAPER A3
 UNPRUNED = "none"  # the unpruned network under the same fine-tuning: a row of every table
 SEEDED = (UNPRUNED, "sr-gkp", "l2-gkp", "random-gkp", "l1norm-b")  # the rows that get three seeds
 HIGH = (UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "fpgm", "sfp", "hrank")
 ALPHAS = (0.1, 0.25, 0.5, 0.75)  # Tables 14-16, beside the default 0.9
+CSBS = (0.5, 0.75)  # Table 6, beside the default 0.9
+THETAS = (0.3, 0.5, 0.7)  # Table 1
 _GIVEN = {"weights", "training snapshots", "data", "gradients", "training"}  # what `gkp.grid.stages` can give a method
 
 Groups = dict[str, list[Cell]]
@@ -36,14 +38,26 @@ Groups = dict[str, list[Cell]]
 
 @dataclass(frozen=True)
 class Scale:
-    """What a profile spends on a network: the fine-tuning of each method and how each is evaluated.
+    """What a profile spends: the fine-tuning of each network, how it is evaluated, and which rows each table gets.
 
-    finetune: fields of PruneCell; paper, pixel: fields of EvaluateCell, the paper's protocol and the field's.
+    finetune: fields of PruneCell; paper, pixel, cascade, autoattack, frequency: fields of EvaluateCell for the paper's
+    protocol, the field's, the worst case of strong attacks, AutoAttack, and the high-frequency test sets of Table 1.
+    strong: the methods whose networks meet the strong attacks, None for all; seeds: beyond seed 0, for the methods `seeded`.
     """
 
     finetune: dict[str, Any]
     paper: dict[str, Any]
     pixel: dict[str, Any]
+    cascade: dict[str, Any]
+    autoattack: dict[str, Any]
+    frequency: dict[str, Any]
+    timing: dict[str, Any]
+    seeds: tuple[int, ...] = (1, 2)
+    seeded: tuple[str, ...] = SEEDED
+    alphas: tuple[float, ...] = ALPHAS
+    csbs: tuple[float, ...] = CSBS
+    high: tuple[str, ...] = HIGH
+    strong: tuple[str, ...] | None = None
 
     def pruned(self, net: Network, methods: Iterable[str], **fields: Any) -> list[PruneCell]:
         """The network pruned by each of these methods that is registered, in this order."""
@@ -63,13 +77,24 @@ def quick() -> Groups:
     """Everything end to end on the digits: it shows that the pipeline works, and says nothing about the paper."""
     limits: dict[str, Any] = {"time_limit": 600.0, "memory_limit": 6000.0}
     short: dict[str, Any] = {"schedule": "one-cycle", "split": "train+val", **limits}
+    few = (UNPRUNED, "sr-gkp", "l1norm-b", "random-gkp")
     scale = Scale(
         finetune={"epochs": 2, "lr": 0.02, "log_examples": 50, **short},
         paper={"examples": 200, **limits},
         pixel={"examples": 64, "eps": ("8/255", "16/255"), **limits},
+        cascade={"examples": 16, "attacks": (_cascade("16/255", queries=100),), **limits},
+        autoattack={"examples": 16, "attacks": ({"attack": "autoattack", "eps": "64/255"},), **limits},
+        frequency={"examples": 200, **limits},
+        timing={"seconds": 0.1, "clustered": 3, **limits},
+        seeds=(1,),
+        seeded=(UNPRUNED, "sr-gkp"),
+        alphas=(0.75,),
+        csbs=(0.5,),
+        high=("sr-gkp", "l1norm-b"),
+        strong=few,
     )
     baseline = TrainCell(dataset="digits", model="resnet20", epochs=12, threads=2, **short)
-    return _groups(baseline, scale, ablations=ALPHAS[-1:])
+    return _groups(baseline, scale)
 
 
 def cifar10() -> Groups:
@@ -78,28 +103,43 @@ def cifar10() -> Groups:
         finetune={"epochs": 3, "lr": 0.02, "schedule": "one-cycle", "log_examples": 2000},
         paper={"examples": None},
         pixel={"examples": 1000},
+        cascade={"examples": 128, "attacks": (_cascade("1/255", queries=1000),)},
+        autoattack={"examples": 256, "attacks": ({"attack": "autoattack", "eps": "8/255"},)},
+        frequency={"examples": 2000},
+        timing={},
     )
     # the one cell that everything waits for may use both cores; its bits depend on that, so it is part of the cell
     baseline = TrainCell(
         dataset="cifar10", model="resnet20", epochs=40, batch_size=128, lr=0.2, schedule="one-cycle", threads=2
     )
-    groups = _groups(baseline, scale, ablations=ALPHAS)
-    large = PretrainedCell(dataset="cifar10", model="resnet56", weights="akamaster")
+    groups = _groups(baseline, scale)
+    public = [PretrainedCell(dataset="cifar10", model=model, weights="akamaster") for model in ("resnet32", "resnet56")]
+    groups["cost"] += [*public, *(TimingCell(net=net, **scale.timing) for net in public)]
+    large = public[-1]
     nets: list[Network | PruneCell] = [large]
     for epochs in (0, 1):
         nets += [cell for cell in scale.pruned(large, HIGH, epochs=epochs, log_examples=0) if epochs or cell.method != UNPRUNED]
-    groups["resnet56"] = [*nets, *scale.evaluated(nets)]
+    groups["resnet56"] = [*nets, *scale.evaluated(nets), *_frequencies([large], scale)]
     return groups
 
 
 def paper() -> Groups:
     """The paper's protocol to the letter (PAPER A2, A5): 300 epochs, every epoch scored on the whole test set; for GPUs."""
-    schedule: dict[str, Any] = {"epochs": 300, "log_examples": 10_000, "threads": 0}
-    scale = Scale(finetune=schedule, paper={"examples": None, "threads": 0}, pixel={"examples": None, "threads": 0})
+    gpu: dict[str, Any] = {"threads": 0}
+    schedule: dict[str, Any] = {"epochs": 300, "log_examples": 10_000, **gpu}
+    scale = Scale(
+        finetune=schedule,
+        paper={"examples": None, **gpu},
+        pixel={"examples": None, **gpu},
+        cascade={"examples": 1000, "attacks": (_cascade("1/255", queries=5000),), **gpu},
+        autoattack={"examples": 1000, "attacks": ({"attack": "autoattack", "eps": "8/255"},), **gpu},
+        frequency={"examples": None, **gpu},
+        timing=gpu,
+    )
     groups: Groups = {}
-    for model, alphas in (("resnet32", ALPHAS), ("resnet56", ALPHAS), ("resnet110", ALPHAS), ("vgg16_bn", ())):
+    for model in ("resnet32", "resnet56", "resnet110", "vgg16_bn"):
         baseline = TrainCell(dataset="cifar10", model=model, **schedule)
-        for name, cells in _groups(baseline, scale, ablations=alphas).items():
+        for name, cells in _groups(baseline, scale).items():
             if model != "vgg16_bn" or name == "main":  # Table 12 is all the paper has of VGG-16
                 groups[f"{model}-{name}"] = cells
     return groups
@@ -125,21 +165,48 @@ def start_here(profile: str) -> dict[str, EvaluateCell]:
     return dict(zip(nets, cells, strict=True))
 
 
-def _groups(baseline: TrainCell, scale: Scale, *, ablations: Iterable[float]) -> Groups:
-    """What the paper does with one network: all methods, seeds, ablations, the high rate."""
+def _groups(baseline: TrainCell, scale: Scale) -> Groups:
+    """What the paper does with one network, and what it leaves out: see the notebooks, one or two groups each."""
     everything = [UNPRUNED, *_registered()]
     main = scale.pruned(baseline, everything, rate=RATE)
     main += [replace(cell, scratch=True) for cell in main if cell.method == "sr-gkp"]  # is it the weights, or the shape?
-    seeds = [replace(cell, seed=seed) for seed in (1, 2) for cell in main if cell.method in SEEDED and not cell.scratch]
-    variants = [cell for alpha in ablations for cell in scale.pruned(baseline, ["sr-gkp"], options={"alpha": alpha})]
+    seeds = [replace(cell, seed=s) for s in scale.seeds for cell in main if cell.method in scale.seeded and not cell.scratch]
+    variants = [cell for alpha in scale.alphas for cell in scale.pruned(baseline, ["sr-gkp"], options={"alpha": alpha})]
     variants += scale.pruned(baseline, ["sr-gkp"], options={"beta": "paper"})
-    high = [cell for cell in scale.pruned(baseline, HIGH, rate=HIGH_RATE) if cell.method != UNPRUNED]
+    variants += scale.pruned(baseline, ["tmi-gkp"], options={"grouping": "random"})  # does grouping matter at all?
+    transfer = [cell for csb in scale.csbs for cell in scale.pruned(baseline, ["sfp-smooth"], options={"csb": csb})]
+    high = [cell for cell in scale.pruned(baseline, scale.high, rate=HIGH_RATE) if cell.method != UNPRUNED]
+    strong = [baseline, *(cell for cell in main if scale.strong is None or cell.method in scale.strong)]
     return {
         "main": [baseline, *main, *scale.evaluated([baseline, *main])],
         "seeds": [*seeds, *scale.evaluated(seeds)],
         "ablations": [*variants, *scale.evaluated(variants)],
+        "transfer": [*transfer, *scale.evaluated(transfer)],
+        "frequency": _frequencies(strong, scale),
+        "strong": [
+            *evaluations(strong, purpose="cascade", **scale.cascade),
+            *evaluations(strong, purpose="autoattack", **scale.autoattack),
+        ],
+        "cost": [TimingCell(net=baseline, **scale.timing)],
         "high-rate": [*high, *scale.evaluated(high)],
     }
+
+
+def _frequencies(nets: Iterable[Network | PruneCell], scale: Scale) -> list[EvaluateCell]:
+    """Accuracy without attack on the test set and on what is left of it above each cut of Table 1."""
+    nets = list(nets)
+    variants = ("", *(f"high-frequency-{theta}" for theta in THETAS))
+    return [
+        cell
+        for variant in variants
+        for cell in evaluations(nets, attacks=(), variant=variant, purpose=variant or "frequency", **scale.frequency)
+    ]
+
+
+def _cascade(eps: str, *, queries: int) -> dict[str, Any]:
+    """Strong attacks one after the other on whatever still stands: the best estimate of the worst case that fits."""
+    attacks = ("apgd-ce", {"attack": "apgd-t", "targets": 3}, {"attack": "square", "queries": queries})
+    return {"attack": "cascade", "eps": eps, "options": {"attacks": attacks}}
 
 
 def _registered() -> list[str]:

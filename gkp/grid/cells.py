@@ -152,7 +152,8 @@ class EvaluateCell(Cell):
     """A network's outcome matrix, in the protocol "paper" or "pixel" (see `gkp.benchmark`, whose options these are).
 
     net: a cell that leaves a network. examples: test images, None for all. eps, attacks: None for the protocol's own;
-    attacks are names, or dictionaries of the fields of `gkp.evaluation.AttackSpec`. purpose: a word for the id.
+    attacks are names, or dictionaries of the fields of `gkp.evaluation.AttackSpec`. variant: a changed test set, such as
+    "high-frequency-0.3". purpose: a word for the id.
     """
 
     stage = "evaluate"
@@ -164,6 +165,7 @@ class EvaluateCell(Cell):
     eps: tuple[str, ...] | None = None
     attacks: tuple[str | Mapping[str, Any], ...] | None = None
     true_labels: bool = False
+    variant: str = later("")
     purpose: str = not_hashed("")
 
     @property
@@ -182,9 +184,34 @@ class EvaluateCell(Cell):
         return (self.examples or images / 5) * pixels * _SIZE.get(self.net.model, 1.0) * passes
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimingCell(Cell):
+    """What pruning a network costs and what it saves, measured: seconds, so two runs differ (see `gkp.grid.timing`).
+
+    net: whose layers are grouped, pruned and run. seconds: how long each latency is measured. clustered: how many layers
+    TMI-GKP's clusterings are timed on, from the first; None for all. batch_sizes: for latency.
+    """
+
+    stage = "timing"
+    net: Network
+    rate: float = 7 / 16
+    groups: int = 8
+    seconds: float = 2.0
+    clustered: int | None = None
+    batch_sizes: tuple[int, ...] = (1, 128)
+
+    @property
+    def label(self) -> str:
+        return f"{self.net.label}-timing"
+
+    @property
+    def work(self) -> float:
+        return _SIZE.get(self.net.model, 1.0)
+
+
 def evaluations(nets: Iterable[Network | PruneCell], **options: Any) -> list[EvaluateCell]:
     """One evaluation with these options for each network."""
     return [EvaluateCell(net=net, **options) for net in nets]
 
 
-__all__ = ["EvaluateCell", "Network", "PretrainedCell", "PruneCell", "TrainCell", "evaluations", "later"]
+__all__ = ["EvaluateCell", "Network", "PretrainedCell", "PruneCell", "TimingCell", "TrainCell", "evaluations", "later"]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import gkp.grid.timing  # noqa: F401  (it registers a stage of its own)
 from gkp.checkpoints import load_model, save_model
 from gkp.cost import cost
 from gkp.datasets import Dataset, load_dataset

@@ -1,0 +1,84 @@
+"""The stage "timing": what it costs to group and prune a network, and how fast the pruned network runs (Tables 7, 8; SPEED).
+
+Its figures are seconds, so they differ from run to run: what can be compared is their ratios, which are taken within one
+process, the two sides in turn. Cost for ResNet-20 on one core: a minute, of which TMI-GKP's clusterings take half.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from gkp.checkpoints import load_model
+from gkp.cost import latency
+from gkp.grid.cell import stage
+from gkp.grid.compute import Context
+from gkp.grid.store import read_json
+from gkp.grouping import smoothness_snaking
+from gkp.methods import prune
+from gkp.methods.tmi_gkp.clusterings import CLUSTERINGS, cluster
+
+METHODS = ("sr-gkp", "greedy-gkp", "l2-gkp", "l1norm-b")  # weights only: what "data-free, one-shot" costs
+ROUNDS = 5  # repetitions of what takes well under a second
+
+
+@stage("timing", revision=1)
+def timing(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
+    """Seconds of grouping, of whole pruning by each of METHODS, and of inference in every form, on `context.threads` threads.
+
+    "grouping": the same layers grouped by smoothness snaking and by each clustering of TMI-GKP; "pruning": method -> median
+    seconds; "latency": rows of form, batch_size, median and interquartile range in seconds, number of measurements.
+    """
+    net = load_model(parents["net"] / "model")
+    parent = read_json(parents["net"] / "result.json")
+    assert parent is not None  # the store has checked it
+    shape = tuple(parent["figures"]["input_shape"])
+    pruned = prune(net, "sr-gkp", rate=params["rate"], groups=params["groups"], input_shape=shape)
+    weights = [net.get_submodule(name).weight.detach() for name in pruned.plan][: params["clustered"]]
+    slim = prune(net, "l1norm-b", rate=params["rate"], input_shape=shape).compact()
+    forms = {"dense": net, "grouped": pruned.compact(), "filters removed": slim}
+    return {
+        "model": parent["figures"]["model"],
+        "threads": context.threads,
+        "grouping": {"layers": len(weights), "of": len(pruned.plan), **_grouping(weights, params["groups"])},
+        "pruning": {name: _pruning(net, name, params, shape) for name in METHODS},
+        "latency": _latency(forms, shape, params, context.threads),
+    }
+
+
+def _grouping(weights: list[Tensor], groups: int) -> dict[str, float]:
+    """Seconds to group these layers in each way; the clusterings, which take long, once."""
+    found = {"snaking": _seconds(lambda: [smoothness_snaking(weight, groups) for weight in weights], ROUNDS)}
+    for name in CLUSTERINGS:
+        found[name] = _seconds(lambda name=name: [cluster(name, weight, groups, seed=0) for weight in weights], 1)
+    return found
+
+
+def _pruning(net: nn.Module, method: str, params: Mapping[str, Any], shape: tuple[int, ...]) -> float:
+    return _seconds(lambda: prune(net, method, rate=params["rate"], groups=params["groups"], input_shape=shape), ROUNDS)
+
+
+def _latency(
+    nets: Mapping[str, nn.Module], shape: tuple[int, ...], params: Mapping[str, Any], threads: int
+) -> list[dict[str, Any]]:
+    rows = []
+    for size in params["batch_sizes"]:
+        for form, net in nets.items():
+            took = latency(net, input_shape=shape, batch_size=size, threads=threads, seconds=params["seconds"])
+            rows.append({"form": form, "batch_size": size, "median": took.median, "iqr": took.iqr, "measurements": took.runs})
+    return rows
+
+
+def _seconds(work: Callable[[], object], rounds: int) -> float:
+    """The median over `rounds`."""
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
