@@ -176,13 +176,16 @@ def _groups(baseline: TrainCell, scale: Scale) -> Groups:
     variants += scale.pruned(baseline, ["tmi-gkp"], options={"grouping": "random"})  # does grouping matter at all?
     transfer = [cell for csb in scale.csbs for cell in scale.pruned(baseline, ["sfp-smooth"], options={"csb": csb})]
     high = [cell for cell in scale.pruned(baseline, scale.high, rate=HIGH_RATE) if cell.method != UNPRUNED]
-    strong = [baseline, *(cell for cell in main if scale.strong is None or cell.method in scale.strong)]
-    return {
+    strong: list[Network | PruneCell] = [
+        baseline,
+        *(cell for cell in main if scale.strong is None or cell.method in scale.strong),
+    ]
+    groups: Groups = {
         "main": [baseline, *main, *scale.evaluated([baseline, *main])],
         "seeds": [*seeds, *scale.evaluated(seeds)],
         "ablations": [*variants, *scale.evaluated(variants)],
         "transfer": [*transfer, *scale.evaluated(transfer)],
-        "frequency": _frequencies(strong, scale),
+        "frequency": [*_frequencies(strong, scale)],
         "strong": [
             *evaluations(strong, purpose="cascade", **scale.cascade),
             *evaluations(strong, purpose="autoattack", **scale.autoattack),
@@ -190,6 +193,7 @@ def _groups(baseline: TrainCell, scale: Scale) -> Groups:
         "cost": [TimingCell(net=baseline, **scale.timing)],
         "high-rate": [*high, *scale.evaluated(high)],
     }
+    return groups
 
 
 def _frequencies(nets: Iterable[Network | PruneCell], scale: Scale) -> list[EvaluateCell]:

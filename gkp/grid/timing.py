@@ -9,8 +9,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -39,7 +40,8 @@ def timing(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path,
     assert parent is not None  # the store has checked it
     shape = tuple(parent["figures"]["input_shape"])
     pruned = prune(net, "sr-gkp", rate=params["rate"], groups=params["groups"], input_shape=shape)
-    weights = [net.get_submodule(name).weight.detach() for name in pruned.plan][: params["clustered"]]
+    convs = dict(net.named_modules())
+    weights = [cast(nn.Conv2d, convs[name]).weight.detach() for name in pruned.plan][: params["clustered"]]
     slim = prune(net, "l1norm-b", rate=params["rate"], input_shape=shape).compact()
     forms = {"dense": net, "grouped": pruned.compact(), "filters removed": slim}
     return {
@@ -55,8 +57,13 @@ def _grouping(weights: list[Tensor], groups: int) -> dict[str, float]:
     """Seconds to group these layers in each way; the clusterings, which take long, once."""
     found = {"snaking": _seconds(lambda: [smoothness_snaking(weight, groups) for weight in weights], ROUNDS)}
     for name in CLUSTERINGS:
-        found[name] = _seconds(lambda name=name: [cluster(name, weight, groups, seed=0) for weight in weights], 1)
+        found[name] = _seconds(partial(_cluster_all, name, weights, groups), 1)
     return found
+
+
+def _cluster_all(name: str, weights: list[Tensor], groups: int) -> None:
+    for weight in weights:
+        cluster(name, weight, groups, seed=0)
 
 
 def _pruning(net: nn.Module, method: str, params: Mapping[str, Any], shape: tuple[int, ...]) -> float:
