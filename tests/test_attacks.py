@@ -490,7 +490,7 @@ def test_a_network_that_ignores_its_images_is_refused():
 
 
 def test_an_unknown_loss_is_refused():
-    with pytest.raises(BadInput, match="unknown loss 'margin'; known: ce"):
+    with pytest.raises(BadInput, match="unknown loss 'margin'; known: ce, dlr"):
         logits_and_gradient(conv_net().eval(), X, Y, loss="margin")
 
 

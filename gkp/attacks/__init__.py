@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from gkp.attacks.apgd import apgd_ce, apgd_dlr, apgd_t
 from gkp.attacks.balls import NORMS, Bounds
 from gkp.attacks.checks import check_images, check_labels, checked_ids, parse_eps
 from gkp.attacks.gradient import fgsm, pgd, single_step
@@ -41,6 +42,9 @@ __all__ = [
     "NORMS",
     "Bounds",
     "Model",
+    "apgd_ce",
+    "apgd_dlr",
+    "apgd_t",
     "attack",
     "check_images",
     "check_labels",
@@ -61,6 +65,9 @@ ATTACKS.update(
     {
         "fgsm": fgsm,
         "pgd": pgd,
+        "apgd-ce": apgd_ce,
+        "apgd-dlr": apgd_dlr,
+        "apgd-t": apgd_t,
     }
 )
 

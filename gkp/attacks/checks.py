@@ -66,3 +66,10 @@ def known_norm(norm: str) -> str:
     if norm not in NORMS:
         raise BadInput(f"unknown norm {norm!r}; known: {', '.join(NORMS)}")
     return norm
+
+
+def check_counts(attack: str, **counts: int | None) -> None:
+    """Raises BadInput unless every option of `attack` given here is a whole number of 1 or more, or None."""
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
+            raise BadInput(f"{name} of {attack} must be a whole number of 1 or more, not {value!r}")

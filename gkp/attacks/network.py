@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from gkp.attacks.losses import LOSSES
+from gkp.attacks.losses import LOSSES, Loss
 from gkp.errors import BadInput
 
 Model = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> logits (N, K)
@@ -32,18 +32,25 @@ def logits_and_gradient(model: Model, x: Tensor, y: Tensor | None, *, loss: str 
     """
     if loss not in LOSSES:
         raise BadInput(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
+    logits, _, gradient = climb(model, x, y, LOSSES[loss])
+    return logits, gradient
+
+
+def climb(model: Model, x: Tensor, y: Tensor | None, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (N, K), losses (N,) and the gradient (N, C, H, W) of each loss, as `logits_and_gradient` for any loss."""
     with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
         leaf = _topped_up(x).detach().clone().requires_grad_(True)
         logits = _checked_logits(model(leaf), len(x))
         labels = logits.detach().argmax(1) if y is None else y.clone()
         if not logits.requires_grad:
             raise BadInput("the logits carry no gradient; give a network that does not detach them or wrap itself in no_grad")
-        (gradient,) = torch.autograd.grad(LOSSES[loss](logits, labels).sum(), leaf, allow_unused=True)
+        losses = loss(logits, labels)
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
     if gradient is None:
         raise BadInput("the logits do not depend on the images by any differentiable path; gradient attacks need one")
     if not bool(gradient.isfinite().all()):
         raise BadInput("the gradient of the images has NaN or Inf; check the network's weights and BatchNorm variances")
-    return logits.detach(), gradient[: len(x)]
+    return logits.detach(), losses.detach(), gradient[: len(x)]
 
 
 def input_gradient(model: Model, x: Tensor, y: Tensor, loss: str = "ce") -> Tensor:
