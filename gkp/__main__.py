@@ -216,7 +216,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from gkp import grid, profiles
 
     report = grid.run(
-        profiles.cells(arguments.profile, arguments.group),
+        profiles.cells(arguments.profile, *arguments.group),
         only=arguments.only,
         jobs=arguments.jobs,
         shard=arguments.shard,
@@ -233,7 +233,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> None:
     from gkp import grid, profiles
 
-    found = grid.status(grid.select(profiles.cells(arguments.profile, arguments.group), arguments.only))
+    found = grid.status(grid.select(profiles.cells(arguments.profile, *arguments.group), arguments.only))
     if arguments.json:
         _print_json(found.to_json())
     else:
@@ -252,7 +252,7 @@ def _json_flag(sub: argparse.ArgumentParser) -> None:
 
 def _profile_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--profile", default="quick", help="quick, cifar10, paper, or a file of yours (default: %(default)s)")
-    sub.add_argument("--group", default=None, help="one group of the profile, e.g. main")
+    sub.add_argument("--group", action="append", default=[], help="one group of the profile, e.g. main; may be repeated")
     sub.add_argument("--only", default=None, metavar="WORDS", help="cells whose id contains one of these comma-separated words")
 
 

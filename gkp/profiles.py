@@ -29,6 +29,7 @@ UNPRUNED = "none"  # the unpruned network under the same fine-tuning: a row of e
 SEEDED = (UNPRUNED, "sr-gkp", "l2-gkp", "random-gkp", "l1norm-b")  # the rows that get three seeds
 HIGH = (UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "fpgm", "sfp", "hrank")
 ALPHAS = (0.1, 0.25, 0.5, 0.75)  # Tables 14-16, beside the default 0.9
+ABLATED = ("tmi-gkp", "greedy-gkp", "least-smooth-gkp", "l2-gkp", "random-gkp", "sr-gkp")  # Tables 4 and 5, and controls
 CSBS = (0.5, 0.75)  # Table 6, beside the default 0.9
 THETAS = (0.3, 0.5, 0.7)  # Table 1
 _GIVEN = {"weights", "training snapshots", "data", "gradients", "training"}  # what `gkp.grid.stages` can give a method
@@ -166,34 +167,43 @@ def start_here(profile: str) -> dict[str, EvaluateCell]:
 
 
 def _groups(baseline: TrainCell, scale: Scale) -> Groups:
-    """What the paper does with one network, and what it leaves out: see the notebooks, one or two groups each."""
-    everything = [UNPRUNED, *_registered()]
-    main = scale.pruned(baseline, everything, rate=RATE)
-    main += [replace(cell, scratch=True) for cell in main if cell.method == "sr-gkp"]  # is it the weights, or the shape?
-    seeds = [replace(cell, seed=s) for s in scale.seeds for cell in main if cell.method in scale.seeded and not cell.scratch]
+    """What the paper does with one network, and what it leaves out: a group for each notebook.
+
+    A group has the rows that its tables compare with, so cells stand in several; a cell is computed once all the same.
+    """
+    main = scale.pruned(baseline, [UNPRUNED, *_registered()], rate=RATE)
+    scratch = [replace(cell, scratch=True) for cell in main if cell.method == "sr-gkp"]  # is it the weights, or the shape?
+
+    def rows(methods: Iterable[str]) -> list[PruneCell]:
+        wanted = set(methods)
+        return [cell for cell in main if cell.method in wanted]
+
+    seeds = [replace(cell, seed=s) for s in (0, *scale.seeds) for cell in rows(scale.seeded)]
     variants = [cell for alpha in scale.alphas for cell in scale.pruned(baseline, ["sr-gkp"], options={"alpha": alpha})]
     variants += scale.pruned(baseline, ["sr-gkp"], options={"beta": "paper"})
     variants += scale.pruned(baseline, ["tmi-gkp"], options={"grouping": "random"})  # does grouping matter at all?
     transfer = [cell for csb in scale.csbs for cell in scale.pruned(baseline, ["sfp-smooth"], options={"csb": csb})]
     high = [cell for cell in scale.pruned(baseline, scale.high, rate=HIGH_RATE) if cell.method != UNPRUNED]
-    strong: list[Network | PruneCell] = [
-        baseline,
-        *(cell for cell in main if scale.strong is None or cell.method in scale.strong),
-    ]
-    groups: Groups = {
-        "main": [baseline, *main, *scale.evaluated([baseline, *main])],
-        "seeds": [*seeds, *scale.evaluated(seeds)],
-        "ablations": [*variants, *scale.evaluated(variants)],
-        "transfer": [*transfer, *scale.evaluated(transfer)],
-        "frequency": [*_frequencies(strong, scale)],
+    strong: list[Network | PruneCell] = [baseline, *(main if scale.strong is None else rows(scale.strong))]
+
+    def table(nets: Iterable[PruneCell]) -> list[Cell]:
+        compared: list[Network | PruneCell] = [baseline, *nets]
+        return [*compared, *scale.evaluated(compared)]
+
+    return {
+        "main": table([*main, *scratch]),
+        "seeds": table(seeds),
+        "ablations": table([*rows([UNPRUNED, *ABLATED]), *variants]),
+        "transfer": table([*rows([UNPRUNED, "sfp", "sfp-smooth"]), *transfer]),
+        "frequency": [*strong, *_frequencies(strong, scale)],
         "strong": [
+            *strong,
             *evaluations(strong, purpose="cascade", **scale.cascade),
             *evaluations(strong, purpose="autoattack", **scale.autoattack),
         ],
-        "cost": [TimingCell(net=baseline, **scale.timing)],
-        "high-rate": [*high, *scale.evaluated(high)],
+        "cost": [baseline, TimingCell(net=baseline, **scale.timing)],
+        "high-rate": table([*rows([UNPRUNED]), *high]),
     }
-    return groups
 
 
 def _frequencies(nets: Iterable[Network | PruneCell], scale: Scale) -> list[EvaluateCell]:
@@ -236,12 +246,20 @@ def groups(profile: str) -> Groups:
     return PROFILES[profile]() if profile in PROFILES else {"all": _cells_of_file(Path(profile))}
 
 
-def cells(profile: str, group: str | None = None) -> list[Cell]:
-    """The cells of a profile, or of one of its groups, each once. Raises BadInput for an unknown profile or group."""
+def cells(profile: str, *wanted: str) -> list[Cell]:
+    """The cells of a profile, or of these of its groups, each once. Raises BadInput for an unknown profile or group.
+
+    In a profile of several networks, "main" stands for "resnet32-main", "resnet56-main" and so on.
+    """
     found = groups(profile)
-    if group is not None and group not in found:
-        raise BadInput(f"profile {profile} has no group {group!r}; it has {', '.join(found)}")
-    chosen = found.values() if group is None else [found[group]]
+    chosen = list(found.values()) if not wanted else []
+    for group in wanted:
+        members = [
+            cells for name, cells in found.items() if group in (name, name.partition("-")[2] if profile == "paper" else "")
+        ]
+        if not members:
+            raise BadInput(f"profile {profile} has no group {group!r}; it has {', '.join(found)}")
+        chosen += members
     return list({cell.hash: cell for members in chosen for cell in members}.values())
 
 

@@ -12,7 +12,7 @@ from gkp.datasets import load_dataset
 from gkp.errors import BadInput
 from gkp.grid import stages
 from gkp.grid import store as store_module
-from gkp.grid.cells import EvaluateCell, Network, PruneCell, TrainCell
+from gkp.grid.cells import EvaluateCell, Network, PruneCell, TimingCell, TrainCell
 from gkp.grid.data import PINNED
 from gkp.outcomes import Outcomes
 
@@ -47,10 +47,11 @@ def test_a_profile_has_every_network_evaluated_in_both_protocols_beside_the_unpr
     assert len({cell.id for cell in cells}) == len({cell.hash for cell in cells}) == len(cells)
     protocols: dict[str, set[str]] = {}
     for cell in cells:
-        if isinstance(cell, EvaluateCell):
+        if isinstance(cell, EvaluateCell) and not cell.variant:
             protocols.setdefault(cell.net.hash, set()).add(cell.protocol)
     networks = {cell.hash for cell in cells if isinstance(cell, Network | PruneCell)}
-    assert protocols == {network: {"paper", "pixel"} for network in networks}
+    timed = {cell.net.hash for cell in cells if isinstance(cell, TimingCell)}
+    assert protocols == {network: {"paper", "pixel"} for network in networks - (timed - protocols.keys())}
     methods = {cell.method for cell in cells if isinstance(cell, PruneCell)}
     weight_only = {name for name, method in gkp.methods().items() if set(method.needs) == {"weights"}}
     assert methods >= {"none"} | weight_only
@@ -64,6 +65,11 @@ def test_planning_a_profile_needs_no_data(monkeypatch):
 def test_a_group_is_a_part_of_its_profile_and_an_unknown_one_is_refused():
     main = {cell.hash for cell in profiles.cells("quick", "main")}
     assert main < {cell.hash for cell in profiles.cells("quick")}
+    assert {cell.hash for cell in profiles.cells("quick", "main", "seeds")} == main | {
+        cell.hash for cell in profiles.cells("quick", "seeds")
+    }
+    models = {cell.model for cell in profiles.cells("paper", "main") if isinstance(cell, TrainCell)}
+    assert models == {"resnet32", "resnet56", "resnet110", "vgg16_bn"}
     with pytest.raises(BadInput, match="profile quick has no group 'table9'; it has main, seeds, "):
         profiles.cells("quick", "table9")
 
