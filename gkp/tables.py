@@ -10,14 +10,14 @@ import pandas as pd
 from torch import nn
 
 from gkp.cost import cost
-from gkp.errors import BadInput
-from gkp.files import locate, output_folder
+from gkp.files import output_folder
 from gkp.grid.cell import Cell
 from gkp.grid.cells import EvaluateCell, Network, PruneCell
 from gkp.grid.report import Result
 from gkp.methods import methods
 from gkp.outcomes import Outcomes
 from gkp.plans import PrunedModel
+from gkp.published import published
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ def row_name(net: Network | PruneCell) -> str:
 
 def method_checklist() -> Table:
     """Table 8, as published and as the registry has it: type, procedure and needs of every method, ours added below."""
-    published = pd.read_csv(_published("table_8.csv"), keep_default_na=False)
+    printed = published(8)
     known = methods()
     rows = []
-    for row in published.to_dict("records"):
+    for row in printed.to_dict("records"):
         info = known.get(row["name_here"])
         rows.append(
             {
@@ -130,7 +130,7 @@ def method_checklist() -> Table:
                 "fidelity": info.fidelity if info else "",
             }
         )
-    for name in sorted(set(known) - set(published["name_here"])):
+    for name in sorted(set(known) - set(printed["name_here"])):
         info = known[name]
         rows.append(
             {
@@ -143,13 +143,6 @@ def method_checklist() -> Table:
         )
     frame = pd.DataFrame(rows).fillna("")
     return Table("Table 8 · method checklist, published and here", frame.set_index("method"), frame)
-
-
-def _published(name: str) -> Path:
-    path = locate(f"published/{name}")
-    if path is None:
-        raise BadInput(f"data/published/{name} is missing; run this in a checkout of the repository")
-    return path
 
 
 def costs(networks: Mapping[str, nn.Module], *, input_shape: Sequence[int] = (3, 32, 32)) -> Table:

@@ -1,0 +1,119 @@
+"""The paper's numbers as it prints them (data/published), misprints included, and what follows from them alone.
+
+Nothing here was measured. One row of `tables.csv` is one printed number; accuracies are percent, as printed. A number known to
+be wrong keeps its printed value: `erratum` says what is wrong, and `likely` what was probably meant, where that can be said.
+Costs milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+from gkp.errors import BadInput
+from gkp.files import locate
+
+TABLES = tuple(range(1, 21))
+FIGURES = tuple(range(1, 10))
+ATTACKED = ("clean", "fgsm-0.01", "fgsm-0.1", "pgd-8/255")  # benign, (a), (b), (c) of the CIFAR-10 tables
+NETWORKS = {
+    "ResNet-20": "resnet20",
+    "ResNet-32": "resnet32",
+    "ResNet-56": "resnet56",
+    "ResNet-110": "resnet110",
+    "VGG-16": "vgg16_bn",
+}
+RANKED = ("CC", "DHP", "FPGM", "L1Norm-A", "L1Norm-B", "NPPM", "SFP", "SR-GKP")  # the rows of Table 20
+TEXT, LOG = "text", "log"  # numbers of the running text, and of the log that was published with the code
+
+
+def published(table: int | str | None = None) -> pd.DataFrame:
+    """The printed numbers of a table, one a row; of all of them without an argument.
+
+    table: 1 to 20, "Table 4", "text", or "log" (the ResNet-20 of the public code). Table 2 is a part of Table 10 and has its
+    rows; Table 8 has no numbers: it comes as `data/published/table_8.csv` has it.
+    Columns: table, dataset, network, rate (share of kernels removed), method, setting, criterion (by which of its metrics the
+    epoch was chosen), metric, value, unit, note, erratum, likely. Raises BadInput for a table that the paper does not have.
+    """
+    if table is None:
+        return _tables().copy()
+    number = _number(table)
+    if number == "8":
+        return pd.read_csv(published_file("table_8.csv"), keep_default_na=False)
+    frame = _tables()
+    found = frame[frame["table"] == ("10" if number == "2" else number)]
+    return found.assign(table=number).reset_index(drop=True)
+
+
+def errata() -> pd.DataFrame:
+    """The rows with a known misprint: the printed value, what is wrong with it, and the likely reading if there is one."""
+    frame = _tables()
+    return frame[frame["erratum"] != ""].reset_index(drop=True)
+
+
+def superscores(
+    table: int | str, *, network: str | None = None, likely: bool = False, metrics: Sequence[str] = ATTACKED
+) -> pd.DataFrame:
+    """The best printed value of each method (row) on each metric (column), in percent: the bars of Figures 5-9.
+
+    One row may mix the epochs of several checkpoints: it need not be a network that exists. network: which of those in the
+    table. likely: read known misprints as they were probably meant. Raises BadInput where the network is not in the table, or
+    several are and none is named.
+    """
+    frame = published(table)
+    frame = frame[frame["metric"].isin(metrics)]
+    known = list(dict.fromkeys(frame["network"]))
+    if (network is None and len(known) > 1) or (network is not None and network not in known):
+        raise BadInput(f"table {table} is of {', '.join(known)}; name one of them as network=, not {network!r}")
+    frame = frame[frame["network"] == (network or known[0])]
+    value = frame["likely"].fillna(frame["value"]) if likely else frame["value"]
+    name = (frame["method"] + ", " + frame["setting"]).str.removesuffix(", ")
+    wide = value.groupby([name.rename("method"), frame["metric"]], sort=False).max().unstack(sort=False)
+    return wide[[metric for metric in metrics if metric in wide]]
+
+
+def mean_ranks(*, likely: bool = True, ties: str = "min") -> pd.DataFrame:
+    """Table 20 by the rule that its numbers follow: a row for each method, a column for each network and for all three.
+
+    The superscore of each method on benign, (a), (b) and (c) is ranked among `RANKED` (1 is best), and the four ranks are
+    averaged. HRank, LRF and OTOv2 are left out by the paper. ties: as in `pandas.DataFrame.rank`.
+    """
+    columns = {}
+    for table, network in ((17, "ResNet-32"), (18, "ResNet-56"), (19, "ResNet-110")):
+        best = superscores(table, likely=likely).loc[list(RANKED)]
+        columns[network] = best.rank(ascending=False, method=ties).mean(axis=1)
+    frame = pd.DataFrame(columns)
+    return frame.assign(**{"all three": frame.mean(axis=1)})
+
+
+def names_here() -> dict[str, str]:
+    """The paper's name of a method -> its name in `gkp.methods()`, for those that this project has."""
+    table = published(8)
+    return {row["method"]: row["name_here"] for row in table.to_dict("records") if row["name_here"]} | {"Unpruned": "none"}
+
+
+def published_file(name: str) -> Path:
+    """The path of data/published/`name`. Raises BadInput where the package is installed without the repository."""
+    path = locate(f"published/{name}")
+    if path is None:
+        raise BadInput(f"data/published/{name} is missing; run this in a checkout of the repository")
+    return path
+
+
+@cache
+def _tables() -> pd.DataFrame:
+    text = dict.fromkeys(
+        ("table", "dataset", "network", "method", "setting", "criterion", "metric", "unit", "note", "erratum"), str
+    )
+    frame = pd.read_csv(published_file("tables.csv"), dtype=text)
+    return frame.fillna(dict.fromkeys(text, ""))
+
+
+def _number(table: int | str) -> str:
+    number = str(table).removeprefix("Table ").strip()
+    if number not in {*map(str, TABLES), TEXT, LOG}:
+        raise BadInput(f"the paper has no table {table!r}; give 1 to 20, {TEXT!r} or {LOG!r}")
+    return number
