@@ -1,4 +1,4 @@
-"""The one error a user can mend, and the one a run ends with."""
+"""The one error a user can mend, the one a run ends with, and the warning about a network."""
 
 
 class BadInput(ValueError):
@@ -14,3 +14,7 @@ class RunFailed(RuntimeError):
 
     The message is one line that says what failed and where to look. The command line prints it and exits with status 1.
     """
+
+
+class ModelWarning(UserWarning):
+    """A network was evaluated, but its figures may not mean what they seem to; the message says why, and how to mend it."""

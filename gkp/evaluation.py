@@ -1,55 +1,53 @@
 """`benchmark`: the outcome of every image under every attack, in the paper's protocol or in the field's.
 
-`paper` (PAPER A4; EVALUATION 1): attacks work on normalised images with one clip box for all channels; FGSM at 0.01 and 0.1,
-for which the labels are the network's own predictions; PGD at 8/255 in 3 steps of 2/255 with true labels; all in normalised
-units. Misclassified images are attacked too, and count when the attack makes them right.
-
-`pixel` (RobustBench; EVALUATION 2): images in [0, 1], true labels, FGSM and PGD-20 at k/255. An image that is misclassified
-without attack is wrong under every attack.
+`gkp.protocols` says what a protocol attacks and where, `gkp.outcomes` what comes of it (EVALUATION sections 1, 2 and 5).
 
 Cost: FGSM takes one gradient and one forward pass an image for each eps, the gradient being shared by all eps and its logits
 being the clean ones; PGD drops an image once it has fallen. ResNet-20 on one core: 10,000 images in the paper protocol take
-about 2 minutes. Outcomes do not depend on the batch size: see `gkp.attacks`.
+about 2 minutes. Outcomes do not depend on the batch size (see `gkp.attacks`), nor on whether the evaluation was interrupted:
+with a checkpoint, what a kill costs is the images of the last minutes.
+
+The exception is `autoattack`, whose outcomes depend on which images share a batch (EVALUATION section 3): it gets all images
+that are to be attacked in one call, the batch size is one of its options in the outcome matrix, and a kill costs the call.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import inspect
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gkp.attacks import (
-    ATTACKS,
-    Bounds,
-    Model,
-    check_options,
-    evaluating,
-    logits_and_gradient,
-    logits_of,
-    parse_eps,
-    probe,
-    single_step,
-)
-from gkp.datasets import Dataset, load_dataset, to_unit
-from gkp.errors import BadInput
+from gkp.attacks import ATTACKS, evaluating, logits_and_gradient, logits_of, single_step
+from gkp.datasets import Dataset, to_unit
+from gkp.evaluation_checkpoint import Pieces
 from gkp.outcomes import AttackSpec, Outcomes
+from gkp.protocols import PIXEL_EPS, PROTOCOLS, Attacks, Radii, Space, attack_rows, space_of
+from gkp.subjects import (
+    as_dataset,
+    check_behaviour,
+    check_fit,
+    check_sizes,
+    chosen_images,
+    home,
+    on_device,
+    state_sha256,
+)
 
 __all__ = ["PIXEL_EPS", "PROTOCOLS", "AttackSpec", "Outcomes", "accuracy", "benchmark", "predict", "state_sha256"]
 
-PROTOCOLS = ("paper", "pixel")
-PIXEL_EPS = tuple(k / 255 for k in (0.25, 0.5, 1, 2, 4, 8))  # naturally trained networks are told apart below 8 / 255
-PAPER_BOX = {"cifar10": (-2.4291, 2.7537)}  # as the paper's code has it, in four decimals; computed for other data sets
 _WINDOW = 10  # batches of images held at once, so that a batch of survivors can be refilled from them
+# With a checkpoint a window is kept when it is finished. It grows from _FIRST images to what takes about _SECONDS, and never
+# falls below _FEWEST: smaller batches cost as much (`gkp.attacks.MIN_ROWS`).
+_FIRST, _FEWEST, _SECONDS = 32, 16, 60
 
 
 def benchmark(
@@ -58,51 +56,74 @@ def benchmark(
     *,
     protocol: str = "pixel",
     n_examples: int | None = None,
+    indices: Sequence[int] | np.ndarray | None = None,
     seed: int = 0,
     batch_size: int = 200,
-    eps: Sequence[float | str] | float | str | None = None,
-    attacks: Sequence[str | AttackSpec] | None = None,
+    eps: Radii | None = None,
+    attacks: Attacks | None = None,
     true_labels: bool = False,
     pgd_random_start: bool = False,
+    checkpoint: str | Path | None = None,
+    allow_nondeterministic: bool = False,
     device: str | torch.device | None = None,
     progress: bool | None = None,
 ) -> Outcomes:
-    """The outcome of the first `n_examples` images (all by default) under every attack of `protocol`.
+    """The outcome of the first `n_examples` images (all by default), or of `indices`, under every attack of `protocol`.
 
     model: takes float [0, 1] NCHW, returns logits; evaluated in eval mode and left as it was. dataset: a name, for its test
     split, or a Dataset.
-    protocol "pixel": eps: radii in pixel units, numbers or strings such as "8/255"; attacks: names, run at every eps
-    (default: fgsm and pgd), or `AttackSpec`s, taken as they are.
+    protocol "pixel": eps: radii in pixel units, numbers or strings such as "8/255" or "4/255,8/255"; attacks: names of
+    `gkp.attacks.ATTACKS`, "fgsm,pgd" being two, run at every eps (default: fgsm and pgd); `AttackSpec`s, or dicts of their
+    fields, are run at their own eps if they have one. Without eps: the radii of PIXEL_EPS, and 0.5 in L2.
     protocol "paper": the attacks are the paper's (attacks: only these of its rows); true_labels adds rows "fgsm-0.01-true" and
-    "fgsm-0.1-true"; pgd_random_start
-    starts PGD inside the ball, which the paper leaves open.
-    seed: of random starts, which depend on it and on the image alone. batch_size: images in one pass (speed and memory only).
+    "fgsm-0.1-true"; pgd_random_start starts PGD inside the ball, which the paper leaves open.
+    seed: of random starts, which depend on it and on the image alone. batch_size: images in one pass (speed and memory only,
+    save for autoattack).
+    checkpoint: a folder that keeps what is finished; the same call goes on from there and gives the same bytes on the same
+    machine, whatever the batch size. It may be deleted once the outcomes are saved.
+    allow_nondeterministic: evaluate a network whose logits change from pass to pass: outcomes are then one draw.
     device: where to compute; a network elsewhere is copied. progress: a bar on stderr; None: only when that is a terminal.
-    Raises BadInput for whatever does not fit: see the message.
+    Gives a ModelWarning for a network that returns probabilities. Raises BadInput for whatever does not fit: see the message.
     """
     began = time.perf_counter()
-    data = _dataset(dataset)
-    n = _checked_count(n_examples, data)
-    _checked_sizes(batch_size, seed)
-    specs = _attacks(protocol, eps, attacks, true_labels, pgd_random_start)
-    with torch.inference_mode(False), evaluating(model), _on(model, device) as net:
-        _check_fit(net, data)
-        digest = state_sha256(net)
-        space = _space(net, data, protocol)
+    data = as_dataset(dataset)
+    chosen = chosen_images(data, n_examples, indices)
+    check_sizes(batch_size, seed)
+    specs = attack_rows(
+        protocol,
+        eps=eps,
+        attacks=attacks,
+        true_labels=true_labels,
+        pgd_random_start=pgd_random_start,
+        batch_size=int(batch_size),
+    )
+    with torch.inference_mode(False), evaluating(model), on_device(model, device) as net:
+        check_fit(net, data)
+        logits = check_behaviour(net, data, allow_nondeterministic=allow_nondeterministic)
+        space = space_of(net, data, protocol)
+        facts: dict[str, Any] = {
+            "protocol": protocol, "bounds": space.bounds, "dataset": data.name, "split": data.split,
+            "data_sha256": data.sha256, "model_sha256": state_sha256(net), "seed": int(seed), "versions": _versions(),
+        }  # fmt: skip
+        pieces = None
+        if checkpoint is not None:
+            rows = {f"row {spec.key}": asdict(spec) for spec in specs}
+            options = {"device": home(net)[0].type, "allow_nondeterministic": allow_nondeterministic}
+            identity = {**facts, "rows": [spec.key for spec in specs], **rows, **options}
+            pieces = Pieces(checkpoint, identity, np.zeros(0) if allow_nondeterministic else logits.flatten().numpy())
         with tqdm(
-            total=n * (1 + len(specs)),
+            total=len(chosen) * (1 + len(specs)),
             unit="image",
             desc=f"{data.name} {protocol}",
             disable=None if progress is None else not progress,
         ) as bar:
-            run = _Run(space, data, specs, int(seed), batch_size, _home(net), bar)
-            parts = [run.window(indices) for indices in torch.arange(n).split(_WINDOW * batch_size)]
-    right, predictions = (torch.cat(part, dim=-1).numpy() for part in zip(*parts, strict=True))
+            run = _Run(space, data, specs, int(seed), int(batch_size), home(net), chosen, bar, pieces)
+            run.finish()
+    labels = data.labels[torch.from_numpy(chosen)].cpu().numpy().copy()
+    seconds = round(time.perf_counter() - began, 3)
     return Outcomes(
-        right=right, indices=np.arange(n), labels=data.labels[:n].cpu().numpy().copy(), predictions=predictions, attacks=specs,
-        protocol=protocol, bounds=space.bounds, dataset=data.name, split=data.split, data_sha256=data.sha256,
-        model_sha256=digest, seed=int(seed), versions=_versions(), seconds=round(time.perf_counter() - began, 3),
-    )  # fmt: skip
+        right=run.right, indices=chosen, labels=labels, predictions=run.predictions, attacks=specs, **facts, seconds=seconds
+    )
 
 
 def predict(model: nn.Module, dataset: str | Dataset, *, batch_size: int = 500) -> Tensor:
@@ -110,240 +131,158 @@ def predict(model: nn.Module, dataset: str | Dataset, *, batch_size: int = 500) 
 
     dataset: a name, for its test split, or a Dataset. Raises BadInput for a network that does not take its images.
     """
-    data = _dataset(dataset)
-    _checked_sizes(batch_size, seed=0)
-    with evaluating(model), _on(model, None) as net:
-        _check_fit(net, data)
-        device, dtype = _home(net)
+    data = as_dataset(dataset)
+    check_sizes(batch_size, seed=0)
+    with evaluating(model), on_device(model, None) as net:
+        check_fit(net, data)
+        device, dtype = home(net)
         batches = data.batches(batch_size, device=device)
         return torch.cat([logits_of(net, x.to(dtype)).cpu() for x, _ in batches])
 
 
 def accuracy(model: nn.Module, dataset: str | Dataset, *, batch_size: int = 500) -> float:
     """The fraction of images classified correctly, without attack; see `predict`."""
-    data = _dataset(dataset)
+    data = as_dataset(dataset)
     return (predict(model, data, batch_size=batch_size).argmax(1) == data.labels.cpu()).double().mean().item()
 
 
-def state_sha256(model: nn.Module) -> str:
-    """sha256 (hex) of the network's parameters and buffers: names, types, shapes and bytes, in order of name."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        else:
-            digest.update(f"{name} {value!r}\n".encode())
-    return digest.hexdigest()
-
-
-# --- protocols ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Space:
-    """Where a protocol attacks: how it gets there from pixels, the network seen from there, and the clip box.
-
-    attacks_all: also images that are misclassified without attack, counting them if the attack makes them right.
-    """
-
-    of_pixels: Callable[[Tensor], Tensor]
-    model: Model
-    bounds: Bounds
-    attacks_all: bool
-
-
-def _space(net: nn.Module, data: Dataset, protocol: str) -> _Space:
-    """EVALUATION section 1. The paper's loader normalises by the data set's mean and std, in float32 as torchvision does."""
-    if protocol == "pixel":
-        return _Space(lambda x: x, net, (0.0, 1.0), attacks_all=False)
-    device, dtype = _home(net)
-    mean, std = (torch.tensor(numbers, device=device, dtype=dtype).view(1, -1, 1, 1) for numbers in (data.mean, data.std))
-    lows = [(0 - m) / s for m, s in zip(data.mean, data.std, strict=True)]
-    highs = [(1 - m) / s for m, s in zip(data.mean, data.std, strict=True)]
-    bounds = PAPER_BOX.get(data.name, (min(lows), max(highs)))
-    inside = getattr(net, "from_normalised", None)
-    if inside is not None and _same(getattr(net, "mean", None), mean) and _same(getattr(net, "std", None), std):
-        model: Model = inside  # the paper's path, bit for bit
-    else:
-
-        def model(z: Tensor) -> Tensor:
-            return net(z * std + mean)
-
-    return _Space(lambda x: (x - mean) / std, model, bounds, attacks_all=True)
-
-
-def _attacks(
-    protocol: str,
-    eps: Sequence[float | str] | float | str | None,
-    attacks: Sequence[str | AttackSpec] | None,
-    true_labels: bool,
-    pgd_random_start: bool,
-) -> tuple[AttackSpec, ...]:
-    """The rows of the outcome matrix after the clean one."""
-    if protocol not in PROTOCOLS:
-        raise BadInput(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
-    if protocol == "paper":
-        known = {spec.key: spec for spec in _paper_attacks(true_labels, pgd_random_start)}
-        wanted = list(known) if attacks is None else [attacks] if isinstance(attacks, str | AttackSpec) else list(attacks)
-        if eps is not None or any(isinstance(key, AttackSpec) or key not in known for key in wanted):
-            rows = ", ".join(known)
-            raise BadInput(f'protocol "paper" has its own attacks and eps; choose among {rows}, or use protocol "pixel"')
-        return tuple(known[str(key)] for key in dict.fromkeys(wanted))
-    if true_labels or pgd_random_start:
-        raise BadInput('true_labels and pgd_random_start belong to protocol "paper": "pixel" always has both')
-    specs: list[AttackSpec] = []
-    for item in ("fgsm", "pgd") if attacks is None else [attacks] if isinstance(attacks, str | AttackSpec) else attacks:
-        if isinstance(item, AttackSpec):
-            specs.append(item)
-            continue
-        check_options(str(item), {})
-        radii = PIXEL_EPS if eps is None else [eps] if isinstance(eps, str | int | float) else eps
-        specs += [AttackSpec(str(item), parse_eps(radius)) for radius in radii]
-    keys = [spec.key for spec in specs]
-    if repeated := {key for key in keys if keys.count(key) > 1 or key == "clean"}:
-        raise BadInput(f"two rows would be called {min(repeated)!r}; give each AttackSpec a key of its own, each eps once")
-    if predicted := [spec.key for spec in specs if spec.labels != "true"]:
-        raise BadInput(f'{predicted[0]} asks for predicted labels, which only protocol "paper" has')
-    return tuple(specs)
-
-
-def _paper_attacks(true_labels: bool, pgd_random_start: bool) -> tuple[AttackSpec, ...]:
-    """PAPER A4, all radii in normalised units. PGD makes all its steps, as the library that the paper used does."""
-    fgsm = [AttackSpec("fgsm", e, labels="predicted", key=f"fgsm-{e}") for e in (0.01, 0.1)]
-    steps = {"step": 2 / 255, "steps": 3, "random_start": pgd_random_start, "drop_fallen": False}
-    true = [AttackSpec("fgsm", e, key=f"fgsm-{e}-true") for e in (0.01, 0.1)] if true_labels else []
-    return (*fgsm, AttackSpec("pgd", 8 / 255, options=steps), *true)
-
-
-# --- running --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Run:
-    """One evaluation: a space, the images, the rows of the matrix after the clean one."""
+    """One evaluation: a space, the images, the rows of the matrix after the clean one; and the matrix as far as it is known."""
 
-    space: _Space
+    space: Space
     data: Dataset
     specs: tuple[AttackSpec, ...]
     seed: int
     batch_size: int
     home: tuple[torch.device, torch.dtype]
+    indices: np.ndarray
     bar: tqdm
+    pieces: Pieces | None
+    right: np.ndarray = field(init=False)  # (1 + attacks, n) bool, row 0 without attack
+    predictions: np.ndarray = field(init=False)  # (n,)
+    done: np.ndarray = field(init=False)  # (1 + attacks, n) bool
 
-    def window(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """right (1 + attacks, n) bool and clean predictions (n,) of the images at these positions."""
-        device, dtype = self.home
-        x = self.space.of_pixels(to_unit(self.data.images[indices].to(device)).to(dtype))
-        y = self.data.labels[indices].to(device)
-        right = torch.zeros(1 + len(self.specs), len(x), dtype=torch.bool, device=device)
-        predictions = torch.empty_like(y)
-        for rows in torch.arange(len(x), device=device).split(self.batch_size):
-            right[:, rows], predictions[rows] = self._clean_and_fgsm(x[rows], y[rows])
-        attacked = torch.arange(len(x), device=device) if self.space.attacks_all else right[0].nonzero().flatten()
+    def finish(self) -> None:
+        """Fills `right` and `predictions`: what the checkpoint has, then everything else."""
+        n = len(self.indices)
+        self.right, self.predictions = np.zeros((1 + len(self.specs), n), dtype=bool), np.zeros(n, dtype=np.int64)
+        self.done = self.right.copy()
+        kept = {} if self.pieces is None else self.pieces.load()
+        fgsm = [row for row, spec in enumerate(self.specs, start=1) if spec.attack == "fgsm"]
+        self._recall([0, *fgsm], kept.get(0, []))
+        for columns in self._windows(np.flatnonzero(~self.done[0])):
+            self._enter([0, *fgsm], columns, *self._clean_and_fgsm(columns, fgsm))
         for row, spec in enumerate(self.specs, start=1):
-            if spec.attack != "fgsm":
-                labels = y if spec.labels == "true" else predictions
-                if len(attacked):
-                    found = self._attack(spec, x[attacked], labels[attacked], indices[attacked.cpu()])
-                    right[row, attacked] = self._right(found, y[attacked])
-                self.bar.update(len(x))
-        return right.cpu(), predictions.cpu()
+            if row not in fgsm:
+                if not self.space.attacks_all:
+                    self._mark([row], np.flatnonzero(~self.right[0]))  # wrong under every attack
+                self._recall([row], kept.get(row, []))
+                missing = np.flatnonzero(~self.done[row])
+                for columns in [missing] if spec.together and len(missing) else self._windows(missing):
+                    self._enter([row], columns, self._attack(spec, columns)[None])
 
-    def _clean_and_fgsm(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The clean row, the rows of FGSM (others stay False) and the predictions, all eps from one gradient.
+    def _recall(self, rows: list[int], pieces: list[dict[str, np.ndarray]]) -> None:
+        """Enters what the checkpoint has of these rows; of attacks on all images together, only the very same images."""
+        together = rows[0] > 0 and self.specs[rows[0] - 1].together
+        for piece in pieces:
+            here = np.isin(piece["indices"], self.indices)
+            columns = np.searchsorted(self.indices, piece["indices"][here])
+            if together and not (here.all() and np.array_equal(columns, np.flatnonzero(~self.done[rows[0]]))):
+                continue
+            self.right[_at(rows, columns)] = piece["right"][:, here]
+            if rows[0] == 0:
+                self.predictions[columns] = piece["predictions"][here]
+            self._mark(rows, columns)
+
+    def _enter(self, rows: list[int], columns: np.ndarray, right: np.ndarray, predictions: np.ndarray | None = None) -> None:
+        """Enters new outcomes (rows, columns), and keeps them in the checkpoint."""
+        self.right[_at(rows, columns)] = right
+        arrays = {"indices": self.indices[columns], "right": right}
+        if predictions is not None:
+            self.predictions[columns] = arrays["predictions"] = predictions
+        if self.pieces is not None:
+            self.pieces.save(rows[0], **arrays)
+        self._mark(rows, columns)
+
+    def _mark(self, rows: list[int], columns: np.ndarray) -> None:
+        there = _at(rows, columns)
+        self.bar.update(int((~self.done[there]).sum()))
+        self.done[there] = True
+
+    def _windows(self, columns: np.ndarray) -> Iterator[np.ndarray]:
+        """The columns in parts; with a checkpoint in parts that take about a minute each, going by the part before."""
+        most = _WINDOW * self.batch_size
+        size = most if self.pieces is None else min(most, _FIRST)
+        while len(columns):
+            began = time.perf_counter()
+            yield columns[:size]
+            columns = columns[size:]
+            if self.pieces is not None:
+                in_time = int(size * _SECONDS / max(time.perf_counter() - began, 1e-6))
+                size = min(most, 4 * size, max(_FEWEST, in_time))
+
+    def _images(self, columns: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Images in the protocol's space and their true labels."""
+        device, dtype = self.home
+        where = torch.from_numpy(self.indices[columns])
+        return (
+            self.space.of_pixels(to_unit(self.data.images[where].to(device)).to(dtype)),
+            self.data.labels[where].to(device),
+        )
+
+    def _clean_and_fgsm(self, columns: np.ndarray, fgsm: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """right (1 + FGSM's rows, n), and the clean predictions (n,)."""
+        images, labels = self._images(columns)
+        parts = zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
+        found = [self._clean_and_fgsm_of(x, y, [self.specs[row - 1] for row in fgsm]) for x, y in parts]
+        right, predictions = (torch.cat(part, dim=-1).cpu().numpy() for part in zip(*found, strict=True))
+        return right, predictions
+
+    def _clean_and_fgsm_of(self, x: Tensor, y: Tensor, fgsm: list[AttackSpec]) -> tuple[Tensor, Tensor]:
+        """The same for one batch, all eps from one gradient.
 
         That gradient is taken for the predicted labels: of an image that is classified correctly they are the true ones.
         """
-        model, fgsm = self.space.model, [(row, s) for row, s in enumerate(self.specs, start=1) if s.attack == "fgsm"]
+        model = self.space.model
         logits, gradient = logits_and_gradient(model, x, None) if fgsm else (logits_of(model, x), torch.zeros_like(x))
         predictions = logits.argmax(1)
         correct = predictions == y
         gradients = {"predicted": gradient, "true": gradient}
-        if self.space.attacks_all and not correct.all() and any(s.labels == "true" for _, s in fgsm):
+        if self.space.attacks_all and not correct.all() and any(spec.labels == "true" for spec in fgsm):
             gradients["true"] = gradient.clone()
             gradients["true"][~correct] = logits_and_gradient(model, x[~correct], y[~correct])[1]
         attacked = torch.ones_like(correct) if self.space.attacks_all else correct
-        right = torch.zeros(1 + len(self.specs), len(x), dtype=torch.bool, device=x.device)
+        right = torch.zeros(1 + len(fgsm), len(x), dtype=torch.bool, device=x.device)
         right[0] = correct
-        for row, spec in fgsm:
+        for row, spec in enumerate(fgsm, start=1):
             if attacked.any():
                 along = gradients[spec.labels][attacked]
                 found = single_step(x[attacked], along, eps=spec.eps, norm=spec.norm, bounds=self.space.bounds)
                 right[row, attacked] = self._right(found, y[attacked])
-        self.bar.update(len(x) * (1 + len(fgsm)))
         return right, predictions
 
-    def _attack(self, spec: AttackSpec, x: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-        function = ATTACKS[spec.attack]
-        shared = {"seed": self.seed, "ids": ids, "bounds": self.space.bounds, "batch_size": self.batch_size}
+    def _attack(self, spec: AttackSpec, columns: np.ndarray) -> np.ndarray:
+        """(n,) bool: which of these images are right under this attack."""
+        function, (x, y) = ATTACKS[spec.attack], self._images(columns)
+        labels = y if spec.labels == "true" else torch.from_numpy(self.predictions[columns]).to(y.device)
+        shared = {
+            "seed": self.seed,
+            "ids": torch.from_numpy(self.indices[columns]),
+            "bounds": self.space.bounds,
+            "batch_size": self.batch_size,
+        }
         taken = {name: value for name, value in shared.items() if name in inspect.signature(function).parameters}
-        return function(self.space.model, x, labels, eps=spec.eps, **taken, **spec.options)
+        found = function(self.space.model, x, labels, eps=spec.eps, **{**taken, **spec.options})
+        return self._right(found, y).cpu().numpy()
 
     def _right(self, x: Tensor, y: Tensor) -> Tensor:
         parts = zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
         return torch.cat([logits_of(self.space.model, images).argmax(1) == labels for images, labels in parts])
 
 
-# --- checks and surroundings ----------------------------------------------------------------------------------------
-
-
-def _dataset(dataset: str | Dataset) -> Dataset:
-    if isinstance(dataset, str):
-        return load_dataset(dataset, "test")
-    if not isinstance(dataset, Dataset):
-        raise BadInput(f"dataset is a {type(dataset).__name__}; give a name such as 'cifar10', or a gkp.datasets.Dataset")
-    return dataset
-
-
-def _checked_count(n_examples: int | None, data: Dataset) -> int:
-    n = len(data) if n_examples is None else n_examples
-    if not _is_whole(n) or not 1 <= n <= len(data):
-        raise BadInput(f"n_examples is {n!r}; give 1 to {len(data)}, the images in the {data.split} part of {data.name}")
-    return int(n)
-
-
-def _checked_sizes(batch_size: int, seed: int) -> None:
-    if not _is_whole(batch_size) or batch_size < 1:
-        raise BadInput(f"batch_size must be a whole number of 1 or more, not {batch_size!r}")
-    if not _is_whole(seed) or not 0 <= seed < 2**64:
-        raise BadInput(f"seed must be an integer in 0..2**64-1, not {seed!r}")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _check_fit(net: nn.Module, data: Dataset) -> None:
-    """Raises BadInput unless `net` takes the images and has the classes of `data`."""
-    device, dtype = _home(net)
-    classes = probe(net, to_unit(data.images[:1].to(device)).to(dtype))
-    if classes != data.num_classes:
-        raise BadInput(f"the network has {classes} logits, {data.name} {data.num_classes} classes; give a network made for it")
-
-
-def _home(net: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where the network lives and the floating-point type it computes in (CPU and float32 if it has no tensors)."""
-    for tensor in (*net.parameters(), *net.buffers()):
-        if tensor.is_floating_point():
-            return tensor.device, tensor.dtype
-    return torch.device("cpu"), torch.float32
-
-
-@contextmanager
-def _on(model: nn.Module, device: str | torch.device | None) -> Iterator[nn.Module]:
-    """`model` itself if it is on `device`, otherwise a copy of it there."""
-    here, _ = _home(model)
-    try:
-        wanted = here if device is None else torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise BadInput(f"device {str(device)!r} cannot be used ({reason}); leave it out for the network's own") from error
-    yield model if wanted == here else copy.deepcopy(model).to(wanted)
-
-
-def _same(numbers: object, expected: Tensor) -> bool:
-    return isinstance(numbers, Tensor) and torch.equal(numbers.flatten(), expected.flatten())
+def _at(rows: list[int], columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    return np.ix_(np.array(rows), columns)
 
 
 def _versions() -> dict[str, str]:

@@ -23,7 +23,7 @@ from gkp.checkpoints import load_model, save_model
 from gkp.cost import cost
 from gkp.datasets import Dataset, load_dataset
 from gkp.errors import BadInput
-from gkp.evaluation import AttackSpec, benchmark, state_sha256
+from gkp.evaluation import benchmark, state_sha256
 from gkp.grid.cell import stage
 from gkp.grid.compute import Context
 from gkp.grid.data import PINNED
@@ -131,9 +131,6 @@ def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Pat
     """The parent network's outcome matrix; figures: accuracy and interval under each attack, as fractions, with n and seed."""
     net = load_model(parents["net"] / "model")
     data = load_pinned(_figures_of(parents["net"])["dataset"], "test")
-    attacks = params["attacks"]
-    if attacks is not None:
-        attacks = [item if isinstance(item, str) else AttackSpec(**item) for item in attacks]
     outcomes = benchmark(
         net,
         data,
@@ -142,8 +139,9 @@ def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Pat
         seed=params["seed"],
         batch_size=params["batch_size"],
         eps=params["eps"],
-        attacks=attacks,
+        attacks=params["attacks"],
         true_labels=params["true_labels"],
+        checkpoint=context.scratch / "outcomes",
         device=_device(),
         progress=False,
     )
