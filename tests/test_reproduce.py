@@ -1,31 +1,54 @@
-"""The notebook runner: papermill's traps stay closed, and the committed notebooks keep to the rules."""
+"""The notebook runner: papermill's traps stay closed, nothing is executed twice, and the notebooks keep to the rules."""
 
 import json
+import multiprocessing
+import os
+import time
 from pathlib import Path
 
 import nbformat
 import pytest
+from grid_stages import Number
 
+from gkp import executed, grid, reproduce
 from gkp.errors import BadInput, RunFailed
+from gkp.executed import Record
+from gkp.grid import ledger
 from gkp.reproduce import notebook_files, run_notebook
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+PARAMETERS = {"profile": "quick", "jobs": 1}
+CELLS = f"""
+import sys
+sys.path.append({str(Path(__file__).parent)!r})
+from gkp import grid
+from gkp.files import output_folder
+from grid_stages import Number
+"""
 
 
 @pytest.fixture
 def notebook(tmp_path):
     """A function that writes a notebook of one parameters cell and one other cell into a checkout-like folder."""
 
-    def write(code: str) -> Path:
+    def write(code: str, name: str = "00_try") -> Path:
         parameters = nbformat.v4.new_code_cell('profile = "quick"\njobs = 1', metadata={"tags": ["parameters"]})
         book = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(code)])
         book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         (tmp_path / "notebooks").mkdir(exist_ok=True)
-        file = tmp_path / "notebooks" / "00_try.ipynb"
+        file = tmp_path / "notebooks" / f"{name}.ipynb"
         nbformat.write(book, file)
         return file
 
     return write
+
+
+@pytest.fixture
+def out(tmp_path, monkeypatch) -> Path:
+    """An output folder beside a store of its own for cells."""
+    monkeypatch.setenv("GKP_CELLS", str(tmp_path / "cells"))
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
 
 
 def outputs(file: Path) -> str:
@@ -33,14 +56,11 @@ def outputs(file: Path) -> str:
     return "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
 
 
-def test_a_notebook_gets_its_parameters_and_keeps_its_output(notebook, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    code = "print(profile, jobs * 2)\nprint('3 cells: 3 cached, 0 computed')"
-    done = run_notebook(notebook(code), out, {"profile": "paper", "jobs": 21})
-    assert done.file == out / "00_try.ipynb" and outputs(done.file).startswith("paper 42\n")
-    assert done.cells == "3 cells: 3 cached, 0 computed"
-    assert [file.name for file in out.iterdir()] == ["00_try.ipynb"]
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+# --- one notebook ---------------------------------------------------------------------------------------------------
 
 
 def test_a_misspelt_parameter_is_refused_before_anything_runs(notebook, tmp_path):
@@ -49,13 +69,147 @@ def test_a_misspelt_parameter_is_refused_before_anything_runs(notebook, tmp_path
     assert not (tmp_path / "00_try.ipynb").exists()
 
 
-def test_a_failing_cell_leaves_nothing_under_the_final_name_not_even_an_older_copy(notebook, tmp_path):
-    (tmp_path / "00_try.ipynb").write_text("an older copy")
+def test_a_failing_cell_leaves_nothing_under_a_final_name_not_even_an_older_copy(notebook, out):
+    (out / "00_try.ipynb").write_text("an older copy")
+    (out / "old.csv").write_text("1")
+    Record("00_try", {}, (), {"old.csv": "", "00_try.ipynb": ""}, 1.0).save(out)
+    code = CELLS + "(output_folder() / 'half.csv').write_text('1')\n1 / 0"
     with pytest.raises(
         RunFailed, match=r"00_try.ipynb: ZeroDivisionError: division by zero \(cell by cell in .*failed.ipynb\)"
     ):
-        run_notebook(notebook("1 / 0"), tmp_path, {"profile": "quick"})
-    assert sorted(file.name for file in tmp_path.glob("*.ipynb")) == ["00_try.failed.ipynb"]
+        run_notebook(notebook(code), out, {"profile": "quick"})
+    assert visible(out) == ["00_try.failed.ipynb"] and Record.load(out, "00_try") is None
+
+
+def test_a_notebook_is_executed_again_when_anything_it_followed_from_has_changed_and_only_then(notebook, out, monkeypatch):
+    code = CELLS + "print(profile)\nprint(grid.run([Number(x=1), Number(x=2)], jobs=1, progress=False))\n"
+    code += "print(len(grid.load([Number(x=3)])))\n(output_folder() / 'tables').mkdir()\n"
+    code += "(output_folder() / 'tables' / 'one.csv').write_text('1')"
+    file = notebook(code)
+    grid.run([Number(x=1)], jobs=1, progress=False, quiet=True)
+    done = run_notebook(file, out, PARAMETERS, came_from=executed.origin(file, PARAMETERS))
+    assert done.cells == "3 cells: 1 cached, 1 computed, 1 missing" and outputs(done.file).startswith("quick\n")
+    assert visible(out) == ["00_try.ipynb", "tables"] and (out / "tables" / "one.csv").read_text() == "1"
+    assert "GKP_OUT" not in os.environ and ledger.LEDGER not in os.environ
+
+    record = Record.load(out, "00_try")
+    assert record is not None and set(record.files) == {"00_try.ipynb", "tables/one.csv"}
+
+    def why(**changes) -> str | None:
+        return record.outdated({**executed.origin(file, {**PARAMETERS, **changes})}, out)
+
+    assert why() is None and why(jobs=7) is None
+    assert why(profile="paper") == "its parameters changed"
+    with monkeypatch.context() as patch:
+        patch.setattr(executed, "_code", lambda: "other code")
+        patch.setattr(executed, "_packages", lambda: "other versions")
+        patch.setattr(executed, "_published", lambda: "other numbers")
+        assert why() == "gkp, data/published, an installed package changed"
+    (out / "tables" / "one.csv").write_text("2")
+    assert why() == "tables/one.csv was edited"
+    (out / "tables" / "one.csv").unlink()
+    assert why() == "tables/one.csv is gone"
+    (out / "tables" / "one.csv").write_text("1")
+    (missing,) = grid.run([Number(x=3)], jobs=1, progress=False, quiet=True)
+    assert why() == f"cell {missing.cell.id} is there now"
+    missing.folder.rename(missing.folder.parent / ".aside")
+    assert why() is None
+    result = grid.load([Number(x=2)])[0].folder / "result.json"
+    kept = result.read_bytes()
+    result.write_bytes(kept.replace(b'"value": 2.0', b'"value": 3.0'))
+    assert why() == f"cell {Number(x=2).id} is gone or another"
+    result.write_bytes(kept)
+    assert why() is None
+    notebook(code + "\n# more")
+    assert why() == "the notebook changed"
+
+
+# --- all of them ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(notebook, tmp_path, monkeypatch):
+    """Two notebooks that share a cell, each with one of its own, and a summary; a function that reproduces them."""
+    code = CELLS + "print(grid.run([Number(x=1, counter={counter!r}), Number(x={x}, counter={counter!r})], jobs=1))"
+    counter = str(tmp_path / "counter")
+    files = [notebook(code.format(x=x, counter=counter), name) for x, name in ((2, "00_a"), (3, "01_b"))]
+    files.append(notebook(CELLS + f"print(len(grid.load([Number(x=x, counter={counter!r}) for x in (1, 2, 3)])))", "99_sum"))
+    monkeypatch.setattr(reproduce, "notebook_files", lambda only: [file for file in files if only is None or only in file.stem])
+    return lambda **options: reproduce.reproduce(out=tmp_path / "out", **options)
+
+
+def test_a_second_reproduce_executes_nothing_and_says_what_was_cached(three, notebook, out, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(executed, "_code", lambda: "whatever it is")  # so that an edit of gkp meanwhile does not count
+    three(jobs=2)
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2].startswith("[3/3] 99_sum: executed in") and "3 cells: 3 cached, 0 computed" in said[-2]
+    assert said[-1].startswith("3 notebooks: 0 up to date, 3 executed; 3 cells: 0 cached, 3 computed; ")
+    counter = str(tmp_path / "counter")
+    assert sorted((tmp_path / "counter").read_text().split()) == sorted(Number(x=x, counter=counter).id for x in (1, 2, 3))
+    assert outputs(out / "99_sum.ipynb") == "3\n"  # it waited for the others
+    before = {file: file.stat().st_mtime_ns for file in out.glob("*.ipynb")}
+
+    three(jobs=2)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "[1/3] 00_a (quick): up to date; 2 cells: 2 cached, 0 computed"
+    assert said[-1].startswith("3 notebooks: 3 up to date, 0 executed; 3 cells: 3 cached, 0 computed; ")
+    assert {file: file.stat().st_mtime_ns for file in out.glob("*.ipynb")} == before
+
+    notebook("1 / 0", "00_a")  # the others are not stopped by it
+    with pytest.raises(RunFailed, match=r"^00_a.ipynb: ZeroDivisionError: division by zero"):
+        three(jobs=2)
+    assert visible(out) == ["00_a.failed.ipynb", "01_b.ipynb", "99_sum.ipynb"]
+    assert "3 notebooks: 2 up to date, 0 executed, 1 failed; " in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_force_executes_what_is_up_to_date(notebook, out, capsys):
+    file = notebook("1")
+    Record("00_try", executed.origin(file, PARAMETERS), (), {}, 1.0).save(out)
+    for force, said in ((False, "up to date; no cells"), (True, "to be executed, as asked")):
+        run = reproduce._Reproduction([file], out, PARAMETERS, force=force)
+        assert run.is_up_to_date(file, executed.origin(file, PARAMETERS)) is not force
+        assert capsys.readouterr().out == f"[1/1] 00_try (quick): {said}\n"
+
+
+def test_two_notebooks_that_save_under_one_name_are_refused(notebook, out):
+    notebook("1", "00_a")
+    Record("00_a", {}, (), {"tables/one.csv": ""}, 1.0).save(out)
+    saved = out / ".01_b.partial"
+    (saved / "tables").mkdir(parents=True)
+    (saved / "tables" / "two.csv").touch()
+    reproduce._check_names(notebook("1", "01_b"), out, saved)
+    (saved / "tables" / "one.csv").touch()
+    with pytest.raises(RunFailed, match=r"01_b.ipynb saves tables/one.csv, and so does 00_a.ipynb"):
+        reproduce._check_names(notebook("1", "01_b"), out, saved)
+
+
+def _compute_in_turn(root: Path, file: Path, began: Path) -> None:
+    os.environ[ledger.TURN] = str(file)
+    began.touch()
+    report = grid.run([Number(x=1)], jobs=1, progress=False, quiet=True, store=grid.Store(root))
+    began.with_suffix(".computed").write_text(str(report.computed))
+
+
+def test_a_run_waits_for_its_turn_and_takes_what_others_have_computed_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setenv(ledger.TURN, str(tmp_path / "turn"))
+    with ledger.turn() as waited:
+        assert waited
+        began = tmp_path / "began"
+        process = multiprocessing.get_context("spawn").Process(
+            target=_compute_in_turn, args=(tmp_path / "cells", tmp_path / "turn", began)
+        )
+        process.start()
+        while not began.exists():
+            time.sleep(0.05)
+        time.sleep(0.3)
+        assert not began.with_suffix(".computed").exists()
+        monkeypatch.delenv(ledger.TURN)  # for this process, whose turn it is
+        grid.run([Number(x=1)], jobs=1, progress=False, quiet=True, store=grid.Store(tmp_path / "cells"))
+    process.join(60)
+    assert began.with_suffix(".computed").read_text() == "0"
+
+
+# --- the notebooks of this repository -------------------------------------------------------------------------------
 
 
 def test_notebooks_are_chosen_by_part_of_their_name():

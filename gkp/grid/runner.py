@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gkp.errors import BadInput
+from gkp.grid import ledger
 from gkp.grid.cell import Cell, select
 from gkp.grid.compute import Outcome, make_job
 from gkp.grid.estimate import Durations, count_kinds, in_words
@@ -58,22 +59,25 @@ def run(
     """
     if jobs is not None and jobs < 1:
         raise BadInput(f"jobs is {jobs}; give 1 or more")
-    store = store or default_store()
-    plan = make_plan(take_shard(select(cells, only), shard), store, recompute=recompute)
+    store, cells = store or default_store(), take_shard(select(cells, only), shard)
+    plan = make_plan(cells, store, recompute=recompute)
     if dry_run:
         report = _dry_report(plan, store, jobs)
     elif not plan.todo:
         report = _report(plan, store)
     else:
         store.prepare()
-        report = _compute(
-            plan,
-            store,
-            jobs,
-            scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS"),
-            show=progress,
-            wishes=_Wishes(recompute, time_limit, memory_limit),
-        )
+        with ledger.turn() as waited:
+            if waited:  # whoever had the turn before may have computed some of it
+                plan = make_plan(cells, store, recompute=recompute)
+            report = _compute(
+                plan,
+                store,
+                jobs,
+                scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS"),
+                show=progress,
+                wishes=_Wishes(recompute, time_limit, memory_limit),
+            )
     if not quiet:
         print(*report.lines, report.headline, *(f"damaged: {reason}" for reason in report.damaged.values()), sep="\n")
     if check and report.failures:
@@ -90,6 +94,8 @@ def load(cells: Iterable[Cell], *, store: Store | None = None) -> Report:
 def _compute(
     plan: Plan, store: Store, jobs: int | None, scheduler: str | Path | None, *, show: bool, wishes: _Wishes
 ) -> Report:
+    if not plan.todo:
+        return _report(plan, store)
     jobs = jobs or cores()
     durations = Durations.of(store) if show else Durations()
     if scheduler:
@@ -231,6 +237,7 @@ class _Running:
 
 def _report(plan: Plan, store: Store, running: _Running | None = None) -> Report:
     computed = running.computed if running else set()
+    ledger.note(plan, computed, store)
     asked = {cell.hash for cell in plan.cells}
     results = tuple(
         Result(cell, entry.figures, entry.folder, cell.hash not in computed)
