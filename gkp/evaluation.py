@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gkp.attacks import ATTACKS, evaluating, logits_and_gradient, logits_of, single_step
+from gkp.attacks import ATTACKS, Bounds, Model, evaluating, logits_and_gradient, logits_of, single_step
 from gkp.datasets import Dataset, to_unit
 from gkp.evaluation_checkpoint import Pieces
 from gkp.outcomes import AttackSpec, Outcomes
@@ -42,7 +42,17 @@ from gkp.subjects import (
     state_sha256,
 )
 
-__all__ = ["PIXEL_EPS", "PROTOCOLS", "AttackSpec", "Outcomes", "accuracy", "benchmark", "predict", "state_sha256"]
+__all__ = [
+    "PIXEL_EPS",
+    "PROTOCOLS",
+    "AttackSpec",
+    "Outcomes",
+    "accuracy",
+    "adversarial",
+    "benchmark",
+    "predict",
+    "state_sha256",
+]
 
 _WINDOW = 10  # batches of images held at once, so that a batch of survivors can be refilled from them
 # With a checkpoint a window is kept when it is finished. It grows from _FIRST images to what takes about _SECONDS, and never
@@ -144,6 +154,16 @@ def accuracy(model: nn.Module, dataset: str | Dataset, *, batch_size: int = 500)
     """The fraction of images classified correctly, without attack; see `predict`."""
     data = as_dataset(dataset)
     return (predict(model, data, batch_size=batch_size).argmax(1) == data.labels.cpu()).double().mean().item()
+
+
+def adversarial(
+    model: Model, x: Tensor, labels: Tensor, spec: AttackSpec, *, seed: int, ids: Tensor, bounds: Bounds, batch_size: int
+) -> Tensor:
+    """Images of the same shape as `x` after the attack that `spec` describes; the rest as in `gkp.attacks`, if it takes it."""
+    function = ATTACKS[spec.attack]
+    shared = {"seed": seed, "ids": ids, "bounds": bounds, "batch_size": batch_size}
+    taken = {name: value for name, value in shared.items() if name in inspect.signature(function).parameters}
+    return function(model, x, labels, eps=spec.eps, **{**taken, **spec.options})
 
 
 @dataclass
@@ -264,16 +284,11 @@ class _Run:
 
     def _attack(self, spec: AttackSpec, columns: np.ndarray) -> np.ndarray:
         """(n,) bool: which of these images are right under this attack."""
-        function, (x, y) = ATTACKS[spec.attack], self._images(columns)
+        x, y = self._images(columns)
         labels = y if spec.labels == "true" else torch.from_numpy(self.predictions[columns]).to(y.device)
-        shared = {
-            "seed": self.seed,
-            "ids": torch.from_numpy(self.indices[columns]),
-            "bounds": self.space.bounds,
-            "batch_size": self.batch_size,
-        }
-        taken = {name: value for name, value in shared.items() if name in inspect.signature(function).parameters}
-        found = function(self.space.model, x, labels, eps=spec.eps, **{**taken, **spec.options})
+        ids = torch.from_numpy(self.indices[columns])
+        options: dict[str, Any] = {"seed": self.seed, "ids": ids, "bounds": self.space.bounds, "batch_size": self.batch_size}
+        found = adversarial(self.space.model, x, labels, spec, **options)
         return self._right(found, y).cpu().numpy()
 
     def _right(self, x: Tensor, y: Tensor) -> Tensor:

@@ -149,13 +149,7 @@ class Outcomes:
 
         Raises BadInput for a confidence outside (0, 1).
         """
-        if not 0 < confidence < 1:
-            raise BadInput(f"confidence must lie between 0 and 1, not {confidence}; the usual is 0.95")
-        intervals = {}
-        for key, row in self.rows().items():
-            low, high = proportion_confint(int(row.sum()), self.n, alpha=1 - confidence, method="wilson")
-            intervals[key] = (max(0.0, float(low)), min(1.0, float(high)))
-        return intervals
+        return {key: wilson(int(row.sum()), self.n, confidence) for key, row in self.rows().items()}
 
     def curve(self, attack: str, *, norm: str = "linf", confidence: float = 0.95) -> pd.DataFrame:
         """Accuracy against radius: columns eps (0 is the clean row), accuracy, low, high (Wilson), n; by growing eps.
@@ -258,6 +252,14 @@ class Outcomes:
             )
         except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
             raise BadInput(f"{folder} does not hold saved outcomes ({error}); evaluate again") from error
+
+
+def wilson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval (low, high) of count / n. Raises BadInput for a confidence outside (0, 1)."""
+    if not 0 < confidence < 1:
+        raise BadInput(f"confidence must lie between 0 and 1, not {confidence}; the usual is 0.95")
+    low, high = proportion_confint(count, n, alpha=1 - confidence, method="wilson")
+    return max(0.0, float(low)), min(1.0, float(high))
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
