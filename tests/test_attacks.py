@@ -431,7 +431,7 @@ X, Y = images(4), torch.arange(4)
         ({"eps": True}, "eps True is not a finite number"),
         ({"norm": "linfinity"}, "unknown norm 'linfinity'; known: linf, l2"),
         ({"iterations": 3}, "pgd has no option 'iterations'; its options: step, steps, restarts"),
-        ({"name": "fgsm", "steps": 3}, "fgsm has no option 'steps'; its options: norm, bounds"),
+        ({"name": "fgsm", "steps": 3}, "fgsm has no option 'steps'; its options: norm, ids, bounds"),
         ({"steps": 0}, "steps of pgd must be a whole number of 1 or more, not 0"),
         ({"steps": 2.5}, "steps of pgd must be a whole number"),
         ({"step": 0.0}, "step of pgd must be a number above 0"),

@@ -4,15 +4,17 @@
 |---|---|---|
 | `fgsm` | one step along the sign of the gradient (Goodfellow et al. 2015) | 1 gradient |
 | `pgd` | many small steps, each projected back into the eps ball (Madry et al. 2018) | up to `steps` gradients a restart |
+| `apgd-ce`, `apgd-dlr` | with momentum and a step size that finds itself (Croce & Hein 2020) | up to `steps` + 1 a restart |
+| `apgd-t` | that, towards one other class after another | up to `steps` + 1 a restart and target |
+| `cascade` | several attacks, each on what the ones before left standing | the sum, fallen images apart |
 
-Untargeted, white-box, cross-entropy, Linf or L2. `gkp.attack` is the checked entrance: it puts the network in eval mode and
-leaves it as it found it. The plain functions check their options but neither the images nor the mode: the caller has done that.
+EVALUATION section 4: untargeted, Linf or L2. `gkp.attack` is the checked entrance: it puts the network in eval mode and leaves
+it as it found it. The plain functions check their options but neither the images nor the mode: the caller has done that.
 What happens to an image depends on the image, its id and the seed, never on its neighbours or the batch size.
 """
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from gkp.attacks.apgd import apgd_ce, apgd_dlr, apgd_t
 from gkp.attacks.balls import NORMS, Bounds
+from gkp.attacks.cascade import cascade
 from gkp.attacks.checks import check_images, check_labels, checked_ids, parse_eps
 from gkp.attacks.gradient import fgsm, pgd, single_step
 from gkp.attacks.losses import LOSSES
@@ -46,6 +49,7 @@ __all__ = [
     "apgd_dlr",
     "apgd_t",
     "attack",
+    "cascade",
     "check_images",
     "check_labels",
     "check_options",
@@ -68,12 +72,13 @@ ATTACKS.update(
         "apgd-ce": apgd_ce,
         "apgd-dlr": apgd_dlr,
         "apgd-t": apgd_t,
+        "cascade": cascade,
     }
 )
 
 
 def attack(model: nn.Module, x: Tensor, y: Tensor, name: str, *, eps: float | str, seed: int = 0, **options: Any) -> Tensor:
-    """Images of the same shape as `x`, within `eps` of it, found by the attack `name` ("fgsm", "pgd").
+    """Images of the same shape as `x`, within `eps` of it, found by the attack `name`, a key of ATTACKS.
 
     x: (N, C, H, W) float in [0, 1]; y: (N,) int64 true labels; eps: radius in pixel units, 8 / 255 or "8/255".
     options: the attack's own, e.g. steps=20, norm="l2". The network is put in eval mode for the attack and restored, module by
@@ -87,8 +92,6 @@ def attack(model: nn.Module, x: Tensor, y: Tensor, name: str, *, eps: float | st
         options["ids"] = checked_ids(options["ids"], len(x))
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
         raise BadInput(f"seed must be an integer in 0..2**64-1, not {seed!r}")
-    if "seed" in inspect.signature(ATTACKS[name]).parameters:
-        options["seed"] = int(seed)
     with evaluating(model):
         check_labels(y, probe(model, x))
-        return ATTACKS[name](model, x.detach(), y, **options)
+        return ATTACKS[name](model, x.detach(), y, seed=int(seed), **options)

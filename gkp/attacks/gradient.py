@@ -16,14 +16,22 @@ from gkp.attacks.network import Model, input_gradient
 from gkp.errors import BadInput
 
 
-def fgsm(model: Model, x: Tensor, y: Tensor, *, eps: float, norm: str = "linf", bounds: Bounds = (0.0, 1.0)) -> Tensor:
+def fgsm(
+    model: Model, x: Tensor, y: Tensor, *, eps: float, norm: str = "linf", seed: int = 0, ids: Tensor | None = None,
+    bounds: Bounds = (0.0, 1.0), batch_size: int | None = None,
+) -> Tensor:  # fmt: skip
     """Images of the same shape as `x`, one step of length `eps` away along the gradient (Goodfellow et al. 2015).
 
     x: (N, C, H, W) within `bounds`; y: (N,) labels; eps: radius in the units of `x`, e.g. 8 / 255 for pixels.
     norm: "linf" (the sign of the gradient) or "l2" (the gradient scaled to unit length). Where the gradient is zero the image
-    stays. Raises BadInput for a network that gives NaN or no gradient.
+    stays. Images that are misclassified beforehand are moved too. batch_size: at most so many images at once.
+    seed, ids: taken so that all attacks are called alike; nothing is drawn here.
+    Raises BadInput for a network that gives NaN or no gradient.
     """
-    return single_step(x, input_gradient(model, x, y), eps=eps, norm=norm, bounds=bounds)
+    check_counts("fgsm", batch_size=batch_size)
+    parts = zip(x.split(batch_size or max(len(x), 1)), y.split(batch_size or max(len(x), 1)), strict=True)
+    gradient = torch.cat([input_gradient(model, images, labels) for images, labels in parts])
+    return single_step(x, gradient, eps=eps, norm=norm, bounds=bounds)
 
 
 def pgd(

@@ -13,6 +13,8 @@ from gkp.errors import BadInput
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {}
 
+_FORWARDED = ("norm", "ids", "bounds", "batch_size")  # what a cascade hands to each of its attacks
+
 
 def check_options(name: str, options: Mapping[str, Any], *, reserved: Sequence[str] = ()) -> None:
     """Raises BadInput for an unknown attack, norm, or option of it; `reserved` ones are not for the caller to set."""
@@ -22,3 +24,23 @@ def check_options(name: str, options: Mapping[str, Any], *, reserved: Sequence[s
     if unknown := [key for key in options if key not in known]:
         raise BadInput(f"{name} has no option {unknown[0]!r}; its options: {', '.join(known)}")
     known_norm(options.get("norm", "linf"))
+    if name == "cascade" and "attacks" in options:
+        members(options["attacks"])
+
+
+def members(attacks: Sequence[str | Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """The attacks of a cascade and the options of each. Raises BadInput for what is no attack, or one that cannot be in it."""
+    form = 'give names, or {"attack": name, **options}'
+    if isinstance(attacks, str | Mapping) or not isinstance(attacks, Sequence) or not attacks:
+        raise BadInput(f"the attacks of a cascade are {attacks!r}; {form}, in a list of at least one")
+    found = []
+    for item in attacks:
+        if not isinstance(item, str) and not (isinstance(item, Mapping) and isinstance(item.get("attack"), str)):
+            raise BadInput(f"an attack of a cascade is {item!r}; {form}")
+        name, options = (item, {}) if isinstance(item, str) else (item["attack"], {**item})
+        options.pop("attack", None)
+        if name == "cascade":
+            raise BadInput("a cascade cannot be in a cascade; give its attacks in one list")
+        check_options(name, options, reserved=_FORWARDED)
+        found.append((name, options))
+    return found
