@@ -3,6 +3,7 @@
 PROFILE ?= quick
 JOBS    ?=
 ONLY    ?=
+FORCE   ?=
 VENV    ?= .venv
 
 # The Python that makes .venv: the one PYTHON names, else the first of these that is version 3.11.
@@ -24,18 +25,18 @@ ifeq ($(ENV),)
 endif
 
 # A misspelt variable would be ignored without a word and another experiment run than the one asked for.
-KNOWN   := PROFILE JOBS ONLY VENV PYTHON GKP_DATA SHELL MAKEFLAGS
+KNOWN   := PROFILE JOBS ONLY FORCE VENV PYTHON GKP_DATA SHELL MAKEFLAGS
 GIVEN   := $(foreach v,$(filter-out -*,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
 UNKNOWN := $(filter-out $(KNOWN),$(GIVEN))
 ifneq ($(UNKNOWN),)
-  $(error unknown variable $(firstword $(UNKNOWN)); the ones `make` takes are PROFILE, JOBS, ONLY, VENV, PYTHON and GKP_DATA)
+  $(error unknown variable $(firstword $(UNKNOWN)); the ones `make` takes are PROFILE, JOBS, ONLY, FORCE, VENV, PYTHON and GKP_DATA)
 endif
 
 # Threads that wait by spinning slow a busy machine down twentyfold (an epoch on two threads: 17.6 s against 0.8 s).
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help reproduce test check bench clean distclean
+.PHONY: help reproduce test verify check bench publish html clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -43,9 +44,14 @@ help:
 	@echo '                   PROFILE=quick|cifar10|paper   what to run on which data (quick: digits, no network)'
 	@echo '                   ONLY=00_start_here            one notebook (default: all)'
 	@echo '                   JOBS=N                        workers side by side'
+	@echo '                   FORCE=1                       notebooks that are up to date too'
 	@echo 'make test        run the tests'
+	@echo 'make verify      do the committed verdicts, cells and notebooks follow from the committed data?'
 	@echo 'make check       lint, types, and the checks of the artifact itself'
 	@echo 'make bench       measure speed against the stated budgets'
+	@echo 'make html        the executed notebooks of PROFILE as HTML in build/html/, with an index'
+	@echo 'make publish     copy measured cells to data/, and executed notebooks back when make verify is green'
+	@echo '                   PROFILE=cifar10               whose cells (default here: cifar10)'
 	@echo 'make clean       remove build/: the next run computes everything again'
 	@echo 'make distclean   remove build/, .venv and every cache'
 	@echo ''
@@ -55,10 +61,20 @@ help:
 	@echo '  GKP_DATA=DIR  where CIFAR-10 and checkpoints are looked for first'
 
 reproduce: $(ENV)
-	@"$(PY)" -m gkp reproduce --profile '$(PROFILE)' $(if $(JOBS),--jobs '$(JOBS)') $(if $(ONLY),--only '$(ONLY)') --out 'build/$(PROFILE)'
+	@"$(PY)" -m gkp reproduce --profile '$(PROFILE)' $(if $(JOBS),--jobs '$(JOBS)') $(if $(ONLY),--only '$(ONLY)') $(if $(filter-out 0,$(FORCE)),--force) --out 'build/$(basename $(notdir $(PROFILE)))'
 
 test: $(ENV)
 	@"$(PY)" -m pytest -q
+
+verify: $(ENV)
+	@"$(PY)" -m gkp verify
+
+# Only what is measured on real data is committed: quick is the default of the other targets, not of this one.
+publish: $(ENV)
+	@"$(PY)" -m gkp publish $(if $(filter file,$(origin PROFILE)),,--profile '$(PROFILE)')
+
+html: $(ENV)
+	@"$(PY)" -m gkp html --profile '$(PROFILE)'
 
 check: $(ENV)
 	@"$(PY)" -m ruff check .

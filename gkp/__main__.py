@@ -1,4 +1,4 @@
-"""The command line: `gkp methods | prune | benchmark | run | status | reproduce`.
+"""The command line: `gkp methods | prune | benchmark | run | status | reproduce | verify | publish | html`.
 
 Bad input is one line on stderr and exit status 2; something that failed while running is exit status 1.
 """
@@ -92,6 +92,20 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--only", default=None, help="part of a notebook's name")
     sub.add_argument("--jobs", type=int, default=None, help="workers side by side (default: the number of cores)")
     sub.add_argument("--out", type=Path, default=None, help="folder for notebooks, figures, tables (default: build/PROFILE)")
+    sub.add_argument("--force", action="store_true", help="execute notebooks that are up to date too; cells stay cached")
+
+    sub = add("verify", _verify, "Check that what is committed follows from the committed data.", "gkp verify --json")
+    _json_flag(sub)
+
+    sub = add(
+        "publish", _publish, "Copy measured cells and executed notebooks to their committed places.", "gkp publish --cells"
+    )
+    sub.add_argument("--profile", default="cifar10", help="the profile whose cells are committed (default: %(default)s)")
+    sub.add_argument("--cells", action="store_true", help="only cells, verdicts and the manifest: leave the notebooks alone")
+
+    sub = add("html", _html, "Write the executed notebooks as HTML that needs nothing else.", "gkp html --profile quick")
+    sub.add_argument("--profile", default="quick", help="whose executed notebooks (default: %(default)s)")
+    sub.add_argument("--out", type=Path, default=None, help="folder to write (default: build/html)")
     return top
 
 
@@ -243,7 +257,42 @@ def _status(arguments: argparse.Namespace) -> None:
 def _reproduce(arguments: argparse.Namespace) -> None:
     from gkp.reproduce import reproduce
 
-    reproduce(arguments.profile, only=arguments.only, jobs=arguments.jobs, out=arguments.out, progress=sys.stderr.isatty())
+    reproduce(
+        arguments.profile,
+        only=arguments.only,
+        jobs=arguments.jobs,
+        out=arguments.out,
+        force=arguments.force,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from gkp.verify import verify
+
+    checks = verify()
+    if arguments.json:
+        _print_json([{"check": check.name, "n": check.n, "problems": check.problems, "note": check.note} for check in checks])
+    else:
+        print(*(check.line for check in checks), sep="\n")
+    problems = [problem for check in checks for problem in check.problems]
+    print(*(f"gkp: {problem}" for problem in problems), sep="\n", end="\n" if problems else "", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from gkp.publish import publish
+
+    done = publish(arguments.profile, cells_only=arguments.cells)
+    print(*done.lines, sep="\n")
+    return 1 if any(check.problems for check in done.checks) else 0
+
+
+def _html(arguments: argparse.Namespace) -> None:
+    from gkp.html_report import html_report
+
+    report = html_report(arguments.profile, out=arguments.out)
+    print(f"{len(report.pages)} notebooks: {report.index}")
 
 
 def _json_flag(sub: argparse.ArgumentParser) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGETS = {"help", "reproduce", "test", "check", "bench", "clean", "distclean"}
-MAKE_VARIABLES = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "VENV", "PYTHON", "PROFILE", "ONLY", "JOBS"}
+TARGETS = {"help", "reproduce", "test", "verify", "check", "bench", "publish", "html", "clean", "distclean"}
+VARIABLES = {"VENV", "PYTHON", "PROFILE", "ONLY", "JOBS", "FORCE"}
+MAKE_VARIABLES = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", *VARIABLES}
 
 
 def make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -46,6 +47,18 @@ def test_reproduce_passes_the_profile_the_notebook_and_the_workers_on():
         "--out",
         "build/cifar10",
     ]
+
+
+def test_reproduce_is_forced_by_force_alone_and_a_profile_of_ones_own_has_its_own_folder():
+    assert "--force" in make("-n", "reproduce", "VENV=", "FORCE=1").stdout
+    assert "--force" not in make("-n", "reproduce", "VENV=", "FORCE=0").stdout + make("-n", "reproduce", "VENV=").stdout
+    assert shlex.split(make("-n", "reproduce", "VENV=", "PROFILE=some/mine.py").stdout)[-1] == "build/mine"
+
+
+def test_publish_takes_the_real_data_unless_told_otherwise_and_html_what_reproduce_made():
+    assert "--profile" not in make("-n", "publish", "VENV=").stdout
+    assert shlex.split(make("-n", "publish", "VENV=", "PROFILE=paper").stdout)[-2:] == ["--profile", "paper"]
+    assert shlex.split(make("-n", "html", "VENV=").stdout)[1:] == ["-m", "gkp", "html", "--profile", "quick"]
 
 
 def test_a_misspelt_make_variable_is_refused_in_one_line():

@@ -1,0 +1,194 @@
+"""`gkp publish`: measured cells, verdicts and executed notebooks to where they are committed, in that order.
+
+    data/results/<cell>/   finished cells of the profile, without logs and without what can be had again at once: the masked
+                           twin beside its compact network, and networks that begin with somebody else's public weights
+    data/checkpoints/      the baseline trained here, as `gkp.load_model` reads it
+    data/verdicts.csv      what `gkp.claims` concludes from those cells
+    data/minutes.csv       what each notebook costs, from the seconds recorded in its cells
+    data/MANIFEST          size, sha256, source and licence of every file under data/
+    notebooks/             the executed notebooks, times stripped; only when `gkp verify` finds nothing wrong
+
+What is committed already is checked first: an edited number is refused, not made official.
+
+Cost: copying, and the verdicts once.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from gkp import grid, manifest
+from gkp.errors import BadInput, RunFailed
+from gkp.executed import Record, origin, read_notebook, reading_copy
+from gkp.grid.cell import Cell
+from gkp.grid.cells import Network, PretrainedCell, PruneCell, TrainCell
+from gkp.grid.store import Store, default_store, read_json
+from gkp.verify import PROFILE, VERDICTS, Check, check_cells, check_outcomes, root_of, verdicts_csv, verify
+
+MINUTES, CORES = "minutes.csv", 2  # the machine that costs are stated for
+_TWIN, _NETWORKS = ("model/*.safetensors",), ("*.safetensors",)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What `publish` did: finished cells of the profile of all it has, MB under data/, notebooks written, what verify found."""
+
+    finished: int
+    cells: int
+    megabytes: float
+    notebooks: tuple[str, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        """The same for people."""
+        first = f"{self.finished} of {self.cells} cells are committed, {self.megabytes:.1f} MB in data/"
+        return [first, *(check.line for check in self.checks), f"{len(self.notebooks)} notebooks written"]
+
+
+def publish(
+    profile: str = PROFILE, *, cells_only: bool = False, executed: Path | None = None, root: Path | None = None
+) -> Published:
+    """Copies what is finished of the profile to data/, and the notebooks that were executed for it back to notebooks/.
+
+    cells_only: leave the notebooks alone. executed: where they were executed (default: build/PROFILE). root: the checkout.
+    Raises BadInput for a profile whose cells are not committed; RunFailed when something committed was edited, and when a
+    notebook is not up to date or `verify` finds something wrong (cells are copied all the same, notebooks are not).
+    """
+    from gkp.profiles import cells, check_profile  # torch comes with it
+
+    check_profile(profile)
+    if profile == "quick":
+        raise BadInput("the cells of quick are computed anew by everyone who runs it, never committed; publish cifar10")
+    root = root_of(root)
+    data, executed = root / "data", executed or root / "build" / Path(profile).stem
+    refuse_edited(data)
+    wanted = cells(profile)
+    finished = [result.cell for result in grid.load(wanted)]
+    publish_cells(finished, data / "results")
+    publish_baselines(finished, data)
+    (data / VERDICTS).write_text(verdicts_csv(data, profile), encoding="utf-8")
+    publish_minutes(root / "build", data, default_store())
+    rows = manifest.write(data)
+    checks = tuple(verify(root, profile=profile))
+    notebooks: tuple[str, ...] = ()
+    if not cells_only:
+        refuse_problems(checks)
+        notebooks = publish_notebooks(root / "notebooks", executed, profile)
+    return Published(len(finished), len(wanted), sum(row.bytes for row in rows) / 1e6, notebooks, checks)
+
+
+def refuse_edited(data: Path) -> None:
+    """Raises RunFailed when a committed cell is not as it was written, or another measured file not as in the manifest."""
+    refuse_problems((check_cells(data / "results"), check_outcomes(data / "results")))
+    rows = manifest.read(data)
+    edited = [
+        path
+        for path in manifest.files(data)
+        if path.startswith(("results/", "checkpoints/"))
+        and path in rows
+        and manifest.sha256_of_file(data / path) != rows[path].sha256
+    ]
+    if edited:
+        raise RunFailed(f"data/{edited[0]} differs from data/MANIFEST; restore it with git, or remove its cell and compute it")
+
+
+def refuse_problems(checks: Iterable[Check]) -> None:
+    """Raises RunFailed with the first problem of these checks, if they have one."""
+    if problems := [problem for check in checks for problem in check.problems]:
+        more = f" (and {len(problems) - 1} more: gkp verify)" if len(problems) > 1 else ""
+        raise RunFailed(f"not published: {problems[0]}{more}")
+
+
+def publish_cells(cells: Iterable[Cell], results: Path) -> None:
+    """Copies the finished cells into `results`, each with the networks that are kept of it."""
+    results.mkdir(parents=True, exist_ok=True)
+    kept: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in cells:
+        kept.setdefault(left_out(cell), []).append(cell)
+    for without, members in kept.items():
+        grid.publish(members, results, without=without)
+
+
+def left_out(cell: Cell) -> tuple[str, ...]:
+    """The patterns of the files of a cell that are not committed."""
+    if isinstance(cell, PretrainedCell) or (isinstance(cell, PruneCell) and isinstance(cell.net, PretrainedCell)):
+        return _NETWORKS  # whoever has the public weights prunes them in a second; their licence is not ours to pass on
+    if isinstance(cell, PruneCell) and cell.method != "none":
+        return _TWIN  # the compact network is the same function
+    return ()
+
+
+def publish_baselines(cells: Iterable[Cell], data: Path) -> None:
+    """Copies each baseline that was trained here to checkpoints/MODEL-gkp, whole or not at all."""
+    for result in grid.load([cell for cell in cells if isinstance(cell, TrainCell)]):
+        assert isinstance(result.cell, Network)
+        target = data / "checkpoints" / f"{result.cell.model}-gkp"
+        partial = target.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(result.file("model"), partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+
+
+def publish_minutes(build: Path, data: Path, store: Store) -> None:
+    """Writes what each notebook of each profile under `build` costs; profiles that were not executed here keep their rows.
+
+    minutes: seconds of all cells that it used, ancestors included, times the threads of each, on CORES cores; plus its own
+    seconds, where it computed none of them.
+    """
+    rows, file = [], data / MINUTES
+    for record_file in sorted(build.glob("*/.executed/*.json")):
+        profile, record = record_file.parents[1].name, Record.load(record_file.parents[1], record_file.stem)
+        if record is None or not record.cells:
+            continue
+        runs = [_run_of(used.id, store) for used in record.cells if used.sha256]
+        seconds = sum(run["seconds"] * max(1, run["threads"]) for run in runs if run) / CORES
+        own = 0.0 if any(used.computed for used in record.cells) else record.seconds
+        machines = sorted({run["hardware"]["processor"] for run in runs if run})
+        rows.append(
+            {
+                "profile": profile,
+                "notebook": record.name,
+                "cells": sum(run is not None for run in runs),
+                "missing": len(record.cells) - sum(run is not None for run in runs),
+                "minutes": round((seconds + own) / 60, 2),
+                "cores": CORES,
+                "hardware": "; ".join(machines),
+            }
+        )
+    new = pd.DataFrame(rows, columns=["profile", "notebook", "cells", "missing", "minutes", "cores", "hardware"])
+    old = pd.read_csv(file) if file.exists() else new.iloc[:0]
+    kept = old[~old["profile"].isin(new["profile"])]
+    pd.concat([kept, new]).sort_values(["profile", "notebook"]).to_csv(file, index=False, lineterminator="\n")
+
+
+def _run_of(cell_id: str, store: Store) -> dict | None:
+    found = (read_json(root / cell_id / "run.json") for root in (*store.read_only, store.root))
+    return next((run for run in found if run), None)
+
+
+def publish_notebooks(notebooks: Path, executed: Path, profile: str) -> tuple[str, ...]:
+    """Replaces each notebook by the reading copy of its execution; RunFailed, with none replaced, unless all are up to date."""
+    copies, stale = {}, []
+    for file in sorted(notebooks.glob("[0-9]*.ipynb")):
+        record = Record.load(executed, file.stem)
+        why = "not executed" if record is None else record.outdated(origin(file, {"profile": profile}), executed)
+        if why:
+            stale.append(f"{file.name}: {why}")
+        else:
+            copies[file] = reading_copy(read_notebook(executed / file.name), profile)
+    if stale:
+        again = f"run `make reproduce PROFILE={profile}` first"
+        raise RunFailed(f"no notebook was written, {len(stale)} are not up to date ({'; '.join(stale)}); {again}")
+    for file, book in copies.items():
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(file)
+    return tuple(file.name for file in copies)
