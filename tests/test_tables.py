@@ -51,7 +51,7 @@ def test_the_methods_table_joins_each_evaluation_with_the_cost_of_its_network(tm
     table = tables.methods_table(results, protocol="paper", title="main")
     assert table.shown.reset_index().to_dict("records") == [
         {
-            "method": "sr-gkp (alpha 0.5)",
+            "method": "sr-gkp (alpha 0.5), one shot",
             "MACs (M)": "23.391",
             "params (M)": "0.153",
             "clean": "50.0 [40.0, 60.0]",

@@ -1,0 +1,159 @@
+"""Accuracy of networks, without and under attack, and on what is left of images above a frequency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from gkp.grid.cell import Cell
+from gkp.grid.cells import EvaluateCell, Network, PruneCell
+from gkp.grid.report import Result
+from gkp.outcomes import Outcomes
+from gkp.tables.table import Table, not_run
+
+
+def load_outcomes(cells: Mapping[str, Cell], results: Sequence[Result]) -> dict[str, Outcomes]:
+    """Name -> outcome matrix, for named evaluation cells and the results of running them in that order."""
+    by_hash = {result.cell.hash: result for result in results}
+    return {name: Outcomes.load(by_hash[cell.hash].folder) for name, cell in cells.items()}
+
+
+def accuracies(outcomes: Mapping[str, Outcomes], *, keys: Sequence[str] | None = None, title: str = "Accuracy (%)") -> Table:
+    """Accuracy of each network (column) without and under each attack (row), with 95 % Wilson intervals.
+
+    keys: which attacks (default: all that the first network has). The title states protocol, data, n and seed.
+    """
+    rows, shown = [], {}
+    for network, out in outcomes.items():
+        frame = out.to_frame().reset_index()
+        frame = frame[frame["attack"].isin(keys)] if keys is not None else frame
+        facts = {"protocol": out.protocol, "dataset": out.dataset, "seed": out.seed}
+        rows.append(frame.assign(network=network, **facts))
+        cells = zip(frame["attack"], frame["accuracy"], frame["low"], frame["high"], strict=True)
+        shown[network] = {key: with_interval(a, low, high) for key, a, low, high in cells}
+    first = next(iter(outcomes.values()))
+    title = f"{title} · {first.dataset}, {first.protocol} protocol, n = {first.n:,}, seed {first.seed}, 95 % Wilson intervals"
+    return Table(title, pd.DataFrame(shown), pd.concat(rows, ignore_index=True))
+
+
+def methods_table(results: Sequence[Result], *, protocol: str, title: str) -> Table:
+    """A row for each evaluated network, in the order of `results`: method, cost, accuracy under each attack.
+
+    results: a finished run that holds networks and their evaluations; only those in `protocol` are shown. Every row states n
+    and seed, every accuracy its 95 % Wilson interval.
+    """
+    networks = {result.cell.hash: result for result in results if not isinstance(result.cell, EvaluateCell)}
+    points, shown = [], []
+    for result in results:
+        cell = result.cell
+        if not isinstance(cell, EvaluateCell) or cell.protocol != protocol or cell.net.hash not in networks:
+            continue
+        network = networks[cell.net.hash]
+        method = row_name(cell.net)
+        facts = {
+            "method": method,
+            "seed": net_seed(cell.net),
+            "n": result["n"],
+            "paper_macs": network["paper_macs"],
+            "params": network["params"],
+        }
+        row: dict[str, str | int] = {
+            "method": method,
+            "MACs (M)": f"{facts['paper_macs'] / 1e6:.3f}",
+            "params (M)": f"{facts['params'] / 1e6:.3f}",
+        }
+        for attack, value in result["accuracy"].items():
+            low, high = result["interval"][attack]
+            points.append({**facts, "protocol": protocol, "attack": attack, "accuracy": value, "low": low, "high": high})
+            row[attack] = with_interval(value, low, high)
+        shown.append({**row, "n": result["n"], "seed": facts["seed"]})
+    if not points:
+        return not_run(title)
+    return Table(title, pd.DataFrame(shown).set_index("method"), pd.DataFrame(points))
+
+
+def high_frequency(results: Sequence[Result]) -> Table:
+    """Table 1: accuracy of each network on the whole test set and on what is left of it above each cut, with intervals.
+
+    results: networks and their evaluations, of which those on a high-frequency variant (or, without attack, on the plain test
+    set) are shown, in the order of the networks.
+    """
+    points = []
+    for result in results:
+        cell = result.cell
+        if not isinstance(cell, EvaluateCell) or cell.attacks != () or not (cell.variant + "-").startswith(("-", "high-")):
+            continue
+        low, high = result["interval"]["clean"]
+        points.append(
+            {
+                "method": row_name(cell.net),
+                "model": cell.net.model,
+                "cut": cell.variant.removeprefix("high-frequency-") or "full",
+                "accuracy": result["accuracy"]["clean"],
+                "low": low,
+                "high": high,
+                "n": result["n"],
+                "seed": net_seed(cell.net),
+            }
+        )
+    if not points:
+        return not_run("Table 1 · accuracy (%) on frequencies above a cut")
+    frame = pd.DataFrame(points)
+    text = [with_interval(row.accuracy, row.low, row.high) for row in frame.itertuples()]
+    shown = frame.assign(text=text).pivot(index="method", columns="cut", values="text")
+    shown = shown.loc[list(dict.fromkeys(frame["method"])), list(dict.fromkeys(frame["cut"]))]
+    title = f"Table 1 · accuracy (%) on frequencies above a cut, n = {int(frame['n'].iloc[0]):,}, 95 % Wilson intervals"
+    return Table(title, shown, frame)
+
+
+def strong_attacks(results: Sequence[Result]) -> Table:
+    """Accuracy of each network under attacks of its own choice (cascades, AutoAttack), with n, interval and cost.
+
+    results: networks and their evaluations, of which those with attacks other than the protocol's are shown. points: a row a
+    network and attack; "macs": multiply-accumulates in millions, by the paper's counter.
+    """
+    networks = {result.cell.hash: result for result in results if not isinstance(result.cell, EvaluateCell)}
+    points = []
+    for result in results:
+        cell = result.cell
+        if not isinstance(cell, EvaluateCell) or not cell.attacks or cell.net.hash not in networks:
+            continue
+        for attack, value in result["accuracy"].items():
+            low, high = result["interval"][attack]
+            if not attack.startswith("worst-case"):
+                facts = {"method": row_name(cell.net), "macs": networks[cell.net.hash]["paper_macs"] / 1e6}
+                facts |= {"seed": net_seed(cell.net), "n": result["n"], "of": cell.purpose or cell.protocol}
+                points.append({**facts, "attack": attack, "accuracy": value, "low": low, "high": high})
+    if not points:
+        return not_run("Accuracy (%) under strong attacks")
+    frame = pd.DataFrame(points)
+    attacked = frame[frame["attack"] != "clean"]
+    text = [f"{with_interval(row.accuracy, row.low, row.high)}, n {row.n:,}" for row in attacked.itertuples()]
+    shown = attacked.assign(text=text).pivot(index="method", columns="attack", values="text")
+    shown = shown.loc[list(dict.fromkeys(attacked["method"])), list(dict.fromkeys(attacked["attack"]))]
+    return Table("Accuracy (%) under strong attacks, 95 % Wilson intervals", shown, frame)
+
+
+def row_name(net: Network | PruneCell) -> str:
+    """How a table calls a network: "unpruned", "unpruned, continued", or the method with its options.
+
+    One that was not fine-tuned is called "one shot".
+    """
+    if not isinstance(net, PruneCell):
+        return "unpruned"
+    if net.method == "none":
+        return "unpruned, continued"
+    options = ", ".join(f"{name} {value}" for name, value in dict(net.options).items())
+    scratch = " shape from scratch" if net.scratch else ""
+    return net.method + scratch + (f" ({options})" if options else "") + ("" if net.epochs else ", one shot")
+
+
+def net_seed(net: Network | PruneCell) -> int:
+    """The seed a network was trained with; 0 for public weights."""
+    return getattr(net, "seed", 0)
+
+
+def with_interval(accuracy: float, low: float, high: float) -> str:
+    """A fraction and its interval in percent, as every table prints them."""
+    return f"{100 * accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
