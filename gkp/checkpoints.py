@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.files import fetch, locate, not_found
+from gkp.files import fetch, locate, not_found, replace_file
 from gkp.models import BUILDERS, IMAGENET_MEAN, IMAGENET_STD, Architecture, Classifier, build_model
 from gkp.plans import Plan, PrunedModel, plan_of
 
@@ -143,12 +142,8 @@ def save_model(net: nn.Module, folder: str | Path) -> Path:
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     header["header_sha256"] = _digest(header)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / "model.safetensors", data)
-        _replace(folder / "model.json", json.dumps(header, indent=1).encode())
-    except OSError as error:
-        raise BadInput(f"cannot write the model to {folder} ({error.strerror}); choose a folder you may write to") from error
+    replace_file(folder / "model.safetensors", lambda partial: partial.write_bytes(data))
+    replace_file(folder / "model.json", lambda partial: partial.write_text(json.dumps(header, indent=1), encoding="utf-8"))
     return folder
 
 
@@ -266,9 +261,3 @@ def _class_name(net: nn.Module) -> str:
 
 def _digest(header: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)

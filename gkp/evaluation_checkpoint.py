@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from gkp.errors import BadInput
+from gkp.files import replace_file
 from gkp.outcomes import differing
-from gkp.training_checkpoint import replace_file
 
 FORMAT = 1
 

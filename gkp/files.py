@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 
 from gkp.errors import BadInput
 
@@ -122,6 +125,24 @@ def not_found(what: str, relative: str, url: str, *, command: str) -> str:
         f"{what}: {relative} is in none of the folders searched ({searched}) and {url} cannot be reached; "
         f"get it with `{command}`, or name the folder that holds it in GKP_DATA"
     )
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make `<path>.partial`, then rename it to `path`, which a kill leaves old or new, never half written.
+
+    Makes the folder if there is none. Raises BadInput where that fails, `path` being left alone.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise BadInput(
+            f"{path}: cannot be written ({one_line(error)}); give a file in a folder that is writable and has room"
+        ) from error
 
 
 def one_line(error: Exception) -> str:

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from gkp import training_checkpoint
 from gkp.datasets import Dataset, augmented_batches
 from gkp.errors import BadInput
+from gkp.files import replace_file
 
 SCHEDULES = ("step", "one-cycle")
 
@@ -170,7 +171,7 @@ class TrainingLog:
         """The path of the JSON file written, whole or not at all."""
         path = Path(path)
         text = json.dumps(self.to_json(), indent=1) + "\n"
-        training_checkpoint.replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
         return path
 
 

@@ -5,10 +5,9 @@ It holds the net's state, SGD's momentum, callbacks' tensors, the log so far, an
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.files import one_line
+from gkp.files import one_line, replace_file
 
 if TYPE_CHECKING:
     from gkp.training import Callback
@@ -95,21 +94,6 @@ class Keeper:
                     "give another file, or delete it to start anew"
                 )
         return training["rows"], tensors
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make `<path>.partial`, then rename it to path. On failure path is left alone: BadInput."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise BadInput(
-            f"{path}: cannot be written ({one_line(error)}); give a file in a folder that is writable and has room"
-        ) from error
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

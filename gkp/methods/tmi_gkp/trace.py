@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.files import one_line
+from gkp.files import one_line, replace_file
 from gkp.training import Callback
 
 FORMAT = "gkp weight trace 1"
@@ -63,15 +62,10 @@ class Trace:
     def save(self, path: str | Path) -> Path:
         """The path of the file written, whole or not at all. Raises BadInput if it cannot be."""
         path = Path(path)
-        partial = path.with_name(path.name + ".partial")
         # one entry: safetensors writes several in an order that changes from one time to the next
         header = {FORMAT: json.dumps({"epochs": self.epochs, "weights": dict(self.weights)}, sort_keys=True)}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: changes.contiguous() for name, changes in self.changes.items()}, partial, metadata=header)
-            os.replace(partial, path)
-        except (OSError, SafetensorError) as error:
-            raise BadInput(f"{path}: the trace cannot be written ({one_line(error)}); give a file you may write") from error
+        changes = {name: changes.contiguous() for name, changes in self.changes.items()}
+        replace_file(path, lambda partial: save_file(changes, partial, metadata=header))
         return path
 
     @classmethod
