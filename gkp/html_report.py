@@ -77,7 +77,7 @@ def html_report(profile: str = "quick", *, out: Path | None = None, root: Path |
         partial.mkdir(parents=True)
         for file in files:
             body, _ = exporter.from_notebook_node(
-                nbformat.read(file, as_version=4), resources={"metadata": {"name": escape(_title(file))}}
+                nbformat.read(file, as_version=4), resources={"metadata": {"name": _title(file)}}
             )
             (partial / f"{file.stem}.html").write_text(body, encoding="utf-8")
         index = _index(files, profile, lead, root / "data" / VERDICTS)

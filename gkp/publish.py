@@ -53,11 +53,11 @@ class Published:
 
 
 def publish(
-    profile: str = PROFILE, *, cells_only: bool = False, executed: Path | None = None, root: Path | None = None
+    profile: str = PROFILE, *, cells_only: bool = False, root: Path | None = None, store: Store | None = None
 ) -> Published:
     """Copies what is finished of the profile to data/, and the notebooks that were executed for it back to notebooks/.
 
-    cells_only: leave the notebooks alone. executed: where they were executed (default: build/PROFILE). root: the checkout.
+    cells_only: leave the notebooks alone. root: the checkout, and store: where its cells are, if not those of this package.
     Raises BadInput for a profile whose cells are not committed; RunFailed when something committed was edited, and when a
     notebook is not up to date or `verify` finds something wrong (cells are copied all the same, notebooks are not).
     """
@@ -66,21 +66,21 @@ def publish(
     check_profile(profile)
     if profile == "quick":
         raise BadInput("the cells of quick are computed anew by everyone who runs it, never committed; publish cifar10")
-    root = root_of(root)
-    data, executed = root / "data", executed or root / "build" / Path(profile).stem
+    root, store = root_of(root), store or default_store()
+    data = root / "data"
     refuse_edited(data)
     wanted = cells(profile)
-    finished = [result.cell for result in grid.load(wanted)]
-    publish_cells(finished, data / "results")
-    publish_baselines(finished, data)
+    finished = [result.cell for result in grid.load(wanted, store=store)]
+    publish_cells(finished, data / "results", store)
+    publish_baselines(finished, data, store)
     (data / VERDICTS).write_text(verdicts_csv(data, profile), encoding="utf-8")
-    publish_minutes(root / "build", data, default_store())
+    publish_minutes(root / "build", data, store)
     rows = manifest.write(data)
     checks = tuple(verify(root, profile=profile))
     notebooks: tuple[str, ...] = ()
     if not cells_only:
         refuse_problems(checks)
-        notebooks = publish_notebooks(root / "notebooks", executed, profile)
+        notebooks = publish_notebooks(root / "notebooks", root / "build" / Path(profile).stem, profile, store)
     return Published(len(finished), len(wanted), sum(row.bytes for row in rows) / 1e6, notebooks, checks)
 
 
@@ -106,14 +106,14 @@ def refuse_problems(checks: Iterable[Check]) -> None:
         raise RunFailed(f"not published: {problems[0]}{more}")
 
 
-def publish_cells(cells: Iterable[Cell], results: Path) -> None:
+def publish_cells(cells: Iterable[Cell], results: Path, store: Store) -> None:
     """Copies the finished cells into `results`, each with the networks that are kept of it."""
     results.mkdir(parents=True, exist_ok=True)
     kept: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
         kept.setdefault(left_out(cell), []).append(cell)
     for without, members in kept.items():
-        grid.publish(members, results, without=without)
+        grid.publish(members, results, without=without, store=store)
 
 
 def left_out(cell: Cell) -> tuple[str, ...]:
@@ -125,9 +125,9 @@ def left_out(cell: Cell) -> tuple[str, ...]:
     return ()
 
 
-def publish_baselines(cells: Iterable[Cell], data: Path) -> None:
+def publish_baselines(cells: Iterable[Cell], data: Path, store: Store) -> None:
     """Copies each baseline that was trained here to checkpoints/MODEL-gkp, whole or not at all."""
-    for result in grid.load([cell for cell in cells if isinstance(cell, TrainCell)]):
+    for result in grid.load([cell for cell in cells if isinstance(cell, TrainCell)], store=store):
         assert isinstance(result.cell, Network)
         target = data / "checkpoints" / f"{result.cell.model}-gkp"
         partial = target.with_suffix(".partial")
@@ -174,12 +174,12 @@ def _run_of(cell_id: str, store: Store) -> dict | None:
     return next((run for run in found if run), None)
 
 
-def publish_notebooks(notebooks: Path, executed: Path, profile: str) -> tuple[str, ...]:
+def publish_notebooks(notebooks: Path, executed: Path, profile: str, store: Store) -> tuple[str, ...]:
     """Replaces each notebook by the reading copy of its execution; RunFailed, with none replaced, unless all are up to date."""
     copies, stale = {}, []
     for file in sorted(notebooks.glob("[0-9]*.ipynb")):
         record = Record.load(executed, file.stem)
-        why = "not executed" if record is None else record.outdated(origin(file, {"profile": profile}), executed)
+        why = "not executed" if record is None else record.outdated(origin(file, {"profile": profile}), executed, store)
         if why:
             stale.append(f"{file.name}: {why}")
         else:

@@ -1,0 +1,344 @@
+"""What is committed follows from the committed data: tampering is noticed, and publishing makes none of it official."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from grid_stages import Number
+
+import gkp
+from gkp import claims, executed, grid, manifest, profiles, publish, verify
+from gkp.errors import BadInput, RunFailed
+from gkp.executed import Record, reading_copy, sha256_of_file, source_sha256
+from gkp.grid.cells import EvaluateCell, PretrainedCell, PruneCell, TrainCell
+from gkp.grid.ledger import Used
+from gkp.grid.store import signature, write_json
+from gkp.html_report import html_report
+from gkp.models import build_model
+from gkp.outcomes import AttackSpec, Outcomes
+
+BASELINE = TrainCell(dataset="digits", epochs=1)
+PRUNED = PruneCell(net=BASELINE, epochs=0)
+EVALUATED = EvaluateCell(net=PRUNED, examples=50)
+PUBLIC = PretrainedCell(model="resnet56")
+CELLS = [BASELINE, PRUNED, EVALUATED, PUBLIC, PruneCell(net=PUBLIC, epochs=0)]
+
+
+def outcomes(right: int) -> Outcomes:
+    """Of 50 images, all correct without attack and `right` of them under one."""
+    rows = np.array([[True] * 50, [i < right for i in range(50)]])
+    labels = np.arange(50) % 10
+    return Outcomes(
+        right=rows,
+        indices=np.arange(50),
+        labels=labels,
+        predictions=labels,
+        attacks=(AttackSpec("pgd", 8 / 255),),
+        protocol="pixel",
+        dataset="digits",
+        split="test",
+        seed=0,
+        bounds=(0.0, 1.0),
+        data_sha256="0" * 64,
+        model_sha256="1" * 64,
+        versions={},
+        seconds=0.0,
+    )
+
+
+def finish(cell, store: grid.Store) -> None:
+    """Puts a finished cell of hand-made figures into the store, as the grid does."""
+    store.prepare()
+    figures: dict = {"n": 50, "seed": 0}
+    with store.writing(cell.id) as folder:
+        if isinstance(cell, EvaluateCell):
+            found = outcomes(30)
+            found.save(folder)
+            figures |= {"accuracy": found.accuracy(), "interval": {key: list(ends) for key, ends in found.interval().items()}}
+        else:
+            gkp.save_model(build_model("resnet20"), folder / "model")
+            if isinstance(cell, PruneCell):
+                gkp.save_model(build_model("resnet20"), folder / "compact")
+        (folder / "log.txt").write_text("said")
+        run = dict.fromkeys(("finished", "seconds", "threads", "peak_memory_mb", "git_commit", "versions"), 1.0)
+        store.publish(
+            folder, cell.id, cell.hash, spec=cell.spec, figures=figures, run={**run, "hardware": {"processor": "hand"}}
+        )
+
+
+def verdicts(profile: str) -> SimpleNamespace:
+    """A verdict by hand: does the evaluated network keep more than half of its accuracy?"""
+    found = grid.load([EVALUATED])
+    value = found[0]["accuracy"]["pgd-8/255"] if len(found) else float("nan")
+    verdict = ("reproduced" if value > 0.5 else "differs") if len(found) else "not run"
+    return SimpleNamespace(points=pd.DataFrame([{"id": "half", "ours": value, "verdict": verdict}]))
+
+
+def store_of(root: Path) -> grid.Store:
+    return grid.Store(root / "build" / "cells", (root / "data" / "results",))
+
+
+def execute(root: Path, source: str = "1 + 1") -> None:
+    """What `gkp reproduce --profile cifar10` leaves of the one notebook, which is written here."""
+    books = nbformat.v4
+    cells = [
+        books.new_markdown_cell("# One & two", id="title"),
+        books.new_code_cell("profile = 'quick'", id="parameters", metadata={"tags": ["parameters"]}),
+        books.new_code_cell(source, id="sum"),
+    ]
+    name = "00_a.ipynb"
+    nbformat.write(books.new_notebook(cells=cells), root / "notebooks" / name)
+    injected = books.new_code_cell("profile = 'cifar10'", metadata={"tags": ["parameters-of", executed.INJECTED]})
+    run = [cells[0], cells[1], injected, cells[2]]
+    for count, cell in enumerate(run[1:], start=1):
+        cell.execution_count, cell.metadata["papermill"] = count, {"duration": 1.5}
+    cells[2].outputs = [books.new_output("execute_result", data={"text/plain": "2"}, execution_count=3)]
+    out = root / "build" / "cifar10"
+    out.mkdir(parents=True, exist_ok=True)
+    nbformat.write(books.new_notebook(cells=run, metadata={"papermill": {"duration": 2.0}}), out / name)
+    asked = [Used(cell.id, cell.hash, ledger_sha256(root, cell), True, False) for cell in (BASELINE, PRUNED, EVALUATED)]
+    origin = executed.origin(root / "notebooks" / name, {"profile": "cifar10", "jobs": 2})
+    Record("00_a", origin, tuple(asked), {name: sha256_of_file(out / name)}, 6.0).save(out)
+
+
+def ledger_sha256(root: Path, cell: grid.Cell) -> str | None:
+    return grid.ledger.sha256_of(store_of(root).lookup(cell.id, cell.hash))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A checkout-like folder in which everything was published once."""
+    root = tmp_path_factory.mktemp("published")
+    for cell in CELLS:
+        finish(cell, grid.Store(root / "build" / "cells"))
+    (root / "data" / "published").mkdir(parents=True)
+    (root / "data" / "published" / "README.md").write_text(
+        "| file | what | where from |\n|---|---|---|\n| `t.csv` | x | the paper |\n"
+    )
+    (root / "data" / "published" / "t.csv").write_text("a\n1\n")
+    (root / "notebooks").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        as_there(patch, root)
+        execute(root)
+        done = publish.publish(root=root, store=store_of(root))
+    assert (done.finished, done.cells, done.notebooks) == (5, 6, ("00_a.ipynb",))
+    return root
+
+
+def as_there(patch: pytest.MonkeyPatch, root: Path) -> None:
+    """The claims and the profile of that folder instead of those of this repository."""
+    patch.setenv("GKP_CELLS", str(root / "build" / "cells"))
+    patch.setattr(profiles, "cells", lambda profile: [*CELLS, Number(x=1)])  # one of them is not finished
+    patch.setattr(claims, "verdicts", verdicts, raising=False)
+    patch.setattr(executed, "_code", lambda: "this code")
+
+
+@pytest.fixture
+def root(built, tmp_path, monkeypatch) -> Path:
+    """A copy of it to do harm to."""
+    shutil.copytree(built, tmp_path / "copy")
+    as_there(monkeypatch, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def problems(root: Path) -> list[str]:
+    return [problem for check in verify.verify(root) for problem in check.problems]
+
+
+# --- what is published ----------------------------------------------------------------------------------------------
+
+
+def test_what_was_just_published_is_as_it_should_be(root):
+    checks = verify.verify(root)
+    assert [check.n for check in checks] == [len(manifest.files(root / "data")), 5, 1, 1, 1] and problems(root) == []
+    assert all(check.line.endswith("as they should be") for check in checks)
+
+
+def test_the_small_networks_are_committed_and_twins_logs_and_public_weights_are_not(root):
+    results = root / "data" / "results"
+
+    def nets(cell) -> list[str]:
+        return sorted(path.parent.name for path in (results / cell.id).rglob("*.safetensors"))
+
+    assert [nets(cell) for cell in CELLS] == [["model"], ["compact"], [], [], []]
+    assert not list(results.rglob("log.txt"))
+    assert gkp.load_model(root / "data" / "checkpoints" / "resnet20-gkp").architecture.name == "resnet20"
+
+
+def test_every_file_has_a_size_a_hash_a_source_and_a_licence(root):
+    rows = manifest.read(root / "data")
+    assert rows["published/t.csv"].source == "the paper" and rows["verdicts.csv"].licence == "MIT"
+    assert all(row.source and row.licence and len(row.sha256) == 64 and row.bytes > 0 for row in rows.values())
+    assert {path for path in rows if path.startswith("results/")} > {f"results/{BASELINE.id}/result.json"}
+
+
+def test_a_file_from_nowhere_does_not_get_into_the_manifest(root):
+    (root / "data" / "published" / "guess.csv").write_text("a\n2\n")
+    with pytest.raises(BadInput, match=r"data/published/guess.csv: nothing says where it is from"):
+        manifest.write(root / "data")
+
+
+def test_minutes_are_those_of_the_cells_on_two_cores_and_of_the_notebook_itself(root):
+    (row,) = pd.read_csv(root / "data" / "minutes.csv").to_dict("records")
+    assert (row["profile"], row["notebook"], row["cells"], row["missing"]) == ("cifar10", "00_a", 3, 0)
+    assert row["minutes"] == round((3 * 1.0 / 2 + 6) / 60, 2) and row["hardware"] == "hand"
+
+
+def test_a_reading_copy_has_the_sources_and_outputs_of_the_execution_and_no_times(root):
+    file = root / "notebooks" / "00_a.ipynb"
+    book, text = nbformat.read(file, as_version=4), file.read_text()
+    nbformat.validate(book)
+    assert [cell.source for cell in book.cells] == ["# One & two", "profile = 'quick'", "1 + 1"]
+    assert [cell.get("execution_count") for cell in book.cells] == [None, 1, 2]
+    assert book.cells[2].outputs[0].data["text/plain"] == "2" and book.cells[2].outputs[0].execution_count == 2
+    assert "executed with profile = 'cifar10'" in book.cells[1].outputs[0].text
+    assert "papermill" not in text and "duration" not in text
+    again = reading_copy(json.loads((root / "build" / "cifar10" / "00_a.ipynb").read_text()), "cifar10")
+    assert json.loads(text) == again and source_sha256(again) == book.metadata.gkp.sources_sha256
+
+
+def test_a_second_publish_changes_nothing(root):
+    before = {
+        path: path.read_bytes() for path in [*(root / "data").rglob("*"), *(root / "notebooks").iterdir()] if path.is_file()
+    }
+    publish.publish(root=root, store=store_of(root))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+# --- what is noticed ------------------------------------------------------------------------------------------------
+
+
+def edit(file: Path, change: Callable[[dict], None], *, signed: bool) -> None:
+    """Edits a result.json; signed: as someone does who knows that it is signed."""
+    body = json.loads(file.read_text())
+    change(body)
+    if signed:
+        del body["sha256"]
+        body["sha256"] = signature(body)
+    write_json(file, body)
+
+
+def more_robust(body: dict) -> None:
+    body["figures"]["accuracy"]["pgd-8/255"] = 0.7
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_an_edited_number_is_noticed_even_when_everything_is_signed_again(root, signed):
+    edit(root / "data" / "results" / EVALUATED.id / "result.json", more_robust, signed=signed)
+    found = problems(root)
+    assert f"data/results/{EVALUATED.id}/result.json: differs from data/MANIFEST" in found
+    if signed:
+        manifest.write(root / "data")
+        found = problems(root)
+        assert any("pgd-8/255 is 0.7, and 0.6 by its outcomes" in problem for problem in found)
+        assert "data/verdicts.csv: the cells give: half,0.7,reproduced" in found
+    else:
+        assert any("its sha256 does not fit" in problem for problem in found)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_an_edited_number_is_not_published(root, signed):
+    edit(root / "data" / "results" / EVALUATED.id / "result.json", more_robust, signed=signed)
+    before = (root / "data" / "MANIFEST").read_bytes()
+    with pytest.raises(RunFailed, match=r"^not published: .*(sha256 does not fit|0.7, and 0.6 by its outcomes)"):
+        publish.publish(root=root, store=store_of(root), cells_only=True)
+    assert (root / "data" / "MANIFEST").read_bytes() == before
+
+
+def test_a_verdict_that_does_not_follow_from_the_cells_is_noticed(root):
+    file = root / "data" / "verdicts.csv"
+    file.write_text(file.read_text().replace("reproduced", "differs"))
+    manifest.write(root / "data")
+    assert problems(root) == [
+        "data/verdicts.csv: does not follow from the cells: half,0.6,differs",
+        "data/verdicts.csv: the cells give: half,0.6,reproduced",
+    ]
+
+
+def test_verdicts_come_from_the_committed_cells_alone(root):
+    shutil.rmtree(root / "data" / "results" / EVALUATED.id)  # build/cells still has it
+    assert "data/verdicts.csv: the cells give: half,,not run" in problems(root)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda data: (data / "published" / "t.csv").write_text("a\n2\n"), "data/published/t.csv: differs from data/MANIFEST"),
+        (lambda data: (data / "published" / "t.csv").unlink(), "data/published/t.csv: is in the manifest and not there"),
+        (lambda data: (data / "new.csv").write_text(""), "data/new.csv: is not in data/MANIFEST"),
+        (
+            lambda data: (data / "MANIFEST").write_text((data / "MANIFEST").read_text().replace(",the paper,", ",,")),
+            "data/published/t.csv: has no source or no licence",
+        ),
+        (
+            lambda data: (data / "results" / PRUNED.id / "run.json").write_text("{}"),
+            "run.json: does not say git_commit",
+        ),
+        (
+            lambda data: write_json(data / "results" / PRUNED.id / "spec.json", {**PRUNED.spec, "revision": 2}),
+            "spec.json: is the specification of another cell",
+        ),
+        (
+            lambda data: (data / "results" / PRUNED.id / "compact" / "model.safetensors").write_bytes(b""),
+            "has 0 bytes, not",
+        ),
+    ],
+)
+def test_whatever_is_not_as_it_was_is_noticed(root, harm, said):
+    harm(root / "data")
+    assert any(said in problem for problem in problems(root)), problems(root)
+
+
+def test_a_notebook_that_was_edited_after_its_execution_is_noticed_and_one_without_outputs_is_not(root):
+    file = root / "notebooks" / "00_a.ipynb"
+    book = json.loads(file.read_text())
+    book["cells"][2]["source"] = ["1 + 2"]
+    file.write_text(json.dumps(book))
+    assert problems(root) == ["notebooks/00_a.ipynb: was edited after it was executed; `make publish` executes it anew"]
+    del book["metadata"]["gkp"]
+    file.write_text(json.dumps(book))
+    assert "has outputs that `make publish` did not write" in problems(root)[0]
+    for cell in book["cells"][1:]:
+        cell["outputs"], cell["execution_count"] = [], None
+    file.write_text(json.dumps(book))
+    assert problems(root) == [] and verify.verify(root)[-1].note == "1 without outputs"
+
+
+def test_notebooks_are_only_written_when_all_are_up_to_date(root):
+    file = root / "notebooks" / "00_a.ipynb"
+    shutil.copy(file, root / "notebooks" / "01_b.ipynb")
+    execute(root, "2 + 2")
+    before = file.read_bytes()
+    with pytest.raises(RunFailed, match=r"no notebook was written, 1 are not up to date \(01_b.ipynb: not executed\)"):
+        publish.publish(root=root, store=store_of(root))
+    assert file.read_bytes() == before
+
+
+def test_digits_are_never_committed():
+    with pytest.raises(BadInput, match="the cells of quick are computed anew"):
+        publish.publish("quick")
+
+
+# --- the report -----------------------------------------------------------------------------------------------------
+
+
+def test_the_html_report_loads_nothing_from_anywhere_and_its_index_leads_to_every_page(root):
+    report = html_report("cifar10", root=root)
+    index, page = report.index.read_text(), report.pages[0].read_text()
+    assert '<a href="00_a.html">00_a</a>' in index and "One &amp; two" in index and "<td>reproduced</td>" in index
+    assert "<title>One &amp; two</title>" in page and "papermill" not in page
+    for text in (index, page):
+        assert "<script" not in text and "@import" not in text
+        assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?\s*(?:https?:)?//""", text)
+    shutil.rmtree(root / "build" / "cifar10")
+    assert "committed copies" in html_report("cifar10", root=root).index.read_text()
+    shutil.rmtree(root / "notebooks")
+    with pytest.raises(BadInput, match=r"no notebook was executed for cifar10; run `make reproduce PROFILE=cifar10` first"):
+        html_report("cifar10", root=root)
