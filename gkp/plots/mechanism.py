@@ -1,64 +1,23 @@
-"""Figures in one style, each with the points it was drawn from.
-
-A drawing returns a `Figure`: show it in a notebook, or `save` it as SVG + PNG + CSV. Colours: seaborn's colour-blind palette;
-error bars are always shown where there is an interval.
-"""
+"""Figures 1, 3 and 4: how grouped kernel pruning chooses, drawn from one real layer instead of by hand."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.evaluation import Outcomes
-from gkp.files import output_folder
 from gkp.grouping import default_grouping, grouped_kernels
 from gkp.plans import GroupedSpec, kept_count, plan_of
+from gkp.plots.figure import PALETTE, Figure, panels
 from gkp.selection import BeamStep, watch_beam
 from gkp.smoothness import grouped_roughness, smoothness
 
-PALETTE = sns.color_palette("colorblind")
 PRUNED_GREY = "#d9d9d9"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawn figure and the points it shows."""
-
-    drawing: MatplotlibFigure
-    points: pd.DataFrame
-
-    def save(self, name: str, folder: str | Path | None = None) -> Path:
-        """The PNG's path; `name`.svg, .png and .csv now stand in `folder` (default: `figures` of the output folder)."""
-        target = Path(folder) if folder else output_folder() / "figures"
-        target.mkdir(parents=True, exist_ok=True)
-        stable = {"Date": None} | {"Creator": "gkp"}  # the same points give the same bytes
-        with matplotlib.rc_context({"svg.hashsalt": name}):
-            self.drawing.savefig(target / f"{name}.svg", bbox_inches="tight", metadata=stable)
-        self.drawing.savefig(target / f"{name}.png", bbox_inches="tight", dpi=150, metadata={"Software": "gkp"})
-        self.points.to_csv(target / f"{name}.csv", index=False)
-        return target / f"{name}.png"
-
-    def __repr__(self) -> str:
-        return f"Figure of {len(self.points)} points"
-
-    def _repr_png_(self) -> bytes:
-        data = io.BytesIO()
-        self.drawing.savefig(data, format="png", bbox_inches="tight", dpi=110)
-        return data.getvalue()
 
 
 def granularities(net: nn.Module, layer: str, *, rate: float = 7 / 16) -> Figure:
@@ -78,7 +37,7 @@ def granularities(net: nn.Module, layer: str, *, rate: float = 7 / 16) -> Figure
         "grouped kernel": spec.mask(in_channels)[:, :, 0, 0],
     }
     order = spec.permutation
-    drawing, axes = _panels(1, 4, 13, 3.9)
+    drawing, axes = panels(1, 4, 13, 3.9)
     points = []
     for ax, (unit, stays) in zip(axes, kept.items(), strict=True):
         rows = order if unit == "grouped kernel" else torch.arange(out_channels)
@@ -105,7 +64,7 @@ def snaking(net: nn.Module, layer: str, *, groups: int = 8) -> Figure:
     rank = torch.empty_like(labels)
     rank[torch.argsort(rough, stable=True)] = torch.arange(len(rough))
     points = pd.DataFrame({"filter": range(len(rough)), "smoothness": rough, "rank": rank, "group": labels})
-    drawing, (left, right) = _panels(1, 2, 11, 3.8)
+    drawing, (left, right) = panels(1, 2, 11, 3.8)
     path = points.sort_values("rank")
     left.plot(path["group"], path["rank"] // groups, color="#999999", linewidth=1, zorder=1)
     dots = left.scatter(path["group"], path["rank"] // groups, c=path["smoothness"], cmap="viridis", s=330, zorder=2)
@@ -141,7 +100,7 @@ def beam(net: nn.Module, layer: str, *, rate: float = 7 / 16, groups: int = 8, g
         raise BadInput(f"start must be an input channel of {layer}, 0 to {weight.shape[1] - 1}, not {start}")
     steps = watch_beam(kernels, rough, kept_count(weight.shape[1], rate, layer), start=start)
     points = _beam_points(steps, start)
-    drawing, (ax,) = _panels(1, 1, 12, 5.2)
+    drawing, (ax,) = panels(1, 1, 12, 5.2)
     where = points.set_index(["size", "branch"])["height"]
     winner = _winning_line(steps)
     for row in points[points["size"] > 1].itertuples():
@@ -163,67 +122,6 @@ def beam(net: nn.Module, layer: str, *, rate: float = 7 / 16, groups: int = 8, g
     ax.set_title(f"Figure 4 · smooth beam greedy, {layer}, filter group {group}, from input channel {start}")
     sns.despine(ax=ax, left=True)
     return Figure(drawing, points)
-
-
-def robustness_curves(outcomes: Mapping[str, Outcomes], attack: str = "pgd") -> Figure:
-    """Accuracy under `attack` against eps (pixel protocol), a line a network, with 95 % Wilson intervals. eps 0 is clean."""
-    rows = []
-    for name, out in outcomes.items():
-        frame = out.to_frame()
-        for key, row in frame.iterrows():
-            eps = (
-                0.0
-                if key == "clean"
-                else float(str(key).removeprefix(f"{attack}-").partition("/")[0])
-                if str(key).startswith(f"{attack}-")
-                else None
-            )
-            if eps is not None:
-                rows.append({"network": name, "eps (of 255)": eps, **row[["accuracy", "low", "high", "n"]]})
-    points = pd.DataFrame(rows)
-    drawing, (ax,) = _panels(1, 1, 6.5, 4)
-    for colour, (name, line) in zip(PALETTE, points.groupby("network", sort=False), strict=False):
-        line = line.sort_values("eps (of 255)")
-        bars = np.clip(np.stack([line["accuracy"] - line["low"], line["high"] - line["accuracy"]]), 0, None)
-        ax.errorbar(
-            line["eps (of 255)"], 100 * line["accuracy"], yerr=100 * bars, label=name, color=colour, marker="o", capsize=3
-        )
-    ax.set(xlabel="eps (of 255, $L_\\infty$)", ylabel="accuracy (%)", ylim=(0, 100))
-    n = int(points["n"].iloc[0])
-    ax.set_title(f"accuracy under {attack.upper()}, n = {n:,}, 95 % intervals")
-    ax.legend(frameon=False)
-    sns.despine(ax=ax)
-    return Figure(drawing, points)
-
-
-def method_bars(points: pd.DataFrame, *, attacks: Sequence[str] | None = None) -> Figure:
-    """A panel for each attack, a bar for each method: accuracy at the last epoch with its 95 % Wilson interval (Figures 5-9).
-
-    points: as `gkp.tables.methods_table(...).points` has them. attacks: the panels; all but those with true labels by default.
-    A method keeps its colour in every panel.
-    """
-    attacks = attacks or [key for key in dict.fromkeys(points["attack"]) if not key.endswith("-true")]
-    chosen = points[points["attack"].isin(attacks)]
-    methods = list(dict.fromkeys(chosen["method"]))
-    colours = dict(zip(methods, sns.color_palette("colorblind", len(methods)), strict=True))
-    drawing, axes = _panels(1, len(attacks), 3.2 * len(attacks), 0.26 * len(methods) + 1.4)
-    for ax, attack in zip(axes, attacks, strict=True):
-        shown = chosen[chosen["attack"] == attack].iloc[::-1]
-        bars = np.clip(np.stack([shown["accuracy"] - shown["low"], shown["high"] - shown["accuracy"]]), 0, None)
-        ax.barh(
-            shown["method"], 100 * shown["accuracy"], xerr=100 * bars, color=[colours[m] for m in shown["method"]], capsize=2
-        )
-        ax.set(title=attack, xlabel="accuracy (%)", xlim=(0, 100))
-        ax.tick_params(labelleft=ax is axes[0])
-        sns.despine(ax=ax)
-    n = int(chosen["n"].iloc[0])
-    drawing.suptitle(f"accuracy of every method at the last epoch, {chosen['protocol'].iloc[0]} protocol, n = {n:,}")
-    return Figure(drawing, chosen.reset_index(drop=True))
-
-
-def _panels(rows: int, columns: int, width: float, height: float) -> tuple[MatplotlibFigure, list[Axes]]:
-    drawing = MatplotlibFigure(figsize=(width, height), layout="constrained")
-    return drawing, list(np.atleast_1d(drawing.subplots(rows, columns)).flat)
 
 
 def _weight(net: nn.Module, layer: str) -> Tensor:
