@@ -55,9 +55,9 @@ __all__ = [
 ]
 
 _WINDOW = 10  # batches of images held at once, so that a batch of survivors can be refilled from them
-# With a checkpoint a window is kept when it is finished. It grows from _FIRST images to what takes about _SECONDS, and never
-# falls below _FEWEST: smaller batches cost as much (`gkp.attacks.MIN_ROWS`).
-_FIRST, _FEWEST, _SECONDS = 32, 16, 60
+# With a checkpoint a window is kept when it is finished. It grows from _FEWEST images (smaller batches cost as much, see
+# `gkp.attacks.MIN_ROWS`; the dearest attack, Square, takes 17 s an image) to what takes about _SECONDS.
+_FEWEST, _SECONDS = 16, 60
 
 
 def benchmark(
@@ -233,14 +233,14 @@ class _Run:
     def _windows(self, columns: np.ndarray) -> Iterator[np.ndarray]:
         """The columns in parts; with a checkpoint in parts that take about a minute each, going by the part before."""
         most = _WINDOW * self.batch_size
-        size = most if self.pieces is None else min(most, _FIRST)
+        size = most if self.pieces is None else min(most, _FEWEST)
         while len(columns):
             began = time.perf_counter()
             yield columns[:size]
             columns = columns[size:]
             if self.pieces is not None:
                 in_time = int(size * _SECONDS / max(time.perf_counter() - began, 1e-6))
-                size = min(most, 4 * size, max(_FEWEST, in_time))
+                size = min(most, 2 * size, max(_FEWEST, in_time))  # twice: images that fall at once are no measure
 
     def _images(self, columns: np.ndarray) -> tuple[Tensor, Tensor]:
         """Images in the protocol's space and their true labels."""

@@ -83,7 +83,9 @@ class AttackSpec:
     @property
     def together(self) -> bool:
         """Whether an image's outcome depends on the images it is attacked with; then batch_size is one of the options."""
-        parts = [part.get("attack") if isinstance(part, Mapping) else part for part in self.options.get("attacks") or ()]
+        parts = self.options.get("attacks")  # of a cascade
+        parts = parts if isinstance(parts, list | tuple) else []
+        parts = [part.get("attack") if isinstance(part, Mapping) else part for part in parts]
         return any(name in TOGETHER for name in (self.attack, *parts))
 
 

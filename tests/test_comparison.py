@@ -10,24 +10,13 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor, nn
+from toys import made
 
 from gkp.comparison import common_accuracy, compare, mean_ranks, paired_interval, rank_groups, transfer
 from gkp.datasets import Dataset
 from gkp.errors import BadInput
 from gkp.evaluation import benchmark
 from gkp.outcomes import AttackSpec, Outcomes
-
-
-def made(clean: list[int] | np.ndarray, *rows: list[int] | np.ndarray, **fields) -> Outcomes:
-    """Outcomes made by hand, in 0 and 1: the clean row, then FGSM at 1/255, 2/255, ..."""
-    matrix = np.array([clean, *rows], dtype=bool)
-    n = matrix.shape[1]
-    out = Outcomes(
-        right=matrix, indices=np.arange(n), labels=np.ones(n, dtype=np.int64), predictions=matrix[0].astype(np.int64),
-        attacks=tuple(AttackSpec("fgsm", k / 255) for k in range(1, len(matrix))), protocol="pixel", bounds=(0.0, 1.0),
-        dataset="made", split="test", data_sha256="d", model_sha256="m", seed=0, versions={"torch": "2"}, seconds=1.5,
-    )  # fmt: skip
-    return replace(out, **fields)
 
 
 def table(both: int, only_a: int, only_b: int, neither: int) -> dict[str, Outcomes]:

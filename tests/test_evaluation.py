@@ -2,85 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from toys import GREY, SPREAD, Net, Threshold, noise, pixels_apart
 
 from gkp.checkpoints import load_model
-from gkp.datasets import Dataset, load_dataset
+from gkp.datasets import load_dataset
 from gkp.errors import BadInput
-from gkp.evaluation import PIXEL_EPS, AttackSpec, Outcomes, accuracy, benchmark, predict, state_sha256
+from gkp.evaluation import PIXEL_EPS, AttackSpec, accuracy, benchmark, predict, state_sha256
 from gkp.models import build_model
 from gkp.plans import Plan, PrunedModel
 
-GREY, SPREAD = 0.5, 0.2  # mean and std of the grey data sets below
 PAPER_KEYS = ["clean", "fgsm-0.01", "fgsm-0.1", "pgd-8/255"]
-
-
-class Threshold(nn.Module):
-    """Two logits whose difference is `slope` times (first pixel - `at`): label 1 above, label 0 below."""
-
-    def __init__(self, at: float = 0.5, slope: float = 10.0):
-        super().__init__()
-        self.slope, self.at = nn.Parameter(torch.tensor(slope)), at
-
-    def forward(self, x: Tensor) -> Tensor:
-        score = self.slope * (x[:, 0, 0, 0] - self.at)
-        return torch.stack([-score / 2, score / 2], dim=1)
-
-
-def pixels_apart(distances: list[float], labels: list[int] | None = None, name: str = "grey") -> tuple[Dataset, Threshold]:
-    """One-pixel images, all of value 128, and a network whose threshold lies `distances[0]` normalised units below it.
-
-    Further distances make further images, in steps of whole grey levels.
-    """
-    values = torch.tensor([128 + round((d - distances[0]) * SPREAD * 255) for d in distances], dtype=torch.uint8)
-    data = Dataset(name, "test", values.view(-1, 1, 1, 1), torch.tensor(labels or [1] * len(distances)), 2, (GREY,), (SPREAD,))
-    return data, Threshold(128 / 255 - distances[0] * SPREAD)
-
-
-class Net(nn.Module):
-    """A small fixed network with BatchNorm and dropout that normalises inside, like ours, and records what it sees."""
-
-    def __init__(self, mean: float = GREY, std: float = SPREAD, classes: int = 4):
-        super().__init__()
-        self.register_buffer("mean", torch.full((1, 3, 1, 1), mean))
-        self.register_buffer("std", torch.full((1, 3, 1, 1), std))
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.body = nn.Sequential(
-                nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(8, 8, 3, stride=2),
-                nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, classes),
-            )  # fmt: skip
-            self.body[1].running_mean.uniform_(-0.5, 0.5)
-            self.body[8].weight.data.mul_(8)
-        self.normalised: list[Tensor] = []
-        self.in_pixels: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.in_pixels.append(x.detach())
-        return self.body((x - self.mean) / self.std)
-
-    def from_normalised(self, z: Tensor) -> Tensor:
-        self.normalised.append(z.detach())
-        return self.body(z)
-
-
-def noise(n: int, *, name: str = "noise", wrong: int = 5, side: int = 8) -> Dataset:
-    """n random images labelled as `Net` sees them, every `wrong`-th of them falsely."""
-    images = torch.randint(256, (n, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        labels = Net().eval()(images.float() / 255).argmax(1)
-    labels[::wrong] = (labels[::wrong] + 1) % 4
-    return Dataset(name, "test", images, labels, 4, (GREY,) * 3, (SPREAD,) * 3)
 
 
 # --- the paper's protocol -------------------------------------------------------------------------------------------
@@ -323,164 +262,6 @@ def test_the_hash_of_a_network_changes_with_any_bit_of_it_and_not_with_its_mode(
     assert state_sha256(counted) != before
 
 
-# --- statistics -----------------------------------------------------------------------------------------------------
-
-
-def made(right: list[list[bool]], *, protocol: str = "paper") -> Outcomes:
-    """Outcomes made by hand: rows of FGSM after the clean one."""
-    matrix = np.array(right)
-    specs = tuple(AttackSpec("fgsm", k / 255) for k in range(1, len(matrix)))
-    n = matrix.shape[1]
-    return Outcomes(
-        right=matrix, indices=np.arange(n), labels=np.ones(n, dtype=np.int64), predictions=matrix[0].astype(np.int64),
-        attacks=specs, protocol=protocol, bounds=(0.0, 1.0), dataset="made", split="test", data_sha256="d", model_sha256="m",
-        seed=0, versions={"torch": "2"}, seconds=1.5,
-    )  # fmt: skip
-
-
-def test_the_wilson_interval_is_the_one_computed_by_hand():
-    out = made([[True] * 8 + [False] * 2, [True] * 5 + [False] * 5])
-    # z = 1.959964, n = 10: (p + z^2 / 20 +- z sqrt(p (1 - p) / 10 + z^2 / 400)) / (1 + z^2 / 10)
-    assert out.interval()["clean"] == pytest.approx((0.490162, 0.943318), abs=1e-6)
-    assert out.interval()["fgsm-1/255"] == pytest.approx((0.236593, 0.763407), abs=1e-6)
-    z = 1.6448536  # 90 %
-    half = z * (0.16 / 10 + z**2 / 400) ** 0.5 / (1 + z**2 / 10)
-    low, high = out.interval(0.9)["clean"]
-    assert high - low == pytest.approx(2 * half, abs=1e-7)
-
-
-def test_the_interval_of_a_perfect_score_ends_at_one_and_of_none_at_zero():
-    intervals = made([[True] * 10, [False] * 10]).interval()
-    z2 = 1.959963985**2
-    assert intervals["clean"] == pytest.approx((10 / (10 + z2), 1.0)) and intervals["clean"][1] <= 1
-    assert intervals["fgsm-1/255"] == pytest.approx((0.0, z2 / (10 + z2)), abs=1e-9) and intervals["fgsm-1/255"][0] >= 0
-
-
-def test_the_frame_shows_accuracy_interval_and_n_for_every_key():
-    out = made([[True, True, True, False], [True, False, False, False]], protocol="pixel")
-    frame = out.to_frame()
-    assert list(frame.index) == ["clean", "fgsm-1/255", "worst-case-1/255"] and frame.index.name == "attack"
-    assert list(frame.columns) == ["accuracy", "low", "high", "n"]
-    assert frame["accuracy"].tolist() == [0.75, 0.25, 0.25] and set(frame["n"]) == {4}
-    assert tuple(frame.loc["clean", ["low", "high"]]) == out.interval()["clean"]
-
-
-def test_a_matrix_that_contradicts_itself_is_refused():
-    out = made([[True, False], [True, False]])
-    with pytest.raises(BadInput, match="contradicts its own labels"):
-        replace(out, predictions=np.array([1, 1]))
-    with pytest.raises(BadInput, match=r"shape \(1, 2\) instead of \(2, 2\)"):
-        replace(out, right=out.right[:1])
-
-
-def test_outcomes_cannot_be_edited_by_accident():
-    out = made([[True, False]])
-    with pytest.raises(ValueError, match="read-only"):
-        out.right[0, 0] = False
-
-
-# --- on disk --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    specs = ["fgsm", AttackSpec("pgd", 0.5, options={"norm": "l2", "steps": 2})]
-    return benchmark(Net(), noise(30), attacks=specs, eps="2/255", seed=7).save(tmp_path / "deep" / "folder")
-
-
-def test_saved_outcomes_come_back_as_they_were(saved, tmp_path):
-    out = Outcomes.load(saved)
-    again = Outcomes.load(out.save(tmp_path / "again"))
-    for one in (out, again):
-        assert one.accuracy() == benchmark(Net(), noise(30), attacks=list(out.attacks), seed=7).accuracy()
-        assert one.attacks == (AttackSpec("fgsm", 2 / 255), AttackSpec("pgd", 0.5, options={"norm": "l2", "steps": 2}))
-        assert (one.dataset, one.split, one.protocol, one.seed, one.bounds) == ("noise", "test", "pixel", 7, (0.0, 1.0))
-        assert one.data_sha256 == noise(30).sha256 and one.model_sha256 == state_sha256(Net())
-        assert one.labels.tolist() == noise(30).labels.tolist() and one.indices.tolist() == list(range(30))
-        assert one.predictions.tolist() == predict(Net(), noise(30)).argmax(1).tolist()
-        assert set(one.versions) == {"python", "torch", "numpy"} and one.seconds > 0
-    assert sorted(os.listdir(saved)) == ["outcomes.json", "outcomes.npz"]
-    for name in os.listdir(saved):
-        assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-
-
-def test_what_is_saved_can_be_read_without_this_package(saved):
-    header = json.loads((saved / "outcomes.json").read_text())
-    with np.load(saved / "outcomes.npz", allow_pickle=False) as arrays:
-        right = arrays["right"]
-    assert right.dtype == bool and right.shape == (3, 30) and header["n"] == 30
-    assert header["accuracy"]["fgsm-2/255"] == right[1].mean()
-    assert [attack["key"] for attack in header["attacks"]] == ["fgsm-2/255", "pgd-l2-0.5"]
-
-
-def test_saving_again_replaces_what_was_there(saved):
-    other = made([[True, False]])
-    other.save(saved)
-    assert Outcomes.load(saved).accuracy() == other.accuracy()
-
-
-def flip(path: Path, position: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda f: (f / "outcomes.npz").unlink(), "outcomes.npz cannot be read"),
-        (lambda f: (f / "outcomes.json").unlink(), "outcomes.json cannot be read"),
-        (lambda f: flip(f / "outcomes.npz", 200), "outcomes.npz is truncated or tampered with"),
-        (lambda f: os.truncate(f / "outcomes.npz", 100), "outcomes.npz is truncated or tampered with"),
-        (lambda f: os.truncate(f / "outcomes.json", 100), "outcomes.json is truncated or no outcome file"),
-        (lambda f: (f / "outcomes.json").write_text("[1]"), "outcomes.json is truncated or no outcome file"),
-        (lambda f: (f / "outcomes.json").write_bytes(b"\xff\xfe"), "outcomes.json is truncated or no outcome file"),
-        (lambda f: edit(f, accuracy={"clean": 1.0}), "outcomes.json was tampered with"),
-        (lambda f: edit(f, seed=8), "outcomes.json was tampered with"),
-    ],
-)
-def test_damaged_outcomes_are_refused(saved, damage, message):
-    damage(saved)
-    with pytest.raises(BadInput, match=message) as caught:
-        Outcomes.load(saved)
-    assert "\n" not in str(caught.value)
-
-
-def edit(folder: Path, **fields) -> None:
-    path = folder / "outcomes.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}, indent=1))
-
-
-def test_the_matrix_of_one_evaluation_does_not_pass_for_that_of_another(saved, tmp_path):
-    other = made([[True, False]]).save(tmp_path / "other")
-    (saved / "outcomes.npz").write_bytes((other / "outcomes.npz").read_bytes())
-    with pytest.raises(BadInput, match="truncated or tampered with"):
-        Outcomes.load(saved)
-
-
-def test_a_folder_that_cannot_be_written_is_refused_and_left_alone(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(BadInput, match=r"cannot write outcomes to .*file.*choose a folder"):
-        made([[True]]).save(tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_a_disk_that_fills_up_leaves_the_old_outcomes_and_no_litter(saved, monkeypatch):
-    before = Outcomes.load(saved).accuracy()
-    write = Path.write_bytes
-
-    def full(self: Path, data: bytes) -> int:
-        if self.name.startswith("outcomes.json"):
-            write(self, data[: len(data) // 2])
-            raise OSError(28, "No space left on device")
-        return write(self, data)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(BadInput, match="No space left on device"):
-        made([[True, False]]).save(saved)
-    assert Outcomes.load(saved).accuracy() == before and sorted(os.listdir(saved)) == ["outcomes.json", "outcomes.npz"]
-
-
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
@@ -527,24 +308,3 @@ def test_bad_input_is_refused_in_one_line_that_says_what_and_how_to_mend_it(chan
     with pytest.raises(BadInput, match=message) as caught:
         benchmark(call.pop("model"), call.pop("dataset"), **call)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"attack": "cw"}, "unknown attack 'cw'"),
-        ({"options": {"step_size": 1}}, "pgd has no option 'step_size'"),
-        ({"options": {"ids": [1]}}, "pgd has no option 'ids'"),
-        ({"options": {"norm": "l1"}}, "unknown norm 'l1'"),
-        ({"labels": "guessed"}, 'labels of pgd must be "true" or "predicted"'),
-        ({"eps": "8"}, 'write "8/255"'),
-    ],
-)
-def test_a_row_that_cannot_be_run_is_refused_when_it_is_described(fields, message):
-    with pytest.raises(BadInput, match=message):
-        AttackSpec(**{"attack": "pgd", "eps": 0.1, **fields})
-
-
-def test_a_confidence_outside_0_1_is_refused():
-    with pytest.raises(BadInput, match=r"confidence must lie between 0 and 1, not 95"):
-        made([[True]]).interval(95)
