@@ -214,8 +214,9 @@ def test_a_checkpoint_made_with_another_version_of_torch_is_refused(monkeypatch,
 
 
 def test_pieces_that_strayed_in_from_another_evaluation_are_not_merged(tmp_path):
-    data = noise(30)
-    run(other_weights(), data, attacks="fgsm", checkpoint=tmp_path / "other")
+    data, other = noise(30), Net()
+    other.body[8].weight.data.neg_()  # wrong where `Net` is right
+    run(other, data, attacks="fgsm", checkpoint=tmp_path / "other")
     run(Net(), data, attacks="fgsm", n_examples=1, checkpoint=tmp_path / "kept")
     for name, piece in contents(tmp_path / "other").items():
         if name.endswith(".npz"):
