@@ -1,6 +1,6 @@
 """Tables for notebooks: every number with its n and interval, accuracies in percent, saved as CSV in fractions."""
 
-from gkp.tables.accuracy import accuracies, high_frequency, load_outcomes, methods_table, row_name, strong_attacks
+from gkp.tables.accuracy import accuracies, high_frequency, load_outcomes, mean_ranks, methods_table, row_name, strong_attacks
 from gkp.tables.checklist import method_checklist
 from gkp.tables.cost import costs, grouping_times, latencies, published_counts
 from gkp.tables.foot import provenance
@@ -17,6 +17,7 @@ __all__ = [
     "label_choice",
     "latencies",
     "load_outcomes",
+    "mean_ranks",
     "method_checklist",
     "methods_table",
     "provenance",

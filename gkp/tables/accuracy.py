@@ -10,6 +10,7 @@ from gkp.grid.cell import Cell
 from gkp.grid.cells import EvaluateCell, Network, PruneCell
 from gkp.grid.report import Result
 from gkp.outcomes import Outcomes
+from gkp.published import ATTACKED
 from gkp.tables.table import Table, not_run
 
 
@@ -133,6 +134,25 @@ def strong_attacks(results: Sequence[Result]) -> Table:
     shown = attacked.assign(text=text).pivot(index="method", columns="attack", values="text")
     shown = shown.loc[list(dict.fromkeys(attacked["method"])), list(dict.fromkeys(attacked["attack"]))]
     return Table("Accuracy (%) under strong attacks, 95 % Wilson intervals", shown, frame)
+
+
+def mean_ranks(
+    points: pd.DataFrame, *, title: str = "Table 20 · mean rank over benign accuracy and the three attacks"
+) -> Table:
+    """Methods by the mean of their ranks on benign, (a), (b) and (c), 1 being the best: the rule behind Table 20.
+
+    points: as `methods_table(..., protocol="paper").points` has them; unpruned rows are left out, as they are there. Any
+    difference counts, however small: `gkp.comparison.rank_groups` says which can be told apart.
+    """
+    rows = points[points["attack"].isin(ATTACKED) & ~points["method"].str.startswith("unpruned")] if len(points) else points
+    if rows.empty:
+        return not_run(title)
+    wide = rows.pivot_table(index="method", columns="attack", values="accuracy", sort=False)[list(ATTACKED)]
+    ranks = wide.rank(ascending=False, method="min")
+    frame = ranks.assign(**{"mean rank": ranks.mean(axis=1)}).sort_values("mean rank")
+    n = int(rows["n"].iloc[0])
+    shown = frame.map("{:g}".format).assign(**{"mean rank": frame["mean rank"].map("{:.2f}".format)})
+    return Table(f"{title} · last epoch, n = {n:,}", shown, frame.reset_index().assign(n=n))
 
 
 def row_name(net: Network | PruneCell) -> str:
