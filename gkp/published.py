@@ -27,14 +27,14 @@ NETWORKS = {
     "VGG-16": "vgg16_bn",
 }
 RANKED = ("CC", "DHP", "FPGM", "L1Norm-A", "L1Norm-B", "NPPM", "SFP", "SR-GKP")  # the rows of Table 20
-TEXT, LOG = "text", "log"  # numbers of the running text, and of the log that was published with the code
+TEXT, LOG, CODE = "text", "log", "code"  # the running text; the log published with the code; that code run again
 
 
 def published(table: int | str | None = None) -> pd.DataFrame:
     """The printed numbers of a table, one a row; of all of them without an argument.
 
-    table: 1 to 20, "Table 4", "text", or "log" (the ResNet-20 of the public code). Table 2 is a part of Table 10 and has its
-    rows; Table 8 has no numbers: it comes as `data/published/table_8.csv` has it.
+    table: 1 to 20, "Table 4", "text", "log" (of the public code, on its ResNet-20) or "code" (that code, run again on one-shot
+    pruning). Table 2 is a part of Table 10 and has its rows; Table 8 has no numbers: it comes as `table_8.csv` has it.
     Columns: table, dataset, network, rate (share of kernels removed), method, setting, criterion (by which of its metrics the
     epoch was chosen), metric, value, unit, note, erratum, likely. Raises BadInput for a table that the paper does not have.
     """
@@ -114,6 +114,6 @@ def _tables() -> pd.DataFrame:
 
 def _number(table: int | str) -> str:
     number = str(table).removeprefix("Table ").strip()
-    if number not in {*map(str, TABLES), TEXT, LOG}:
-        raise BadInput(f"the paper has no table {table!r}; give 1 to 20, {TEXT!r} or {LOG!r}")
+    if number not in {*map(str, TABLES), TEXT, LOG, CODE}:
+        raise BadInput(f"the paper has no table {table!r}; give 1 to 20, {TEXT!r}, {LOG!r} or {CODE!r}")
     return number

@@ -11,6 +11,7 @@ from gkp.models import build_model
 from gkp.plans import Plan
 from gkp.published import (
     ATTACKED,
+    CODE,
     LOG,
     NETWORKS,
     RANKED,
@@ -35,7 +36,7 @@ def row(table, metric, *, likely=False, **where) -> float:
     return float(found)
 
 
-@pytest.mark.parametrize("table", [*TABLES, TEXT, LOG])
+@pytest.mark.parametrize("table", [*TABLES, TEXT, LOG, CODE])
 def test_every_table_has_its_numbers_each_once(table):
     frame = published(table)
     assert len(frame)
@@ -51,7 +52,7 @@ def test_every_table_has_its_numbers_each_once(table):
 
 def test_table_2_has_the_rows_of_table_10_and_a_table_is_also_found_by_its_title():
     pd.testing.assert_frame_equal(published(2).drop(columns="table"), published("Table 10").drop(columns="table"))
-    with pytest.raises(BadInput, match=r"the paper has no table 21; give 1 to 20, 'text' or 'log'"):
+    with pytest.raises(BadInput, match=r"the paper has no table 21; give 1 to 20, 'text', 'log' or 'code'"):
         published(21)
 
 

@@ -1,0 +1,13 @@
+"""The paper's statements as claims that data decide, and what the data say: one row for each, `make reproduce`'s last table.
+
+    gkp.claims.verdicts("cifar10")                       # every claim
+    gkp.claims.verdicts("cifar10", item="Table 2")       # those of one table
+    gkp.claims.verdicts("quick", results)                # digits: the arithmetic runs, no verdict is given
+
+Costs seconds: it reads finished cells and computes none.
+"""
+
+from gkp.claims.claim import KINDS, NO_VERDICT, VERDICTS, Claim, Decision, NotRun
+from gkp.claims.verdicts import claims, verdicts
+
+__all__ = ["KINDS", "NO_VERDICT", "VERDICTS", "Claim", "Decision", "NotRun", "claims", "verdicts"]
