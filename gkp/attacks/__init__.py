@@ -4,6 +4,8 @@
 |---|---|---|
 | `fgsm` | one step along the sign of the gradient (Goodfellow et al. 2015) | 1 gradient |
 | `pgd` | many small steps, each projected back into the eps ball (Madry et al. 2018) | up to `steps` gradients a restart |
+| `square` | random squares, from logits alone (Andriushchenko et al. 2020) | up to `queries` forward passes |
+| `autoattack` | pyautoattack's ensemble (Croce & Hein 2020); **its batch size is part of its result** | 250 to 17,000 passes |
 | `apgd-ce`, `apgd-dlr` | with momentum and a step size that finds itself (Croce & Hein 2020) | up to `steps` + 1 a restart |
 | `apgd-t` | that, towards one other class after another | up to `steps` + 1 a restart and target |
 | `cascade` | several attacks, each on what the ones before left standing | the sum, fallen images apart |
@@ -21,6 +23,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from gkp.attacks.apgd import apgd_ce, apgd_dlr, apgd_t
+from gkp.attacks.autoattack import autoattack
 from gkp.attacks.balls import NORMS, Bounds
 from gkp.attacks.cascade import cascade
 from gkp.attacks.checks import check_images, check_labels, checked_ids, parse_eps
@@ -36,6 +39,7 @@ from gkp.attacks.network import (
     probe,
 )
 from gkp.attacks.registry import ATTACKS, check_options
+from gkp.attacks.square import square
 from gkp.errors import BadInput
 
 __all__ = [
@@ -62,6 +66,7 @@ __all__ = [
     "pgd",
     "probe",
     "single_step",
+    "square",
 ]
 
 # Every attack is entered here, one line each: `f(model, x, y, *, eps, norm, seed, ids, bounds, batch_size, ...) -> images`.
@@ -69,6 +74,8 @@ ATTACKS.update(
     {
         "fgsm": fgsm,
         "pgd": pgd,
+        "square": square,
+        "autoattack": autoattack,
         "apgd-ce": apgd_ce,
         "apgd-dlr": apgd_dlr,
         "apgd-t": apgd_t,

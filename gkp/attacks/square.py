@@ -64,7 +64,7 @@ def square(
 
 
 class _Search(NamedTuple):
-    """All that a search needs to know but the images. sides: (queries,) the side of the window, in pixels, at each query."""
+    """All that a search needs to know but the images. sides: (queries,) the window's side in pixels, after the first query."""
 
     norm: str
     eps: float
@@ -89,7 +89,7 @@ class _Search(NamedTuple):
                 draws = torch.cat([draws, draws.new_zeros(len(fresh), *draws.shape[1:])])
             self._redraw(draws, ids[rows.to(ids.device)], taken)
             u = draws[torch.arange(len(rows), device=x.device), (taken - 1) % _BLOCK]
-            now = propose(self, x[rows], best, u, self.sides[taken])
+            now = propose(self, x[rows], best, u, self.sides[taken - 1])
             if len(fresh):
                 now[taken == 0] = best[taken == 0]
             margin, fallen = _margins(logits_of(model, now), y[rows])
@@ -126,7 +126,7 @@ def _margins(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sides(x: Tensor, norm: str, queries: int, p: float) -> Tensor:
-    """(queries,) the side of the window at each query; for L2 odd and at least 3, so that it has a middle."""
+    """(queries,) sides of the window, after the first query; for L2 odd and at least 3, so that it has a middle."""
     height, width = x.shape[2:]
     progress = np.arange(queries) * 10_000 / queries
     share = p / 2.0 ** np.searchsorted(HALVINGS, progress, side="left")

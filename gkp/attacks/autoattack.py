@@ -1,0 +1,164 @@
+"""AutoAttack (Croce & Hein, ICML 2020) through pyautoattack, with its traps fenced off (EVALUATION section 3).
+
+It reseeds the global generators, ends whatever is tracing, reports to a logger that prints, and counts suspicious calls of one
+network against the next. Here all of that is as it was before. One thing cannot be mended from outside: it draws one stream of
+random numbers for a whole batch, so **the batch size is part of the result**. The same seed, batch size and images give the
+same bytes; another batch size, or fewer images, gives other outcomes, all of them equally valid.
+
+Cost for ResNet-20 on one core (EVALUATION section 3): 0.6 s an image that falls at once, about 34 s one that survives.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gkp.attacks.balls import Bounds
+from gkp.attacks.checks import known_norm
+from gkp.attacks.network import Model, probe
+from gkp.errors import BadInput
+
+VERSIONS = ("standard", "custom")
+PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+BATCH_SIZE = 250  # pyautoattack's own default
+_TARGETED = ("apgd-dlr", "apgd-t", "fab-t")  # these look at up to the fourth largest logit
+
+
+def autoattack(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: str = "linf",
+    seed: int = 0,
+    ids: Tensor | None = None,
+    bounds: Bounds = (0.0, 1.0),
+    batch_size: int | None = None,
+    version: str = "standard",
+    attacks_to_run: Sequence[str] | None = None,
+) -> Tensor:
+    """Images of the same shape as `x`, within `eps` of it, as pyautoattack finds them; what never falls stays as it was.
+
+    x: (N, C, H, W) float32 in [0, 1]; y: (N,) labels. version: "standard" (APGD-CE, APGD-T, FAB-T, Square: what RobustBench
+    runs) or "custom" with attacks_to_run, some of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, in that order of running (with
+    pyautoattack's settings for those: 5 restarts of apgd-ce, apgd-dlr and fab). Fewer than 10 classes: that many targets fewer.
+    batch_size: part of the result, see above; 250 by default. ids: taken for the sake of the common signature and not used.
+    What pyautoattack would log as a warning is warned of, each message once.
+    Raises BadInput for other bounds than (0, 1), images that are not float32, options out of range and too few classes.
+    """
+    known_norm(norm)
+    check_version(version, attacks_to_run)
+    if tuple(bounds) != (0.0, 1.0):
+        raise BadInput(f'autoattack works on pixels in [0, 1], not in {tuple(bounds)}; use protocol "pixel", or another attack')
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise BadInput(f"batch_size of autoattack must be a whole number of 1 or more, not {batch_size!r}")
+    if x.dtype != torch.float32:
+        raise BadInput(f"autoattack computes in float32, the images are {x.dtype}; give x.float() and a float32 network")
+    if not len(x) or eps == 0:
+        return x.clone()
+    with torch.inference_mode(False), torch.enable_grad(), fenced():
+        inputs, labels = x.detach().clone(), y.clone()  # not made in inference mode, which autograd refuses
+        attack = build(
+            model, probe(model, inputs), eps=eps, norm=norm, seed=seed, version=version, attacks=attacks_to_run, device=x.device
+        )
+        found, _ = attack.run_standard_evaluation(inputs, labels, batch_size=batch_size or BATCH_SIZE)
+    return found.detach()
+
+
+def check_version(version: str, attacks_to_run: Sequence[str] | None) -> None:
+    """Raises BadInput unless `version` is known and comes with attacks_to_run where, and only where, it needs them."""
+    if version not in VERSIONS:
+        raise BadInput(f"unknown version {version!r} of autoattack; known: {', '.join(VERSIONS)}")
+    if version == "standard" and attacks_to_run is not None:
+        raise BadInput(
+            'version "standard" of autoattack has its own attacks; leave attacks_to_run out or take version="custom"'
+        )
+    if version == "custom":
+        known = ", ".join(PARTS)
+        if isinstance(attacks_to_run, str) or not attacks_to_run:
+            raise BadInput(f'version "custom" of autoattack needs attacks_to_run, a list of some of {known}')
+        if unknown := [name for name in attacks_to_run if name not in PARTS]:
+            raise BadInput(f"autoattack has no part {unknown[0]!r}; known: {known}")
+
+
+def build(
+    model: Model,
+    classes: int,
+    *,
+    eps: float,
+    norm: str,
+    seed: int | None,
+    version: str = "standard",
+    attacks: Sequence[str] | None = None,
+    device: torch.device | str = "cpu",
+) -> Any:
+    """A `pyautoattack.AutoAttack` that fits a network of so many classes; norm as here, "linf" or "l2".
+
+    Raises BadInput for fewer classes than its losses look at.
+    """
+    from pyautoattack import AutoAttack
+
+    chosen = None if attacks is None else list(attacks)
+    attack = AutoAttack(
+        model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, seed=seed, version=version, attacks=chosen, device=device
+    )
+    targeted = [name for name in attack.attacks_to_run if name in _TARGETED]
+    if classes < 4 and targeted:
+        raise BadInput(
+            f"{targeted[0]} of autoattack needs 4 classes, the network has {classes}; "
+            'use version="custom" with attacks_to_run=["apgd-ce", "square"]'
+        )
+    for part in (attack.apgd_targeted, attack.fab):
+        part.n_target_classes = min(part.n_target_classes, classes - 1)
+    return attack
+
+
+class _Messages(logging.Handler):
+    """Keeps what pyautoattack warns of, each message once, and prints nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts[record.getMessage().removesuffix(" See flags_doc.md for details.")] = None
+
+
+@contextmanager
+def fenced() -> Iterator[None]:
+    """Within, pyautoattack may do as it does; afterwards generators, tracing, its logger and its counts are as before.
+
+    What it logged as a warning is warned of at the end.
+    """
+    from pyautoattack import checks
+
+    logger, messages = logging.getLogger("auto-attack"), _Messages()
+    logs = logger.handlers[:], logger.propagate, logger.level
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  (the global one is what is saved)
+    tracing, counts = sys.gettrace(), dict(checks.funcs)
+    checks.funcs.update(dict.fromkeys(counts, 0))
+    logger.handlers, logger.propagate = [messages], False
+    logger.setLevel(logging.WARNING)
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    try:
+        with torch.random.fork_rng(devices=list(gpus)):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        logger.handlers, logger.propagate = logs[:2]
+        logger.setLevel(logs[2])
+        checks.funcs.update(counts)
+        sys.settrace(tracing)
+    for text in messages.texts:
+        warnings.warn(f"AutoAttack: {text}", stacklevel=4)
