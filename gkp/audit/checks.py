@@ -1,0 +1,25 @@
+"""The 22 checks of EVALUATION section 6, each a function of an `Evidence` that returns a `Check`. Pure and free.
+
+| module | checks |
+|---|---|
+| `conduct` | 1 to 5: were the attacks given the right network, and did they keep to the rules? |
+| `masking` | 6 to 12: do the attacks see the gradient? |
+| `reporting` | 13 to 22: is the right figure reported, and can it be had again? |
+
+`verdict` says how small samples are judged.
+"""
+
+from __future__ import annotations
+
+from gkp.audit import conduct, masking, reporting  # each enters its checks
+from gkp.audit.evidence import Evidence
+from gkp.audit.masking import MASKING
+from gkp.audit.reporting import SELECTIONS
+from gkp.audit.verdict import CHECKS, Check
+
+__all__ = ["CHECKS", "MASKING", "SELECTIONS", "Check", "conduct", "masking", "reporting", "run_checks"]
+
+
+def run_checks(evidence: Evidence) -> tuple[Check, ...]:
+    """All 22 checks, in order."""
+    return tuple(CHECKS[number](evidence) for number in sorted(CHECKS))
