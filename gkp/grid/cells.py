@@ -12,6 +12,7 @@ from typing import Any
 
 from gkp.grid.cell import Cell, later, not_hashed
 from gkp.grid.data import data_hashes
+from gkp.variants import parse_variant
 
 # How long a pass over one image takes relative to ResNet-20 at 32x32 pixels, to scale estimates; multiply-accumulates.
 _SIZE = {
@@ -153,7 +154,7 @@ class EvaluateCell(Cell):
 
     net: a cell that leaves a network. examples: test images, None for all. eps, attacks: None for the protocol's own;
     attacks are names, or dictionaries of the fields of `gkp.evaluation.AttackSpec`. variant: a changed test set, such as
-    "high-frequency-0.3". purpose: a word for the id.
+    "high-frequency-0.3": a name of `gkp.variants`, BadInput for another. purpose: a word for the id.
     """
 
     stage = "evaluate"
@@ -168,10 +169,16 @@ class EvaluateCell(Cell):
     variant: str = later("")
     purpose: str = not_hashed("")
 
+    def __post_init__(self) -> None:
+        if self.variant:
+            parse_variant(self.variant)  # a misspelt one is refused here, not hours later in a worker
+
     @property
     def label(self) -> str:
         n = "" if self.examples is None else f"-n{self.examples}"
-        return f"{self.net.label}-{self.purpose or self.protocol}{n}"
+        what = self.purpose or self.protocol
+        changed = f"-{self.variant}" if self.variant not in ("", what) else ""
+        return f"{self.net.label}-{what}{changed}{n}"
 
     @property
     def data(self) -> dict[str, str]:

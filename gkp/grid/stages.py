@@ -34,6 +34,7 @@ from gkp.methods.tmi_gkp import WeightTrace, snapshot_epochs
 from gkp.models import INPUT_SIDE, build_model
 from gkp.plans import PrunedModel
 from gkp.training import Callback, Recipe, TrainingLog, train
+from gkp.variants import variant
 
 TRACE = "trace.safetensors"  # how far each filter moved during training: TMI-GKP groups by it
 
@@ -130,7 +131,7 @@ def _soft_epochs(params: Mapping[str, Any]) -> int:
 def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
     """The parent network's outcome matrix; figures: accuracy and interval under each attack, as fractions, with n and seed."""
     net = load_model(parents["net"] / "model")
-    data = load_pinned(_figures_of(parents["net"])["dataset"], "test")
+    data = variant(load_pinned(_figures_of(parents["net"])["dataset"], "test"), params.get("variant", ""))
     outcomes = benchmark(
         net,
         data,
