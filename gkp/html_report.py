@@ -67,6 +67,9 @@ def html_report(profile: str = "quick", *, out: Path | None = None, root: Path |
     import nbformat  # seconds of importing
     from nbconvert import HTMLExporter
 
+    from gkp.profiles import check_profile
+
+    check_profile(profile)
     root = root_of(root)
     out = out or root / "build" / "html"
     files, lead = _executed(root, profile)

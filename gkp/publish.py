@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -141,32 +142,37 @@ def publish_minutes(build: Path, data: Path, store: Store) -> None:
     """Writes what each notebook of each profile under `build` costs; profiles that were not executed here keep their rows.
 
     minutes: seconds of all cells that it used, ancestors included, times the threads of each, on CORES cores; plus its own
-    seconds, where it computed none of them.
+    seconds, where it computed none of them. The row "all" counts each cell once. missing: cells it asked for in vain.
     """
-    rows, file = [], data / MINUTES
-    for record_file in sorted(build.glob("*/.executed/*.json")):
-        profile, record = record_file.parents[1].name, Record.load(record_file.parents[1], record_file.stem)
-        if record is None or not record.cells:
-            continue
-        runs = [_run_of(used.id, store) for used in record.cells if used.sha256]
-        seconds = sum(run["seconds"] * max(1, run["threads"]) for run in runs if run) / CORES
-        own = 0.0 if any(used.computed for used in record.cells) else record.seconds
-        machines = sorted({run["hardware"]["processor"] for run in runs if run})
-        rows.append(
-            {
-                "profile": profile,
-                "notebook": record.name,
-                "cells": sum(run is not None for run in runs),
-                "missing": len(record.cells) - sum(run is not None for run in runs),
-                "minutes": round((seconds + own) / 60, 2),
-                "cores": CORES,
-                "hardware": "; ".join(machines),
-            }
-        )
-    new = pd.DataFrame(rows, columns=["profile", "notebook", "cells", "missing", "minutes", "cores", "hardware"])
-    old = pd.read_csv(file) if file.exists() else new.iloc[:0]
-    kept = old[~old["profile"].isin(new["profile"])]
-    pd.concat([kept, new]).sort_values(["profile", "notebook"]).to_csv(file, index=False, lineterminator="\n")
+    found: dict[str, list[Record]] = {}
+    for file in sorted(build.glob("*/.executed/*.json")):
+        if (record := Record.load(file.parents[1], file.stem)) and record.cells:
+            found.setdefault(file.parents[1].name, []).append(record)
+    rows = [
+        {"profile": profile, "notebook": name, **_cost(records, store)}
+        for profile, every in found.items()
+        for name, records in [*((record.name, [record]) for record in every), ("all", every)]
+    ]
+    old = pd.read_csv(data / MINUTES).to_dict("records") if (data / MINUTES).exists() else []
+    rows += [{str(name): value for name, value in row.items()} for row in old if row["profile"] not in found]
+    if rows:
+        table = pd.DataFrame(rows).sort_values(["profile", "notebook"])
+        table.to_csv(data / MINUTES, index=False, lineterminator="\n")
+
+
+def _cost(records: Sequence[Record], store: Store) -> dict[str, Any]:
+    """What these notebooks cost together, as a row of minutes.csv."""
+    cells = {used.id: used for record in records for used in record.cells}
+    runs = [run for used in cells.values() if used.sha256 and (run := _run_of(used.id, store))]
+    seconds = sum(run["seconds"] * max(1, run["threads"]) for run in runs) / CORES
+    own = sum(record.seconds for record in records if not any(used.computed for used in record.cells))
+    return {
+        "cells": len(runs),
+        "missing": sum(used.asked and used.sha256 is None for used in cells.values()),
+        "minutes": round((seconds + own) / 60, 2),
+        "cores": CORES,
+        "hardware": "; ".join(sorted({run["hardware"]["processor"] for run in runs})),
+    }
 
 
 def _run_of(cell_id: str, store: Store) -> dict | None:

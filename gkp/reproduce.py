@@ -13,11 +13,13 @@ Cost: about a second when everything is up to date; three seconds of starting an
 
 from __future__ import annotations
 
+import csv
 import multiprocessing
 import os
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -145,10 +147,23 @@ def reproduce(
     summary = [file for file in files if file.stem.startswith(SUMMARY)]
     run.execute([file for file in files if file not in summary], side_by_side=jobs, progress=progress)
     run.execute(summary, side_by_side=jobs, progress=progress)
-    print(run.headline(), flush=True)
+    print(*verdict_lines(folder), run.headline(), sep="\n", flush=True)
     if run.failures:
         raise RunFailed(" | ".join(run.failures))
     return [run.done[file.stem] for file in files]
+
+
+def verdict_lines(out: Path) -> list[str]:
+    """The verdicts that the summary has saved in `out` as tables/verdicts.csv: a line each, then one that counts them."""
+    file = out / "tables" / "verdicts.csv"
+    if not file.exists():
+        return []
+    with open(file, encoding="utf-8", newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    counts = Counter(row["verdict"] for row in rows)
+    given = [row for row in rows if not row["verdict"].startswith("not a verdict")]  # digits give none
+    lines = [f"{row['verdict']:<16} {row['item']:<28} {row['statement']}" for row in given]
+    return [*lines, f"{len(rows)} claims: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}"]
 
 
 class _Reproduction:

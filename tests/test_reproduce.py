@@ -171,6 +171,20 @@ def test_force_executes_what_is_up_to_date(notebook, out, capsys):
         assert capsys.readouterr().out == f"[1/1] 00_try (quick): {said}\n"
 
 
+def test_the_verdicts_come_last_and_digits_give_none(tmp_path):
+    assert reproduce.verdict_lines(tmp_path) == []
+    table = tmp_path / "tables" / "verdicts.csv"
+    table.parent.mkdir()
+    table.write_text("id,item,statement,verdict\na,Table 1,It is so,differs\nb,Figure 2,It is not,not run\n")
+    assert reproduce.verdict_lines(tmp_path) == [
+        f"{'differs':<16} {'Table 1':<28} It is so",
+        f"{'not run':<16} {'Figure 2':<28} It is not",
+        "2 claims: 1 differs, 1 not run",
+    ]
+    table.write_text("id,item,statement,verdict\na,Table 1,It is so,not a verdict: digits\n")
+    assert reproduce.verdict_lines(tmp_path) == ["1 claims: 1 not a verdict: digits"]
+
+
 def test_two_notebooks_that_save_under_one_name_are_refused(notebook, out):
     notebook("1", "00_a")
     Record("00_a", {}, (), {"tables/one.csv": ""}, 1.0).save(out)

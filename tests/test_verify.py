@@ -186,7 +186,8 @@ def test_a_file_from_nowhere_does_not_get_into_the_manifest(root):
 
 
 def test_minutes_are_those_of_the_cells_on_two_cores_and_of_the_notebook_itself(root):
-    (row,) = pd.read_csv(root / "data" / "minutes.csv").to_dict("records")
+    row, whole = pd.read_csv(root / "data" / "minutes.csv").to_dict("records")
+    assert whole == {**row, "notebook": "all"}
     assert (row["profile"], row["notebook"], row["cells"], row["missing"]) == ("cifar10", "00_a", 3, 0)
     assert row["minutes"] == round((3 * 1.0 / 2 + 6) / 60, 2) and row["hardware"] == "hand"
 
