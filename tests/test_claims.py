@@ -1,0 +1,439 @@
+"""Verdicts follow from hand-made cells as the arithmetic says; every table and figure has a claim; no digits give a verdict."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from scipy.stats import t as student
+
+from gkp import profiles
+from gkp.claims import KINDS, NO_VERDICT, VERDICTS, claims, verdicts
+from gkp.claims.claim import DIFFERS, DIRECTION, NOT_RUN, REPRODUCED, NotRun
+from gkp.claims.evidence import BASELINE, SR, TMI, Case, Index, Net, case_of
+from gkp.claims.hours import GpuRun, gpu_hours
+from gkp.claims.orders import Contrast, contrasts, equal_but_fragile, ranked
+from gkp.claims.paired import Spread, difference, judge, quantile, together, tolerance
+from gkp.claims.verdicts import decide
+from gkp.errors import BadInput
+from gkp.grid.cells import EvaluateCell, PretrainedCell, PruneCell, TimingCell, TrainCell
+from gkp.grid.report import Result
+from gkp.outcomes import AttackSpec, Outcomes
+from gkp.published import FIGURES, TABLES
+
+N = 2000
+PAPER_KEYS = ("fgsm-0.01", "fgsm-0.1", "pgd-8/255", "fgsm-0.01-true", "fgsm-0.1-true")
+NOTEBOOKS = {"00_start_here", "01_fragility", "02_cifar10_main", "03_ablations", "04_filter_pruning_transfer", "05_cost",
+             "06_high_rate", "07_imagenet", "08_robustbench", "09_protocol_matters", "99_verdict"}  # fmt: skip
+SHARP = {"clean": 0.9, "fgsm-0.01": 0.7, "fgsm-0.1": 0.3, "pgd-8/255": 0.4, "fgsm-0.01-true": 0.6, "fgsm-0.1-true": 0.2}
+
+
+def row(accuracy: float, n: int = N) -> np.ndarray:
+    """The first images right, the others wrong: the row of a network that is right on exactly this share."""
+    return np.arange(n) < round(accuracy * n)
+
+
+class Lab:
+    """Hand-made evidence: networks with the accuracies one wants, as finished cells."""
+
+    def __init__(self, folder, *, model="resnet20", epochs=3, dataset="cifar10", n=N):
+        self.folder, self.model, self.n = folder, model, n
+        self.baseline = TrainCell(dataset=dataset, model=model, epochs=300)
+        self.fields = {"net": self.baseline, "epochs": epochs, "log_examples": n}
+        self.cells, self.results = [], {}
+        self.add(self.baseline, {"paper_macs": 40_000_000, "params": 270_000})
+
+    def add(self, cell, figures, **outcomes):
+        where = self.folder / str(len(self.cells))
+        where.mkdir()
+        if outcomes:
+            self._outcomes(**outcomes).save(where)
+        self.cells.append(cell)
+        self.results[cell.hash] = Result(cell, figures, where, True)
+        return cell
+
+    def net(self, method, accuracy=None, *, macs=23_000_000, log=(), finished=True, part="paper", **fields):
+        """A network and its evaluation: accuracy: key -> share, the rest as in SHARP."""
+        cell = self.baseline if method == "baseline" else PruneCell(method=method, **{**self.fields, **fields})
+        evaluated = EvaluateCell(net=cell, protocol=part, examples=self.n)
+        if not finished:
+            self.cells += [cell, evaluated]
+            return
+        if method != "baseline":
+            self.add(cell, {"paper_macs": macs, "params": 150_000, "epochs": list(log)})
+        self.add(evaluated, {}, accuracy={**SHARP, **(accuracy or {})}, protocol=part)
+
+    def _outcomes(self, accuracy, protocol):
+        if protocol == "paper":
+            specs = [AttackSpec("fgsm" if key[0] == "f" else "pgd", 0.1, key=key) for key in PAPER_KEYS]
+        else:
+            specs = [AttackSpec("pgd", "1/255"), AttackSpec("pgd", "8/255")]
+        keys = [spec.key for spec in specs]
+        right = np.array([row(accuracy.get(key, 0.3), self.n) for key in ("clean", *keys)])
+        labels = np.zeros(self.n, dtype=np.int64)
+        return Outcomes(right=right, indices=np.arange(self.n), labels=labels, predictions=(~right[0]).astype(np.int64),
+                        attacks=tuple(specs), protocol=protocol, bounds=(0.0, 1.0), dataset="cifar10", split="test",
+                        data_sha256="0", model_sha256="0", seed=0, versions={}, seconds=0.0)  # fmt: skip
+
+    def case(self, model=None):
+        return Case(Index(tuple(self.cells)), self.results, model or self.model)
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path)
+
+
+def claim(name):
+    (found,) = (c for c in claims() if c.id == name)
+    return found
+
+
+# ---- the arithmetic ----
+
+
+def test_the_interval_of_one_pair_is_that_of_the_paired_difference():
+    a, b = row(0.6, 1000), row(0.5, 1000)
+    est = difference([a], [b])
+    # 100 of 1,000 images are +1, the rest 0
+    sd = math.sqrt((0.1 - 0.01) * 1000 / 999)
+    assert (est.value, est.n, est.seeds) == (pytest.approx(0.1), 1000, 1)
+    assert est.high - est.value == pytest.approx(1.959964 * sd / math.sqrt(1000), rel=1e-6)
+
+
+def test_seeds_widen_the_interval_by_students_t_and_more_of_them_narrow_it():
+    rows = [row(0.6, 10_000)]
+    spread = Spread.pooled([[0.60, 0.62, 0.64], [0.50, 0.52], [0.7]])
+    assert spread.df == 3 and spread.sd == pytest.approx(math.sqrt((2 * 0.02**2 + 0.0002) / 3))
+    alone, seeded = difference(rows, rows), difference(rows, rows, spread=spread)
+    assert alone.low == alone.high == 0
+    assert seeded.high == pytest.approx(student.ppf(0.975, 3) * spread.sd * math.sqrt(2))
+    assert difference(rows * 3, rows * 3, spread=spread).high == pytest.approx(seeded.high / math.sqrt(3))
+
+
+def test_several_intervals_that_must_hold_together_are_wider():
+    assert quantile(1) == pytest.approx(1.959964, rel=1e-6) and quantile(5) == pytest.approx(norm.ppf(1 - 0.005))
+
+
+def test_fewer_images_widen_the_tolerance_by_the_square_root():
+    assert tolerance(0.5, 10_000) == pytest.approx(1.959964 * 0.005, rel=1e-6)
+    assert tolerance(0.5, 100) == pytest.approx(10 * tolerance(0.5, 10_000))
+    assert tolerance(0.9, 400) == pytest.approx(1.959964 * math.sqrt(0.09 / 400), rel=1e-6)
+    assert tolerance(0.5, 100, spread=Spread(0.03, 4)) == pytest.approx(
+        math.hypot(tolerance(0.5, 100), student.ppf(0.975, 4) * 0.03)
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "reported", "holds"),
+    [
+        (0.01, 0.03, None, None, True),
+        (-0.03, -0.01, None, 0.02, False),
+        (-0.01, 0.01, None, None, None),
+        (-0.01, 0.01, None, 0.005, None),  # a difference as large as reported is still possible
+        (-0.01, 0.01, None, 0.02, False),  # it is not
+        (-0.004, 0.01, 0.005, None, True),
+        (-0.004, -0.001, 0.005, None, True),  # surely less, but not by more than allowed
+        (-0.02, -0.001, 0.005, None, False),
+        (-0.02, 0.01, 0.005, None, None),
+    ],
+)
+def test_an_order_holds_fails_or_is_open(low, high, margin, reported, holds):
+    est = replace(difference([row(0.5)], [row(0.5)]), value=(low + high) / 2, low=low, high=high)
+    assert judge(est, margin=margin, reported=reported) is holds
+
+
+def test_a_claim_of_parts_fails_with_one_and_is_open_with_one():
+    assert together([True, True]) is True and together([True, None]) is None and together([True, None, False]) is False
+
+
+# ---- orders ----
+
+
+def test_the_same_difference_is_reproduced_in_the_papers_setting_and_a_direction_in_a_smaller_one(tmp_path):
+    found = {}
+    for name, model, epochs in (("paper", "resnet56", 300), ("shorter", "resnet56", 3), ("smaller", "resnet20", 300)):
+        (tmp_path / name).mkdir()
+        lab = Lab(tmp_path / name, model=model, epochs=epochs)
+        lab.net("sr-gkp", {"pgd-8/255": 0.5})
+        lab.net("tmi-gkp")
+        found[name] = decide(claim("sr-over-tmi"), lab.case())[0]
+    assert {name: d.verdict for name, d in found.items()} == {
+        "paper": REPRODUCED, "shorter": DIRECTION, "smaller": DIRECTION}  # fmt: skip
+    d = found["paper"]
+    assert d.value == pytest.approx(0.1 / 3) and d.low > 0 and (d.n, d.seeds) == (N, 1)
+
+
+def test_the_opposite_difference_differs_and_none_is_undecided_or_excluded_by_what_was_reported(lab):
+    lab.net("sr-gkp", {"pgd-8/255": 0.3})
+    lab.net("tmi-gkp")
+    assert decide(claim("sr-over-tmi"), lab.case())[0].verdict == DIFFERS
+
+
+def test_a_difference_that_chance_explains_is_not_run_and_says_that_it_is_undecided(tmp_path):
+    lab = Lab(tmp_path, n=50)
+    lab.net("sr-gkp", {"pgd-8/255": 0.42})
+    lab.net("tmi-gkp")
+    found = decide(claim("sr-over-tmi"), lab.case())[0]
+    assert found.verdict == NOT_RUN and found.n == 50
+    assert found.reason.startswith("undecided: ") and "more images or seeds would tell" in found.reason
+
+
+def test_seeds_are_averaged_and_their_spread_can_undo_an_order(lab):
+    for seed, a, b in ((0, 0.50, 0.47), (1, 0.40, 0.42), (2, 0.45, 0.43)):
+        lab.net("sr-gkp", {"pgd-8/255": a}, seed=seed)
+        lab.net("tmi-gkp", {"pgd-8/255": b}, seed=seed)
+    part = Contrast("pgd", (SR,), (TMI,), ("pgd-8/255",))
+    found = contrasts([part], ())[0](lab.case())
+    assert found.value == pytest.approx(0.01) and found.seeds == 3
+    sd = math.sqrt((2 * 0.05**2 + 2 * np.var([0.47, 0.42, 0.43], ddof=1)) / 4)
+    seeds_only = student.ppf(0.975, 4) * sd * math.sqrt(2 / 3)
+    assert found.high - found.value > seeds_only and found.verdict == NOT_RUN
+
+
+def test_networks_of_different_cost_give_no_order(lab):
+    lab.net("sr-gkp", {"pgd-8/255": 0.5}, macs=40_000_000)  # a method that cheats: it returns the unpruned network
+    lab.net("tmi-gkp")
+    found = decide(claim("sr-over-tmi"), lab.case())[0]
+    assert found.verdict == NOT_RUN and "not the same budget" in found.reason
+
+
+def test_best_or_second_counts_who_is_ahead(lab):
+    against = [Net(name) for name in ("cc", "fpgm", "sfp")]
+    decision, _ = ranked(against, ("pgd-8/255",), (), who=SR)
+    lab.net("sr-gkp", {"pgd-8/255": 0.50})
+    lab.net("cc", {"pgd-8/255": 0.60})
+    lab.net("fpgm", {"pgd-8/255": 0.40})
+    with pytest.raises(NotRun, match="only 2 of the methods"):
+        decision(lab.case())
+    lab.net("sfp", {"pgd-8/255": 0.40})
+    assert decision(lab.case()).verdict == DIRECTION
+    lab.net("l2", {"pgd-8/255": 0.55})
+    decision, _ = ranked([*against, Net("l2")], ("pgd-8/255",), (), who=SR)
+    found = decision(lab.case())
+    assert found.verdict == DIFFERS and found.ours == "pgd-8/255: rank 3 of 5" and "surely behind cc, l2" in found.reason
+
+
+def test_fragility_needs_two_networks_of_equal_benign_accuracy_that_fall_apart(lab):
+    decision, _ = equal_but_fragile(("pgd-8/255",), ())
+    for method in ("sr-gkp", "cc", "fpgm"):
+        lab.net(method)
+    lab.net("sfp", {"clean": 0.80, "pgd-8/255": 0.1})  # falls apart, but is another network without attack
+    assert decision(lab.case()).verdict == DIFFERS
+    lab.net("hrank", {"clean": 0.895, "pgd-8/255": 0.3})
+    found = decision(lab.case())
+    assert found.verdict == DIRECTION and found.value == pytest.approx(0.1)
+    assert "hrank, 90.0 and 89.5 % without attack" in found.reason
+
+
+# ---- values, costs, protocols ----
+
+
+def test_a_value_is_the_best_epoch_in_the_papers_setting_and_is_never_read_off_a_shorter_one(tmp_path):
+    log = [{"clean": 0.9408, "fgsm-0.01": 0.70, "fgsm-0.1": 0.4517, "pgd-8/255": 0.44},
+           {"clean": 0.90, "fgsm-0.01": 0.764, "fgsm-0.1": 0.40, "pgd-8/255": 0.4485}]  # fmt: skip
+    (tmp_path / "long").mkdir()
+    long = Lab(tmp_path / "long", model="resnet56", epochs=300)
+    long.net("sr-gkp", log=log)
+    found = decide(claim("value-table-10"), long.case())[0]
+    assert found.verdict == REPRODUCED and found.ours == "94.08 / 76.40 / 45.17 / 44.85 %"
+    worse = Lab(tmp_path, model="resnet56", epochs=300)
+    worse.net("sr-gkp", log=[{**log[0], "fgsm-0.01": 0.70}])
+    found = decide(claim("value-table-10"), worse.case())[0]
+    assert found.verdict == DIFFERS and "outside the tolerance: fgsm-0.01" in found.reason
+
+
+def test_a_value_of_a_shorter_fine_tuning_is_not_run_and_says_what_it_needs(tmp_path):
+    lab = Lab(tmp_path, model="resnet56", epochs=1)
+    lab.net("sr-gkp", log=[dict.fromkeys(("clean", "fgsm-0.01", "fgsm-0.1", "pgd-8/255"), 0.9)])
+    found = decide(claim("value-table-10"), lab.case())[0]
+    assert found.verdict == NOT_RUN and "needs about 15 GPU-hours at most" in found.reason
+
+
+def test_the_authors_own_network_must_agree_within_a_twentieth_of_a_point(tmp_path):
+    official = PretrainedCell(weights="srgkp-official")
+    reported = {"clean": 0.9199, "fgsm-0.01": 0.6715, "fgsm-0.1": 0.1980, "fgsm-0.01-true": 0.6191, "fgsm-0.1-true": 0.1509}
+    for name, off, verdict in (("same", 0.0, REPRODUCED), ("near", 0.0005, REPRODUCED), ("far", 0.0006, DIFFERS)):
+        (tmp_path / name).mkdir()
+        lab = Lab(tmp_path / name, n=10_000)
+        lab.add(official, {})
+        lab.add(
+            EvaluateCell(net=official, protocol="paper"), {}, accuracy={**reported, "clean": 0.9199 + off}, protocol="paper"
+        )
+        found = decide(claim("official-unpruned"), lab.case())[0]
+        assert (found.verdict, found.n) == (verdict, 10_000)
+
+
+@pytest.mark.parametrize(("slow", "verdict"), [(0.5, DIRECTION), (0.05, DIFFERS)])
+def test_a_cost_ratio_is_that_of_the_recorded_seconds(lab, slow, verdict):
+    took = {"layers": 18, "of": 18, "snaking": 0.001, "kpca": 0.0, "spectral": 0.0, "dbscan": slow}
+    lab.add(TimingCell(net=lab.baseline), {"grouping": took})
+    found = decide(claim("snaking-cheaper"), lab.case())[0]
+    assert found.verdict == verdict and found.value == pytest.approx(slow / 0.001)
+
+
+def test_fgsm_with_predicted_labels_is_found_to_flatter(lab):
+    lab.net("baseline")
+    lab.net("sr-gkp")
+    found = decide(claim("fgsm-labels"), lab.case())[0]
+    assert found.verdict == DIFFERS and found.value == pytest.approx(0.1)
+
+
+def test_choosing_the_epoch_on_the_test_set_is_measured_from_the_logs(lab):
+    peak = [{**SHARP, "fgsm-0.1": 0.36}, SHARP]
+    for method in ("sr-gkp", "cc", "fpgm"):
+        lab.net(method, log=peak)
+    found = decide(claim("epoch-chosen-on-test"), lab.case())[0]
+    assert found.verdict == DIFFERS and found.ours == "+2.00 points"
+
+
+def test_pixel_space_leaves_an_undefended_network_nothing(lab):
+    lab.net("sr-gkp")
+    lab.net("baseline")
+    lab.net("baseline", {"pgd-8/255": 0.0}, part="pixel")
+    found = decide(claim("pgd-is-not-8-255-of-a-pixel"), lab.case())[0]
+    assert found.verdict == DIFFERS and found.ours == "40.0 % in normalised units, 0.0 % in pixels"
+
+
+# ---- which cells ----
+
+
+def test_missing_cells_are_not_run_with_their_count_and_cost(lab):
+    lab.net("sr-gkp")
+    lab.net("tmi-gkp", finished=False)
+    found, cells = decide(claim("sr-over-tmi"), lab.case())
+    assert found.verdict == NOT_RUN and len(cells) == 4
+    assert "2 of 4 cells are not finished, about " in found.reason and "tmi-gkp of resnet20 is not finished" in found.reason
+
+
+def test_the_second_architecture_decides_where_the_first_has_nothing(tmp_path):
+    lab = Lab(tmp_path, model="resnet20")
+    for method in ("sr-gkp", "tmi-gkp", "cc", "fpgm"):
+        lab.net(method)
+    found = decide(claim("best-or-second-resnet56"), lab.case("resnet56"))[0]
+    assert found.verdict == DIRECTION and "on resnet20, 3 epochs" in found.reason
+
+
+def test_evidence_goes_by_options_rate_and_epochs_never_by_place(lab):
+    lab.net("sr-gkp", options={"alpha": 0.1})
+    lab.net("sr-gkp", rate=10 / 16)
+    lab.net("sr-gkp", epochs=1)
+    lab.net("sr-gkp", scratch=True)
+    lab.net("sr-gkp", seed=5)
+    index = lab.case().index
+    assert {seed: cell.epochs for seed, cell in index.networks(SR, "resnet20").items()} == {5: 3}
+    assert index.networks(Net("sr-gkp", (("alpha", 0.1),)), "resnet20")[0].options == (("alpha", 0.1),)
+    assert index.networks(Net("sr-gkp", (), 10 / 16), "resnet20")[0].rate == 10 / 16
+    assert index.networks(BASELINE, "resnet20") == {0: lab.baseline}
+    assert index.networks(SR, "resnet56") == {}
+
+
+def test_digits_give_no_verdict_though_the_arithmetic_runs(tmp_path):
+    lab = Lab(tmp_path, dataset="digits")
+    lab.net("sr-gkp", {"pgd-8/255": 0.5})
+    lab.net("tmi-gkp")
+    found = decide(claim("sr-over-tmi"), lab.case())[0]
+    assert found.verdict == NO_VERDICT and found.value == pytest.approx(0.1 / 3)
+    assert not any(word in NO_VERDICT for word in VERDICTS)
+
+
+# ---- every claim ----
+
+
+def test_every_table_and_figure_has_a_claim_and_ids_are_unique():
+    items = {item for c in claims() for item in c.items}
+    assert items == {*(f"Table {n}" for n in TABLES), *(f"Figure {n}" for n in FIGURES), "text"}
+    assert len({c.id for c in claims()}) == len(claims())
+    assert {c.kind for c in claims()} == set(KINDS)
+
+
+@pytest.mark.parametrize("profile", ["quick", "cifar10", "paper"])
+def test_the_cells_of_every_claim_are_cells_of_the_profile(profile):
+    index = Index.of(profile)
+    known = {cell.hash for cell in index.cells}
+    without = set()
+    for c in claims():
+        per_model = [c.find(index, model) for model in c.models]
+        assert known.issuperset(cell.hash for cells in per_model for cell in cells)
+        if not any(per_model):
+            without.add(c.id)
+    decided_elsewhere = {c.id for c in claims() if not c.models}  # counted, computed, printed, or of other data sets
+    costly = {c.id for c in claims() if c.gpu_hours}
+    assert without <= decided_elsewhere | costly | {"official-unpruned", "official-one-shot"}
+    if profile == "paper":
+        assert without <= decided_elsewhere | {"official-unpruned", "official-one-shot"}
+
+
+def test_gpu_hours_are_scaled_from_the_published_wall_time():
+    assert gpu_hours(GpuRun("resnet20", 1)) == pytest.approx(146 / 60)
+    assert gpu_hours(GpuRun("resnet56", 2)) == pytest.approx(2 * 146 / 60 * 126.561 / 40.938)
+    assert claim("tiny-resnet-56").gpu_hours == pytest.approx(3 * 146 / 60 * 506.254 / 40.938 * 2)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return verdicts("cifar10")
+
+
+def test_a_verdict_row_has_everything_and_every_number_its_n_seeds_and_interval(table):
+    points = table.points
+    wanted = {"id", "item", "statement", "reported", "ours", "n", "seeds", "interval", "tolerance", "verdict", "reason",
+              "command", "minutes"}  # fmt: skip
+    assert wanted <= set(points) and len(points) == len(claims()) == len(table.shown)
+    assert set(points["verdict"]) <= set(VERDICTS)
+    for column in ("item", "statement", "reported", "tolerance", "reason", "command", "page"):
+        assert (points[column] != "").all(), column
+    measured = points[points["ours"] != ""]
+    assert (measured["n"] > 0).all() and (measured["seeds"] > 0).all() and (measured["interval"] != "").all()
+    assert (points.loc[points["ours"] == "", "verdict"] == NOT_RUN).all()
+    assert points["minutes"].ge(0).all()
+    only = points["command"].str.extract(r"make reproduce PROFILE=cifar10 ONLY=(\S+)$")[0]
+    assert set(only) <= NOTEBOOKS
+
+
+def test_what_no_profile_can_run_says_what_it_takes(table):
+    rows = table.points.set_index("id")
+    for name in ("imagenet-self-trained", "tiny-resnet-56", "best-or-second-resnet110", "value-table-12"):
+        assert rows.loc[name, "verdict"] == NOT_RUN and "GPU-hours" in rows.loc[name, "reason"]
+
+
+def test_counter_evidence_inside_the_paper_has_its_rows(table):
+    rows = table.points.set_index("id")
+    assert (rows.loc[rows["kind"] == "internal", "seeds"] == 1).all()
+    reason = rows.loc["printed-best-or-second-11", "reason"]
+    assert rows.loc["printed-best-or-second-11", "verdict"] == DIFFERS
+    assert "fgsm-0.1: FPGM 54.15, GAL 52.79, SFP 53.62; pgd-8/255: FPGM 52.82, GAL 57.55, SFP 52.57" in reason
+    assert rows.loc["printed-mean-ranks", "verdict"] == REPRODUCED
+    for name in ("printed-text-rap", "printed-text-imagenet", "printed-labels", "printed-copies", "printed-1600",
+                 "printed-high-frequencies", "printed-epoch-choice", "printed-mean-ranks-resnet110"):  # fmt: skip
+        assert rows.loc[name, "verdict"] == DIFFERS, name
+    assert rows.loc["printed-1600", "ours"] == "1,826 times"
+    assert "Table 17, CC, Best (a): 69.99; Table 18, L1Norm-B, Best (b): 26.19" in rows.loc["printed-labels", "reason"]
+
+
+def test_counts_are_reproduced_to_the_last_digit_but_for_the_misprint(table):
+    rows = table.points.set_index("id")
+    assert all(
+        rows.loc[f"macs-{model}", "verdict"] == REPRODUCED for model in ("resnet20", "resnet32", "resnet56", "resnet110")
+    )
+    assert rows.loc["macs-vgg16_bn", "reason"] == "314.433 instead of 313.433"
+
+
+def test_a_notebook_can_ask_for_its_own_tables():
+    found = verdicts("quick", item=["Table 5", "Figure 4"])
+    assert all({"Table 5", "Figure 4"} & set(item.split(", ")) for item in found.points["item"]) and len(found.points) >= 4
+    assert set(found.points["verdict"]) == {NO_VERDICT}
+    with pytest.raises(BadInput, match="no claim is about 'Table 21'; give Table 1 to Table 20"):
+        verdicts("quick", item="Table 21")
+
+
+def test_results_of_a_run_count_whatever_the_stores_hold(lab, monkeypatch, tmp_path):
+    lab.net("sr-gkp", {"pgd-8/255": 0.5})
+    lab.net("tmi-gkp")
+    monkeypatch.setenv("GKP_CELLS", str(tmp_path / "none"))
+    monkeypatch.setattr(profiles, "cells", lambda profile: lab.cells)
+    assert not case_of("cifar10").results
+    found = verdicts("cifar10", list(lab.results.values()), item="Table 2").points.set_index("id")
+    assert found.loc["sr-over-tmi", "verdict"] == DIRECTION
+    assert set(found["verdict"]) <= set(VERDICTS)
