@@ -267,6 +267,8 @@ def test_an_image_that_is_misclassified_without_attack_is_never_right_and_can_be
     assert found.clean.astype(int).tolist() == [[1, 1, 1], [0, 1, 1]]
     common = found.to_frame(common=True)
     assert set(common["n"]) == {2} and found.matrix(common=True).to_numpy().tolist() == [[0.5, 1], [1, 1]]
+    mirror = Direction(-1.0, 0.0)  # wrong wherever `one` is right, until the attack on `one` takes the image across
+    assert transfer({"one": one, "mirror": mirror}, images((130, 100)), attack="fgsm", eps="8/255").right[0].sum() == 0
     with pytest.raises(BadInput, match="no image is classified correctly by all networks"):
         transfer({"a": one, "b": other}, images((130, 100)), attack="fgsm").matrix(common=True)
 
