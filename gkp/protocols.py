@@ -54,7 +54,7 @@ def space_of(net: nn.Module, data: Dataset, protocol: str) -> Space:
     mean, std = (torch.tensor(numbers, device=device, dtype=dtype).view(1, -1, 1, 1) for numbers in (data.mean, data.std))
     lows = [(0 - m) / s for m, s in zip(data.mean, data.std, strict=True)]
     highs = [(1 - m) / s for m, s in zip(data.mean, data.std, strict=True)]
-    bounds = PAPER_BOX.get(data.name, (min(lows), max(highs)))
+    bounds = PAPER_BOX.get(data.name.partition("+")[0], (min(lows), max(highs)))  # "cifar10+rotate-10" too
     inside = getattr(net, "from_normalised", None)
     if inside is not None and _same(getattr(net, "mean", None), mean) and _same(getattr(net, "std", None), std):
         model: Model = inside  # the paper's path, bit for bit

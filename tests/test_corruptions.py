@@ -169,7 +169,7 @@ def robustbench_corruptions() -> tuple[str, ...]:
 
 def test_the_corruption_score_is_the_plain_mean_of_75_accuracies_as_robustbench_has_it(cifar10c):
     theirs = robustbench_corruptions()
-    assert corruptions.CORRUPTIONS == theirs
+    assert theirs == corruptions.CORRUPTIONS
     table = corruption_accuracy(Brightness(), n_examples=3, batch_size=2)
     assert table.shape == (15, 5) and table.index.tolist() == list(theirs)
     # of images 0, 1, 2 with labels 0, 9, 1: the second is always right, the others where the grey level is that of their class

@@ -5,11 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from gkp.datasets import Dataset, load_dataset
 from gkp.errors import BadInput
-from gkp.evaluation import accuracy
+from gkp.evaluation import accuracy, predict
 from gkp.frequency import CONVENTIONS, THETAS, high_frequency, high_pass, low_frequency, low_mask, low_pass
+from gkp.plots import reconstructions
 
 N = 32
 
@@ -155,9 +157,47 @@ def test_accuracy_falls_with_theta_as_in_table_1():
     assert found[0] > found[1] > found[2]
 
 
+def test_figure_2_shows_every_version_of_one_image_with_what_each_network_makes_of_it(tmp_path):
+    data = load_dataset("digits", "test").first(5)
+    nets = {"always three": Always(3), "by its grey": Brightness()}
+    figure = reconstructions(data, 4, nets)
+    points = figure.points
+    assert points["part"].tolist() == ["image"] * 2 + ["low"] * 6 + ["high"] * 6
+    assert points["theta"].dropna().tolist() == [theta for _ in range(2) for theta in THETAS for _ in nets]
+    assert set(points["true class"]) == {f"class {int(data.labels[4])}"}
+    assert (points[points["network"] == "always three"]["predicted"] == "class 3").all()
+    grey = points[points["network"] == "by its grey"].set_index(["part", "theta"])["predicted"]
+    for part, change in (("low", low_frequency), ("high", high_frequency)):
+        for theta in THETAS:
+            seen = predict(Brightness(), change(data, theta))[4]
+            assert grey[part, theta] == f"class {int(seen.argmax())}"
+    assert (points["right"] == (points["predicted"] == points["true class"])).all()
+    figure.save("figure_2", tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["figure_2.csv", "figure_2.png", "figure_2.svg"]
+    shown = [ax.images[0].get_array() for ax in figure.drawing.axes if ax.images]
+    assert np.array_equal(shown[0], data.images[4].permute(1, 2, 0).numpy()) and len(shown) == 7
+    assert np.array_equal(shown[-1], high_frequency(data, 0.7).images[4].permute(1, 2, 0).numpy())
+
+
+class Always(nn.Module):
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 5.0 * torch.eye(10)[self.k].expand(len(x), -1)
+
+
+class Brightness(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -100 * (x.std(dim=(1, 2, 3))[:, None] - torch.arange(10) / 25).abs()
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (lambda x: reconstructions(toy(), 5, {"a": Always(0)}), "give positions in 0..1"),
+        (lambda x: reconstructions(toy(), 0, {}), "at least one network"),
         (lambda x: high_pass(x, 1.5), r"theta is 1.5; with convention 'half-side' it must be a number from 0 to 1"),
         (lambda x: high_pass(x, float("nan")), "theta is nan"),
         (lambda x: high_pass(x, "0.3"), "theta is '0.3'"),

@@ -11,7 +11,7 @@ import torch
 
 from gkp.checkpoints import save_model
 from gkp.corruptions import gaussian_noise, rotate, shift
-from gkp.datasets import load_dataset
+from gkp.datasets import CIFAR10_MEAN, CIFAR10_STD, Dataset, load_dataset
 from gkp.errors import BadInput
 from gkp.evaluation import Outcomes, benchmark
 from gkp.frequency import CONVENTIONS, DEFAULT, high_frequency, low_frequency
@@ -87,6 +87,13 @@ def test_reading_a_name_loads_neither_torch_nor_data():
     read = f"from gkp.variants import parse_variant; [parse_variant(name) for name in {EXAMPLES}]"
     code = f"{read}; import sys; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_changed_set_is_attacked_in_the_box_that_the_paper_gives_the_set_itself():
+    images, labels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 9])
+    data = Dataset("cifar10", "test", images, labels, 10, CIFAR10_MEAN, CIFAR10_STD)
+    boxes = [benchmark(build_model("resnet20"), test, protocol="paper", attacks=()).bounds for test in (data, rotate(data, 10))]
+    assert boxes == [(-2.4291, 2.7537)] * 2
 
 
 # --- cells ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ error bars are always shown where there is an interval.
 """
 
 from gkp.plots.figure import PALETTE, Figure
+from gkp.plots.frequency import reconstructions
 from gkp.plots.mechanism import beam, granularities, snaking
 from gkp.plots.results import (
     frequency_lines,
@@ -26,6 +27,7 @@ __all__ = [
     "method_bars",
     "method_colour",
     "pareto",
+    "reconstructions",
     "robustness_curves",
     "snaking",
     "superscore_bars",
