@@ -12,7 +12,7 @@ from gkp import profiles
 from gkp.claims import KINDS, NO_VERDICT, VERDICTS, claims, verdicts
 from gkp.claims.claim import DIFFERS, DIRECTION, NOT_RUN, REPRODUCED, NotRun
 from gkp.claims.evidence import BASELINE, SR, TMI, Case, Index, Net, case_of
-from gkp.claims.hours import GpuRun, gpu_hours
+from gkp.claims.hours import GpuRun, gpu_hours, stated_minutes
 from gkp.claims.orders import Contrast, contrasts, equal_but_fragile, ranked
 from gkp.claims.paired import Spread, difference, judge, quantile, together, tolerance
 from gkp.claims.verdicts import decide
@@ -437,3 +437,13 @@ def test_results_of_a_run_count_whatever_the_stores_hold(lab, monkeypatch, tmp_p
     found = verdicts("cifar10", list(lab.results.values()), item="Table 2").points.set_index("id")
     assert found.loc["sr-over-tmi", "verdict"] == DIRECTION
     assert set(found["verdict"]) <= set(VERDICTS)
+
+
+def test_minutes_are_stated_for_the_cores_a_cell_takes_and_the_attacks_it_makes(lab):
+    one = TrainCell(epochs=1)
+    assert stated_minutes([one]) == pytest.approx(45_000 / 170 / 60)
+    assert stated_minutes([replace(one, threads=2)]) == pytest.approx(45_000 / 340 / 60)
+    paper = EvaluateCell(net=one, protocol="paper", examples=1000)
+    frequency = EvaluateCell(net=one, examples=1000, attacks=(), variant="high-frequency-0.3")
+    cost = [60 * (stated_minutes([cell]) - stated_minutes([one])) for cell in (paper, frequency)]
+    assert cost == pytest.approx([8 * 1000 / 400, 1000 / 400])

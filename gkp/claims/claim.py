@@ -94,7 +94,7 @@ class Claim:
         return self.minutes_of(self.cells(profile))
 
     def minutes_of(self, cells: Sequence[Cell]) -> float:
-        """Minutes for these cells of it: of one core, as estimated from their work, or of a GPU where they are made for one."""
+        """Minutes for these cells of it as estimated from their work, or of a GPU where they are made for one."""
         return 60 * self.gpu_hours if for_gpu(cells) else stated_minutes(cells)
 
     def command(self, profile: str) -> str:

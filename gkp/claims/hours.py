@@ -1,4 +1,4 @@
-"""What deciding a claim costs: minutes of a core for the cells of a profile, GPU-hours for the paper's own setting.
+"""What deciding a claim costs: minutes for the cells of a profile, GPU-hours for the paper's own setting.
 
 GPU-hours are scaled from the one wall time that was published: fine-tuning ResNet-20 for 300 epochs of 50,000 images, with two
 attacks on the test set after each, took 2 h 26 min on a Colab GPU (log of the public code). Scaled by multiply-accumulates,
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gkp.grid.cell import Cell
+from gkp.grid.cells import EvaluateCell
 from gkp.grid.plan import family
 
 _COLAB_HOURS, _COLAB_MACS, _COLAB_IMAGES, _COLAB_EPOCHS = 2 + 26 / 60, 40.938e6, 50_000, 300
@@ -26,6 +27,8 @@ _SETTINGS = {  # PAPER A2, A3: multiply-accumulates of one image, training image
 }
 # units of `Cell.work` that one core does in a second: training images of ResNet-20, passes of an image through it, layers timed
 _PER_SECOND = {"train": 170.0, "prune": 170.0, "evaluate": 400.0, "timing": 1 / 90, "pretrained": 1.0}
+# passes of an image through the network, by kind of evaluation; what `Cell.work` assumes is 8 and 60 for the two protocols
+_PASSES = {"paper": 8.0, "pixel": 60.0, "cascade": 1500.0, "autoattack": 300.0, "unattacked": 1.0}
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,19 @@ def for_gpu(cells: Iterable[Cell]) -> bool:
 
 
 def stated_minutes(cells: Iterable[Cell]) -> float:
-    """Minutes on one core for these cells and all they are built on, from their work alone."""
-    return sum(cell.work / _PER_SECOND.get(cell.stage, 1.0) for cell in family(cells).values()) / 60
+    """Minutes for these cells and all they are built on, one after the other, each on the cores it takes; from their work."""
+    return sum(_stated_seconds(cell) for cell in family(cells).values()) / 60
+
+
+def _stated_seconds(cell: Cell) -> float:
+    work = cell.work
+    if isinstance(cell, EvaluateCell):
+        from gkp.claims.evidence import part_of  # here: it imports this module
+
+        part = part_of(cell)
+        passes = _PASSES.get(part, _PASSES["unattacked"] if part == cell.variant else _PASSES["pixel"])
+        work *= passes / _PASSES[cell.protocol]
+    return work / _PER_SECOND.get(cell.stage, 1.0) / max(1, cell.threads)
 
 
 def hours_in_words(hours: float) -> str:

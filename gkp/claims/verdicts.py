@@ -50,7 +50,7 @@ def verdicts(
 
     results: of a run; whatever else the stores hold is used too, and nothing is computed. item: only claims of this table or
     figure, "Table 2", or of several. In `points` also kind, page, value, low, high (fractions, or the quotient of a cost ratio)
-    and stated_minutes: of one core, from the work of the cells; minutes are those recorded, once all cells are finished.
+    and stated_minutes, from the work of the cells; minutes are those recorded, once all cells are finished.
     A claim whose cells are missing says "not run", how many are missing and what they cost; embedded data give no verdict.
     Raises BadInput for an unknown profile or item.
     """
@@ -121,7 +121,7 @@ def _not_run(claim: Claim, case: Case, cells: Sequence[Cell], why: str) -> Decis
     missing = [cell for cell in cells if cell.hash not in case.results]
     on_gpu = for_gpu(missing)
     if missing:
-        cost = "" if on_gpu else f", about {stated_minutes(missing):.0f} minutes of a core with what they are built on"
+        cost = "" if on_gpu else f", about {stated_minutes(missing):.0f} minutes with what they are built on"
         why = f"{len(missing)} of {len(cells)} cells are not finished{cost} ({why})"
     if claim.gpu_hours and (not missing or on_gpu):
         why += f"; needs {hours_in_words(claim.gpu_hours)}"
