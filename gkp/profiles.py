@@ -116,6 +116,9 @@ def cifar10() -> Groups:
     groups = _groups(baseline, scale)
     public = [PretrainedCell(dataset="cifar10", model=model, weights="akamaster") for model in ("resnet32", "resnet56")]
     groups["cost"] += [*public, *(TimingCell(net=net, **scale.timing) for net in public)]
+    official = PretrainedCell(dataset="cifar10", model="resnet20", weights="srgkp-official")
+    theirs: list[Network | PruneCell] = [official, PruneCell(net=official, epochs=0)]  # what the published code's log gives
+    groups["reference"] = [*theirs, *evaluations(theirs, protocol="paper", true_labels=True, **scale.paper)]
     large = public[-1]
     nets: list[Network | PruneCell] = [large]
     for epochs in (0, 1):

@@ -1,6 +1,15 @@
 """Tables for notebooks: every number with its n and interval, accuracies in percent, saved as CSV in fractions."""
 
-from gkp.tables.accuracy import accuracies, high_frequency, load_outcomes, mean_ranks, methods_table, row_name, strong_attacks
+from gkp.tables.accuracy import (
+    accuracies,
+    high_frequency,
+    load_networks,
+    load_outcomes,
+    mean_ranks,
+    methods_table,
+    row_name,
+    strong_attacks,
+)
 from gkp.tables.checklist import method_checklist
 from gkp.tables.cost import costs, grouping_times, latencies, published_counts
 from gkp.tables.foot import provenance
@@ -16,6 +25,7 @@ __all__ = [
     "high_frequency",
     "label_choice",
     "latencies",
+    "load_networks",
     "load_outcomes",
     "mean_ranks",
     "method_checklist",

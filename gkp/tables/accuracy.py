@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
+from torch import nn
 
+from gkp.checkpoints import load_model
 from gkp.grid.cell import Cell
 from gkp.grid.cells import EvaluateCell, Network, PruneCell
 from gkp.grid.report import Result
@@ -18,6 +20,20 @@ def load_outcomes(cells: Mapping[str, Cell], results: Sequence[Result]) -> dict[
     """Name -> outcome matrix, for named evaluation cells and the results of running them in that order."""
     by_hash = {result.cell.hash: result for result in results}
     return {name: Outcomes.load(by_hash[cell.hash].folder) for name, cell in cells.items()}
+
+
+def load_networks(results: Sequence[Result], *names: str) -> dict[str, nn.Module]:
+    """Name -> network, for those of the finished networks among `results` that tables call by these names (seed 0 first).
+
+    The compact network where there is one: it is the same function as the masked twin. Names that are not there are left out.
+    """
+    found: dict[str, nn.Module] = {}
+    for result in results:
+        cell = result.cell
+        if isinstance(cell, Network | PruneCell) and row_name(cell) in names and row_name(cell) not in found:
+            compact = result.folder / "compact"
+            found[row_name(cell)] = load_model(compact if compact.exists() else result.file("model")).eval()
+    return found
 
 
 def accuracies(outcomes: Mapping[str, Outcomes], *, keys: Sequence[str] | None = None, title: str = "Accuracy (%)") -> Table:
