@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from gkp.audit.evidence import Evidence, Missing
 from gkp.audit.verdict import (
     FAIL,
@@ -48,9 +46,8 @@ def within_the_ball(evidence: Evidence) -> Check:
         if (count := probe.outside + probe.not_finite + (not probe.farthest <= eps + 1e-6))  # NaN fails
     }
     farthest = max(probe.farthest for probe in probes_of(evidence).values())
-    value = farthest / eps if np.isfinite(farthest) else None
     note = named("outside the ball or the range:", wrong)
-    return finding(FAIL if wrong else PASS, value, 1 + 1e-6 / eps, probed_images(evidence), note)
+    return finding(FAIL if wrong else PASS, farthest / eps, 1 + 1e-6 / eps, probed_images(evidence), note)
 
 
 @numbered(4, "network unchanged and deterministic")

@@ -1,7 +1,7 @@
 """Measures what the checks read: `gather(model, data, ...)` gives an `Evidence`.
 
 Cost: of about 14 attack rows, which is nearly all of an audit. An image that survives everything takes, at the default effort,
-about 220 gradients for PGD, its variants and its ladder, 200 for both APGD and 1,000 forward passes for Square; one that falls
+about 230 gradients for PGD, its variants and its ladder, 200 for both APGD and 1,000 forward passes for Square; one that falls
 takes a handful. Rows that the caller has already (`outcomes`) are not run again.
 """
 
@@ -103,12 +103,13 @@ def gather(
     rows, ladder, matrices, missing = _attacked(subject, eps, effort, outcomes)
     rows |= _scaled(subject, planned(eps, effort)["pgd"], scale, missing)
     rows |= _transferred(subject, parent, right, eps, effort, missing)
+    changed = changed_images(subject, missing)
     probes, unstable, probed = conduct_of(subject, right, rows, effort.probes)
     evidence = Evidence(
         threat=_threat(clean, eps), clean=right, rows=rows, ladder={0.0: right, **ladder}, matrices=(clean, *matrices),
         probes=probes, states=(before, before), unstable=unstable, probed=probed,
         path=input_path(subject, logits, reference_accuracy), gradients=gradients(subject, np.flatnonzero(right)),
-        logit_scale=scale, reported=0.0, changed=changed_images(subject),
+        logit_scale=scale, reported=0.0, changed=changed,
         parent_clean=None if parent is None else right_of(predict(parent, subject.data, batch_size=batch_size), subject.data),
         self_test=self_test or {}, selection=selection, missing=missing,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from gkp.evaluation import adversarial, benchmark, predict
 from gkp.outcomes import AttackSpec, Outcomes
 from gkp.subjects import home
 
-_SHORT = {"steps": 5, "queries": 30, "restarts": 2}  # enough to see how an attack behaves
+_SHORT = {"steps": 3, "queries": 10, "restarts": 2}  # enough to see how an attack behaves
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,12 @@ def gradients(subject: Subject, positions: np.ndarray) -> Gradients:
     return Gradients(len(positions), zero, not_finite)
 
 
-def changed_images(subject: Subject) -> dict[str, np.ndarray]:
-    """Which images stay right when they are changed without looking at the network: beyond Linf."""
+def changed_images(subject: Subject, missing: dict[str, str]) -> dict[str, np.ndarray]:
+    """Which images stay right when they are changed without looking at the network: beyond Linf. `missing`: see `Evidence`."""
     data = subject.data
+    if min(data.images.shape[2:]) < 3:
+        missing["changed"] = "images of fewer than 3 pixels a side cannot be shifted by two"
+        return {}
     sets = {f"gaussian noise {sigma:g}": gaussian_noise(data, sigma, seed=subject.seed) for sigma in (0.01, 0.02, 0.04, 0.08)}
     sets |= {f"shift {dx:+d},{dy:+d}": shift(data, dx, dy) for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (2, 2), (-2, -2))}
     sets |= {f"rotation {degrees:+d}": rotate(data, degrees) for degrees in (-15, -5, 5, 15)}

@@ -9,6 +9,7 @@ rejects at 5 % that both are alike, else "warn". Invariants have no sample: one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
@@ -61,9 +62,9 @@ def numbered(number: int, name: str) -> Callable[[Callable[[Evidence], Check]], 
     return enter
 
 
-def finding(status: str, value: Any, threshold: Any, n: int, note: str) -> Check:
-    """A Check whose number and name are still to be written in."""
-    value, threshold = (None if number is None else round(float(number), 6) for number in (value, threshold))
+def finding(status: str, value: float | None, threshold: float | None, n: int, note: str) -> Check:
+    """A Check whose number and name are still to be written in. What is not finite JSON cannot hold, and becomes None."""
+    value, threshold = (None if x is None or not math.isfinite(x) else round(float(x), 6) for x in (value, threshold))
     return Check(0, "", status, value, threshold, n, note)
 
 
