@@ -25,7 +25,7 @@ from torch import Tensor
 from gkp.attacks.balls import Bounds
 from gkp.attacks.checks import known_norm
 from gkp.attacks.network import Model, probe
-from gkp.errors import BadInput
+from gkp.errors import BadInput, ModelWarning
 
 VERSIONS = ("standard", "custom")
 PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
@@ -161,4 +161,4 @@ def fenced() -> Iterator[None]:
         checks.funcs.update(counts)
         sys.settrace(tracing)
     for text in messages.texts:
-        warnings.warn(f"AutoAttack: {text}", stacklevel=4)
+        warnings.warn(f"AutoAttack: {text}", ModelWarning, stacklevel=4)
