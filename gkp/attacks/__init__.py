@@ -4,11 +4,11 @@
 |---|---|---|
 | `fgsm` | one step along the sign of the gradient (Goodfellow et al. 2015) | 1 gradient |
 | `pgd` | many small steps, each projected back into the eps ball (Madry et al. 2018) | up to `steps` gradients a restart |
-| `square` | random squares, from logits alone (Andriushchenko et al. 2020) | up to `queries` forward passes |
-| `autoattack` | pyautoattack's ensemble (Croce & Hein 2020); **its batch size is part of its result** | 250 to 17,000 passes |
 | `apgd-ce`, `apgd-dlr` | with momentum and a step size that finds itself (Croce & Hein 2020) | up to `steps` + 1 a restart |
 | `apgd-t` | that, towards one other class after another | up to `steps` + 1 a restart and target |
+| `square` | random squares, from logits alone (Andriushchenko et al. 2020) | up to `queries` forward passes |
 | `cascade` | several attacks, each on what the ones before left standing | the sum, fallen images apart |
+| `autoattack` | pyautoattack's ensemble (Croce & Hein 2020); **its batch size is part of its result** | 250 to 17,000 passes |
 
 EVALUATION section 4: untargeted, Linf or L2. `gkp.attack` is the checked entrance: it puts the network in eval mode and leaves
 it as it found it. The plain functions check their options but neither the images nor the mode: the caller has done that.
@@ -27,6 +27,7 @@ from gkp.attacks.autoattack import autoattack
 from gkp.attacks.balls import NORMS, Bounds
 from gkp.attacks.cascade import cascade
 from gkp.attacks.checks import check_images, check_labels, checked_ids, parse_eps
+from gkp.attacks.folding import folded
 from gkp.attacks.gradient import fgsm, pgd, single_step
 from gkp.attacks.losses import LOSSES
 from gkp.attacks.network import (
@@ -59,6 +60,7 @@ __all__ = [
     "check_options",
     "evaluating",
     "fgsm",
+    "folded",
     "input_gradient",
     "logits_and_gradient",
     "logits_of",
@@ -74,12 +76,12 @@ ATTACKS.update(
     {
         "fgsm": fgsm,
         "pgd": pgd,
-        "square": square,
-        "autoattack": autoattack,
         "apgd-ce": apgd_ce,
         "apgd-dlr": apgd_dlr,
         "apgd-t": apgd_t,
+        "square": square,
         "cascade": cascade,
+        "autoattack": autoattack,
     }
 )
 
