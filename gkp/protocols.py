@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from gkp.attacks import Bounds, Model, check_options, parse_eps
+from gkp.attacks.folding import folded
 from gkp.datasets import Dataset
 from gkp.errors import BadInput
 from gkp.outcomes import AttackSpec
-from gkp.subjects import home
+from gkp.subjects import first_images, home
 
 PROTOCOLS = ("paper", "pixel")
 PIXEL_EPS = tuple(k / 255 for k in (0.25, 0.5, 1, 2, 4, 8))  # naturally trained networks are told apart below 8 / 255
@@ -37,6 +38,7 @@ Attacks = Sequence[str | AttackSpec | Mapping[str, Any]] | str | AttackSpec | Ma
 class Space:
     """Where a protocol attacks: how it gets there from pixels, the network seen from there, and the clip box.
 
+    twin: what attacks that ask hundreds of times are run on, None for the network itself, which judges what they find.
     attacks_all: also images that are misclassified without attack, counting them if the attack makes them right.
     """
 
@@ -44,12 +46,17 @@ class Space:
     model: Model
     bounds: Bounds
     attacks_all: bool
+    twin: Model | None = None
 
 
-def space_of(net: nn.Module, data: Dataset, protocol: str) -> Space:
-    """EVALUATION section 1. The paper's loader normalises by the data set's mean and std, in float32 as torchvision does."""
+def space_of(net: nn.Module, data: Dataset, protocol: str, *, fold: bool = False) -> Space:
+    """EVALUATION section 1. The paper's loader normalises by the data set's mean and std, in float32 as torchvision does.
+
+    fold: in the pixel protocol, attack a twin with its BatchNorms folded into the convolutions, where there is one.
+    """
     if protocol == "pixel":
-        return Space(lambda x: x, net, (0.0, 1.0), attacks_all=False)
+        twin = folded(net, first_images(net, data)) if fold else net
+        return Space(lambda x: x, net, (0.0, 1.0), attacks_all=False, twin=None if twin is net else twin)
     device, dtype = home(net)
     mean, std = (torch.tensor(numbers, device=device, dtype=dtype).view(1, -1, 1, 1) for numbers in (data.mean, data.std))
     lows = [(0 - m) / s for m, s in zip(data.mean, data.std, strict=True)]
@@ -64,6 +71,12 @@ def space_of(net: nn.Module, data: Dataset, protocol: str) -> Space:
             return net(z * std + mean)
 
     return Space(lambda x: (x - mean) / std, model, bounds, attacks_all=True)
+
+
+def asks_often(spec: AttackSpec) -> bool:
+    """Whether the attack is run on the folded twin. FGSM and PGD are not: their outcomes are kept bit for bit, as stored cells
+    have them; nor is autoattack, which agrees with RobustBench's to the image."""
+    return spec.attack not in ("fgsm", "pgd") and not spec.together
 
 
 def attack_rows(

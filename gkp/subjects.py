@@ -55,7 +55,7 @@ def check_sizes(batch_size: int, seed: int) -> None:
 
 def check_fit(net: nn.Module, data: Dataset) -> None:
     """Raises BadInput unless `net` takes the images and has the classes of `data`."""
-    classes = probe(net, _first_images(net, data)[:1])
+    classes = probe(net, first_images(net, data)[:1])
     if classes != data.num_classes:
         raise BadInput(f"the network has {classes} logits, {data.name} {data.num_classes} classes; give a network made for it")
 
@@ -66,7 +66,7 @@ def check_behaviour(net: nn.Module, data: Dataset, *, allow_nondeterministic: bo
     Raises BadInput for answers that differ by more than rounding, unless that is allowed: then a ModelWarning is given, as it
     is for a network that returns probabilities.
     """
-    x = _first_images(net, data)
+    x = first_images(net, data)
     first, second = logits_of(net, x), logits_of(net, x)
     apart = (first - second).abs().max().item()
     if apart > 1e-4 * first.abs().max().item():
@@ -120,7 +120,8 @@ def state_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _first_images(net: nn.Module, data: Dataset) -> Tensor:
+def first_images(net: nn.Module, data: Dataset) -> Tensor:
+    """(n, C, H, W) in [0, 1], 16 at most, as the network takes them: what it is asked about before an evaluation."""
     device, dtype = home(net)
     return to_unit(data.images[:_ASKED].to(device)).to(dtype)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toys import GREY, SPREAD, Net, Threshold, noise, pixels_apart
 
+from gkp import protocols
 from gkp.checkpoints import load_model
 from gkp.datasets import load_dataset
 from gkp.errors import BadInput
@@ -175,6 +176,25 @@ def test_fgsm_shares_one_gradient_among_all_radii():
     assert net.backwards == 2  # one a batch
     # beforehand 3 calls; then for 2 batches the clean pass and 6 radii
     assert len(net.in_pixels) == 3 + 2 * (1 + 6)
+
+
+def test_long_attacks_run_on_a_folded_twin_and_the_network_itself_judges_them(monkeypatch):
+    net, data = Net(), noise(60)
+    options = {"attacks": [{"attack": "apgd-ce", "options": {"steps": 5}}, "pgd"], "eps": "1/255"}
+    outcomes, asked = {}, []
+
+    def useless(net: nn.Module, x: Tensor) -> nn.Module:  # wrong about every image from the start: nothing is attacked
+        twin = Net().eval()
+        twin.body[8].weight.data.neg_()
+        twin.register_forward_hook(lambda *_: asked.append(1))
+        return twin
+
+    for name, twin in (("folded", protocols.folded), ("none", lambda net, x: net), ("useless", useless)):
+        monkeypatch.setattr(protocols, "folded", twin)
+        outcomes[name] = benchmark(net, data, **options).right
+    assert asked and 0 < outcomes["none"][1].sum() < outcomes["none"][0].sum()
+    assert np.array_equal(outcomes["useless"], outcomes["none"])  # the attack goes on where only the twin was wrong
+    assert (outcomes["folded"] != outcomes["none"]).sum() <= 1 and np.array_equal(outcomes["folded"][2], outcomes["none"][2])
 
 
 # --- what outcomes depend on ----------------------------------------------------------------------------------------
