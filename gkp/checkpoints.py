@@ -97,9 +97,9 @@ def load_model(
     """A network in eval mode that takes [0, 1] NCHW images and returns logits.
 
     source: an architecture name (`gkp.models.BUILDERS`), or a folder that `save_model` wrote. weights, for a name: "akamaster"
-    (ResNet-20/32/44/56/110 by Yerlan Idelbayev), "srgkp-official" (ResNet-20 of the paper's authors), a folder of ours, or None
-    for a new initialisation by `seed` with `fields` (num_classes, shortcut, mean, std). into: for a saved network that is not
-    one of ours, a dense instance of it to fill.
+    (ResNet-20/32/44/56/110 by Yerlan Idelbayev), "srgkp-official" (ResNet-20 of the paper's authors), "gkp" (trained here, in
+    data/checkpoints), a folder of ours, or None for a new initialisation by `seed` with `fields` (num_classes, shortcut, mean,
+    std). into: for a saved network that is not one of ours, a dense instance of it to fill.
     Raises BadInput for an unknown name, a file that is missing, truncated, tampered with, or of another architecture.
     """
     if weights is not None and str(source) in BUILDERS:
@@ -107,6 +107,8 @@ def load_model(
             if fields:
                 raise BadInput(f"{source} with weights {weights} has its {', '.join(fields)} already; leave them out")
             return _load_public(str(source), str(weights)).eval()
+        if weights == "gkp" and (found := locate(f"checkpoints/{source}-gkp/model.json")):
+            return _load_folder(found.parent, into, expected=str(source)).eval()
         if (Path(weights) / "model.json").is_file():
             return _load_folder(Path(weights), into, expected=str(source)).eval()
         known = [w for name, w in PUBLIC if name == source]
