@@ -180,7 +180,7 @@ def test_fgsm_shares_one_gradient_among_all_radii():
 
 def test_long_attacks_run_on_a_folded_twin_and_the_network_itself_judges_them(monkeypatch):
     net, data = Net(), noise(60)
-    options = {"attacks": [{"attack": "apgd-ce", "options": {"steps": 5}}, "pgd"], "eps": "1/255"}
+    options = {"attacks": [{"attack": "apgd-ce", "options": {"steps": 5}}, "pgd", "fgsm"], "eps": "1/255"}
     outcomes, asked = {}, []
 
     def useless(net: nn.Module, x: Tensor) -> nn.Module:  # wrong about every image from the start: nothing is attacked
@@ -194,7 +194,7 @@ def test_long_attacks_run_on_a_folded_twin_and_the_network_itself_judges_them(mo
         outcomes[name] = benchmark(net, data, **options).right
     assert asked and 0 < outcomes["none"][1].sum() < outcomes["none"][0].sum()
     assert np.array_equal(outcomes["useless"], outcomes["none"])  # the attack goes on where only the twin was wrong
-    assert (outcomes["folded"] != outcomes["none"]).sum() <= 1 and np.array_equal(outcomes["folded"][2], outcomes["none"][2])
+    assert (outcomes["folded"] != outcomes["none"]).sum() <= 1 and np.array_equal(outcomes["folded"][3], outcomes["none"][3])
 
 
 # --- what outcomes depend on ----------------------------------------------------------------------------------------

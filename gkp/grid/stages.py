@@ -127,7 +127,7 @@ def _soft_epochs(params: Mapping[str, Any]) -> int:
     return soft
 
 
-@stage("evaluate", revision=1)
+@stage("evaluate", revision=2)
 def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
     """The parent network's outcome matrix; figures: accuracy and interval under each attack, as fractions, with n and seed."""
     net = load_model(parents["net"] / "model")
