@@ -151,7 +151,9 @@ def _stand_ins() -> Iterator[None]:
     if "autoattack" in sys.modules or find_spec("autoattack") is not None:
         yield
         return
-    package, state = ModuleType("autoattack", "A stand-in on pyautoattack."), import_module("pyautoattack.state")
+    from pyautoattack import state
+
+    package = ModuleType("autoattack", "A stand-in on pyautoattack.")
     package.__path__ = []  # a package, so that its submodule can be imported
     package.AutoAttack, package.state = AutoAttack, state  # type: ignore[attr-defined]
     stand_ins = {"autoattack": package, "autoattack.state": state}
