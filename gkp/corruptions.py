@@ -6,7 +6,7 @@ and rotations bring in black, as the crops of the training do.
 
 CIFAR-10-C (Hendrycks & Dietterich 2019; 15 corruptions in 5 severities, 2.9 GB) is used when the user has it and never
 downloaded; it is scored as RobustBench does.
-Cost: noise 0.15 ms an image of 32x32, shifts and rotations less; a ladder is one forward pass an image for each of its rungs.
+Cost: noise 0.1 ms an image of 32x32, shifts and rotations half of that; a ladder is one forward pass an image and rung.
 """
 
 from __future__ import annotations
