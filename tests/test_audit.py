@@ -25,7 +25,7 @@ from gkp.outcomes import AttackSpec, Outcomes
 from gkp.training import Recipe, train
 
 EPS, N = 24 / 255, 40
-QUICK = Effort(steps=10, apgd_steps=10, queries=100, draws=3, probes=6)
+QUICK = Effort(steps=10, apgd_steps=10, queries=200, draws=3, probes=6)
 MEAN, STD = 0.3052, 0.3185  # of the digits
 
 
