@@ -55,6 +55,7 @@ def declare(add: Add) -> None:
         "--reference-accuracy", type=float, default=None, metavar="P", help="what it is known to reach, e.g. 0.917"
     )
     sub.add_argument("--selection", default=None, help='how the checkpoint was chosen: "last epoch", "validation" or "test"')
+    sub.add_argument("--outcomes", type=Path, default=None, help="folder that `gkp benchmark --out` wrote, to be reused")
     sub.add_argument("--out", type=Path, default=None, help="folder for card.md and card.json")
     json_flag(sub)
 
@@ -113,6 +114,7 @@ def _benchmark(arguments: argparse.Namespace) -> None:
 def _audit(arguments: argparse.Namespace) -> int:
     from gkp.audit import audit
     from gkp.checkpoints import load_model
+    from gkp.outcomes import Outcomes
 
     _warnings_in_one_line()
     card = audit(
@@ -124,14 +126,19 @@ def _audit(arguments: argparse.Namespace) -> int:
         parent=load_model(arguments.parent) if arguments.parent else None,
         reference_accuracy=arguments.reference_accuracy,
         selection=arguments.selection,
+        outcomes=Outcomes.load(arguments.outcomes) if arguments.outcomes else None,
     )
     if arguments.out is not None:
         card.save(arguments.out)
     if arguments.json:
         print_json(card.to_json())
     else:
-        print(card.to_markdown())
-    return 1 if card.status == "fail" else 0
+        threat = card.facts["threat_model"]
+        where = f"first {threat['n']:,} test images, seed {threat['seed']}"
+        print(f"{arguments.dataset}, Linf {threat['eps_text']}, {where}: robust accuracy {100 * card.reported:.2f} %")
+        print_columns([("", "CHECK", "STATUS", "NOTE")] + [(str(c.number), c.name, c.status, c.note) for c in card.checks])
+        print(f"audit: {card.status}" + ("; gradients are masked: the accuracy is an upper bound" if card.masked else ""))
+    return 1 if card.flags else 0
 
 
 def _leaderboard(arguments: argparse.Namespace) -> None:
