@@ -1,4 +1,4 @@
-"""Attacks against linear models (closed form), against foolbox, and against everything a user may pass by mistake."""
+"""FGSM, PGD and what all attacks share: linear models (closed form), and everything that a user may pass by mistake."""
 
 from __future__ import annotations
 
@@ -7,88 +7,21 @@ import random
 import numpy as np
 import pytest
 import torch
+from attack_nets import Counting, Linear, Plateau, W, conv_net, images, lengths, margin, own_labels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import gkp
-from gkp.attacks import ATTACKS, MIN_ROWS, evaluating, fgsm, input_gradient, logits_and_gradient, parse_eps, pgd
-from gkp.checkpoints import load_model
+from gkp.attacks import ATTACKS, MIN_ROWS, fgsm, input_gradient, logits_and_gradient, parse_eps, pgd
 from gkp.errors import BadInput
 from gkp.evaluation import state_sha256
 
-W = torch.tensor([[0.5, -2.0, 0.0, 1.5]])  # ||w||_1 = 4, ||w||_2 = sqrt(6.5)
-
-
-class Linear(nn.Module):
-    """Two logits: 0 and w . x + b, so that the margin of label 1 is w . x + b."""
-
-    def __init__(self, w: Tensor = W, b: float = 0.0):
-        super().__init__()
-        self.w, self.b = nn.Parameter(w.clone()), b
-
-    def forward(self, x: Tensor) -> Tensor:
-        score = x.flatten(1) @ self.w[0] + self.b
-        return torch.stack([torch.zeros_like(score), score], dim=1)
-
-
-class Plateau(nn.Module):
-    """The margin of label 1 is `height` up to a pixel value of 0.5, then falls by `slope` for each unit."""
-
-    def __init__(self, height: float, slope: float):
-        super().__init__()
-        self.height, self.slope = height, slope
-
-    def forward(self, x: Tensor) -> Tensor:
-        score = self.height - self.slope * F.relu(x.flatten(1).sum(1) - 0.5)
-        return torch.stack([torch.zeros_like(score), score], dim=1)
-
-
-class Counting(nn.Module):
-    """A network that remembers how many images it saw in each call."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net, self.seen = net, []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(len(x))
-        return self.net(x)
-
-
-def conv_net(channels: int = 3, seed: int = 0) -> nn.Module:
-    """A small fixed network with BatchNorm and dropout, its statistics away from their defaults, in training mode."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = nn.Sequential(
-            nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5),
-            nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5),
-        )  # fmt: skip
-        net[1].running_mean.uniform_(-0.5, 0.5)
-        net[1].running_var.uniform_(0.5, 2)
-        net[8].weight.data.mul_(8)
-    return net
-
-
-def images(n: int, shape: tuple[int, int, int] = (3, 8, 8), seed: int = 1) -> Tensor:
-    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed))
-
-
-def own_labels(net: nn.Module, x: Tensor) -> Tensor:
-    with evaluating(net), torch.no_grad():
-        return net(x).argmax(1)
-
-
-def margin(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits = model(x)
-    right = logits.gather(1, y[:, None])[:, 0]
-    return right - logits.scatter(1, y[:, None], -torch.inf).amax(1)
-
-
-def lengths(delta: Tensor, norm: str) -> Tensor:
-    return delta.flatten(1).norm(dim=1, p=float("inf") if norm == "linf" else 2)
+OWN = {  # attacks by gradients, with options that keep tests short
+    "fgsm": {}, "pgd": {"steps": 4, "restarts": 2}, "apgd-ce": {"steps": 12}, "apgd-dlr": {"steps": 6, "restarts": 2},
+    "apgd-t": {"steps": 6, "targets": 2},
+    "cascade": {"attacks": ("fgsm", {"attack": "pgd", "steps": 4}, {"attack": "apgd-dlr", "steps": 6})},
+}  # fmt: skip
 
 
 # --- closed form ----------------------------------------------------------------------------------------------------
@@ -159,15 +92,15 @@ def test_a_gradient_whose_squares_underflow_still_gives_an_l2_step_of_full_lengt
 
 @settings(max_examples=40, deadline=None)
 @given(
-    eps=st.floats(0, 1), norm=st.sampled_from(["linf", "l2"]), name=st.sampled_from(["fgsm", "pgd"]),
+    eps=st.floats(0, 1), norm=st.sampled_from(["linf", "l2"]), name=st.sampled_from([*OWN]),
     n=st.integers(1, 4), channels=st.integers(1, 3), side=st.integers(2, 7), seed=st.integers(0, 2**64 - 1),
-    drop_fallen=st.booleans(), random_start=st.booleans(),
+    drop=st.booleans(), random_start=st.booleans(),
 )  # fmt: skip
-def test_perturbations_obey_eps_and_bounds(eps, norm, name, n, channels, side, seed, drop_fallen, random_start):
+def test_perturbations_obey_eps_and_bounds(eps, norm, name, n, channels, side, seed, drop, random_start):
     net = conv_net(channels, seed=seed % 7)
     x = images(n, (channels, side, side), seed=seed % 2**31).mul(1.4).sub(0.2).clamp(0, 1)  # some pixels at the very ends
     y = torch.arange(n) % 5
-    more = {"drop_fallen": drop_fallen, "random_start": random_start, "steps": 4} if name == "pgd" else {}
+    more = {"drop_fallen": drop, "random_start": random_start, "steps": 4} if name == "pgd" else OWN[name]
     found = gkp.attack(net, x, y, name, eps=eps, norm=norm, seed=seed, **more)
     assert found.shape == x.shape and found.dtype == x.dtype and bool(found.isfinite().all())
     assert lengths(found - x, norm).max() <= eps + 1e-6
@@ -175,10 +108,12 @@ def test_perturbations_obey_eps_and_bounds(eps, norm, name, n, channels, side, s
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+@pytest.mark.parametrize("name", OWN)
 def test_eps_zero_gives_the_images_themselves(name, norm):
     net, x = conv_net(), images(5)
-    assert torch.equal(gkp.attack(net, x, own_labels(net, x), name, eps=0, norm=norm), x)
+    assert torch.equal(
+        gkp.attack(net, x, own_labels(net, x), name, eps=0, norm=norm, **(OWN[name] if norm == "linf" else {})), x
+    )
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd"])
@@ -224,19 +159,19 @@ def test_random_starts_fill_the_l2_ball_evenly():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_what_happens_to_an_image_does_not_depend_on_its_neighbours_or_the_batch_size(norm):
-    net, x = conv_net(), images(40)
-    y, ids = own_labels(net, x), torch.arange(40) + 1000
-    eps = 0.02 if norm == "linf" else 0.3
-    together = gkp.attack(net, x, y, "pgd", eps=eps, norm=norm, seed=5, ids=ids, steps=4, restarts=2)
-    for size in (1, 7, 200):
-        options = {"seed": 5, "steps": 4, "restarts": 2, "eps": eps, "norm": norm}
+@pytest.mark.parametrize("name", OWN)
+def test_what_happens_to_an_image_does_not_depend_on_its_neighbours_or_the_batch_size(name, norm):
+    net, x = conv_net(), images(30)
+    y, ids = own_labels(net, x), torch.arange(30) + 1000
+    options = {"seed": 5, "eps": 0.02 if norm == "linf" else 0.3, "norm": norm, **OWN[name]}
+    together = gkp.attack(net, x, y, name, ids=ids, **options)
+    for size in (1, 7):
         parts = zip(x.split(size), y.split(size), ids.split(size), strict=True)
-        apart = [gkp.attack(net, *part, "pgd", ids=who, **options) for *part, who in parts]
+        apart = [gkp.attack(net, *part, name, ids=who, **options) for *part, who in parts]
         assert torch.equal(torch.cat(apart), together)
-        assert torch.equal(gkp.attack(net, x, y, "pgd", ids=ids, batch_size=size, **options), together)
+        assert torch.equal(gkp.attack(net, x, y, name, ids=ids, batch_size=size, **options), together)
     still_right = own_labels(net, together) == y
-    assert 0 < still_right.sum() < 40  # the comparison saw images that fell and images that did not
+    assert 0 < still_right.sum() < 30  # the comparison saw images that fell and images that did not
 
 
 # --- leaving the batch ----------------------------------------------------------------------------------------------
@@ -305,18 +240,20 @@ def global_randomness() -> tuple:
     return torch.get_rng_state().numpy().tobytes(), legacy[1].tobytes(), legacy[2], random.getstate()
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+@pytest.mark.parametrize("name", OWN)
 def test_an_attack_works_in_eval_mode_and_leaves_everything_as_it_was(name):
     net, x, y = conv_net().train(), images(20), torch.arange(20) % 5
     net[1].eval()  # a mixture, as when BatchNorm is frozen for fine-tuning
     net[0].weight.grad = torch.full_like(net[0].weight, 7.0)
     net[4].weight.requires_grad_(False)
     modes, state, generators = [m.training for m in net.modules()], state_sha256(net), global_randomness()
-    found = gkp.attack(net, x, y, name, eps="2/255", seed=0)
-    assert torch.equal(gkp.attack(net.eval(), x, y, name, eps=2 / 255, seed=0), found)  # dropout would have differed
+    found = gkp.attack(net, x, y, name, eps="2/255", **OWN[name])
+    assert torch.equal(
+        gkp.attack(net.eval(), x, y, name, eps=2 / 255, seed=0, **OWN[name]), found
+    )  # dropout would have differed
     for module, training in zip(net.modules(), modes, strict=True):
         module.training = training
-    found = gkp.attack(net, x, y, name, eps="2/255", seed=0)
+    found = gkp.attack(net, x, y, name, eps="2/255", **OWN[name])
     assert [m.training for m in net.modules()] == modes and state_sha256(net) == state
     assert global_randomness() == generators
     assert torch.equal(net[0].weight.grad, torch.full_like(net[0].weight, 7.0)) and net[8].weight.grad is None
@@ -341,61 +278,9 @@ def test_an_attack_works_where_gradients_are_switched_off(context):
 def test_the_images_given_are_not_written_to():
     net, x, y = conv_net(), images(MIN_ROWS + 3), torch.arange(MIN_ROWS + 3) % 5
     before = x.clone()
-    for name in ATTACKS:
-        gkp.attack(net, x, y, name, eps=0.1)
+    for name, options in OWN.items():
+        gkp.attack(net, x, y, name, eps=0.1, **options)
     assert torch.equal(x, before)
-
-
-# --- an independent implementation ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", params=["small network", "akamaster ResNet-20"])
-def judged(request) -> tuple[nn.Module, Tensor, Tensor]:
-    """A network, foolbox's 20 real CIFAR-10 images and labels (for the small network: what it predicts)."""
-    import foolbox
-
-    akamaster = request.param != "small network"
-    if akamaster:
-        request.getfixturevalue("public_weights")
-    net = (load_model("resnet20", weights="akamaster") if akamaster else conv_net()).eval()
-    x, y = foolbox.utils.samples(foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu"), dataset="cifar10", batchsize=20)
-    return net, x, y if akamaster else own_labels(net, x)
-
-
-def right(net: nn.Module, x: Tensor, y: Tensor) -> int:
-    return int((own_labels(net, x) == y).sum())
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_fgsm_agrees_with_foolbox_image_by_image(judged, norm):
-    import foolbox
-
-    net, x, y = judged
-    theirs = foolbox.attacks.LinfFastGradientAttack() if norm == "linf" else foolbox.attacks.L2FastGradientAttack()
-    for eps in (0.5 / 255, 2 / 255, 8 / 255) if norm == "linf" else (0.1, 0.5, 1.0):
-        expected = theirs(foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu"), x, y, epsilons=eps)[1]
-        found = gkp.attack(net, x, y, "fgsm", eps=eps, norm=norm)
-        assert (found - expected).abs().gt(1e-5).float().mean() < 1e-3  # a sign of a gradient of 1e-9 may differ
-        assert abs(right(net, found, y) - right(net, expected, y)) <= 1
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("random_start", [False, True])
-def test_pgd_agrees_with_foolbox(judged, norm, random_start):
-    import foolbox
-
-    net, x, y = judged
-    kind = foolbox.attacks.LinfPGD if norm == "linf" else foolbox.attacks.L2PGD
-    survivors = []
-    for eps in (1 / 255, 4 / 255) if norm == "linf" else (0.1, 1.0):
-        attack = kind(abs_stepsize=eps / 4, steps=10, random_start=random_start)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            expected = attack(foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu"), x, y, epsilons=eps)[1]
-        survivors.append(right(net, expected, y))
-        found = gkp.attack(net, x, y, "pgd", eps=eps, norm=norm, steps=10, random_start=random_start, drop_fallen=random_start)
-        assert abs(right(net, found, y) - survivors[-1]) <= 1
-    assert survivors[0] > survivors[-1]  # the radii tell something apart
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

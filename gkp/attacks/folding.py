@@ -1,8 +1,8 @@
 """A network without BatchNorm that computes the same, because an attack asks one fixed network thousands of times.
 
 In eval mode BatchNorm is a scale and a shift, which the convolution before it can do for nothing. Measured on one core,
-gradients of ResNet-20 at 32x32: 1.24 times faster at batch 200, 1.21 at 64; with weights in channels_last memory too, as here, 1.6 and
-1.55; compact after SR-GKP 1.2 and 1.3.
+gradients of ResNet-20 at 32x32: 1.24 times faster at batch 200, 1.21 at 64; with weights in channels_last memory too, as here,
+1.6 and 1.55; compact after SR-GKP 1.2 and 1.3.
 """
 
 from __future__ import annotations
