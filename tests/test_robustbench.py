@@ -19,6 +19,7 @@ from gkp.models import build_model
 from gkp.outcomes import AttackSpec, Outcomes
 from gkp.robustbench import best_known, check_entry, entry, load_entries, robustbench_benchmark, save_entry
 from gkp.robustbench.adapter import AutoAttack, _evaluation_module
+from gkp.subjects import state_sha256
 
 CHEAP = {"version": "custom", "attacks_to_run": ["apgd-ce"]}
 
@@ -148,7 +149,7 @@ def made_up(model: nn.Module, rows: dict[AttackSpec, int], *, clean: int = 90, n
     """Outcomes in which the first so many images are right."""
     labels = np.zeros(n, dtype=np.int64)
     right = np.stack([np.arange(n) < count for count in (clean, *rows.values())])
-    facts = {"dataset": "mine", "split": "test", "data_sha256": "d" * 64, "model_sha256": gkp.evaluation.state_sha256(model)}
+    facts = {"dataset": "mine", "split": "test", "data_sha256": "d" * 64, "model_sha256": state_sha256(model)}
     return Outcomes(
         right=right, indices=np.arange(n), labels=labels, predictions=np.where(right[0], 0, 1), attacks=tuple(rows),
         protocol="pixel", bounds=(0.0, 1.0), seed=7, versions={"torch": "2"}, seconds=1.0, **facts,
