@@ -40,14 +40,15 @@ def match_macs(
     target: float,
     *,
     tolerance: float = TOLERANCE,
+    published: bool = False,
     input_shape: Sequence[int] | None = None,
 ) -> Plan:
     """The plan `make_plan(factor)` whose paper_macs come closest to `target`, found by bisection of the factor.
 
-    make_plan: from a factor of 0 or more to a plan; a larger factor removes more, 0 nothing. Factor 1 is the scheme as
-    published, taken as it is where it meets the target. target: paper_macs, or, below 1, a fraction of the dense network's.
-    tolerance: a fraction of the target. Raises BadInput if no factor comes that close: then the method keeps too much, or its
-    steps are too coarse.
+    make_plan: from a factor of 0 or more to a plan; a larger factor removes more, 0 nothing. target: paper_macs, or, below 1, a
+    fraction of the dense network's. tolerance: a fraction of the target. published: whether factor 1 is a scheme that was
+    published for this network; it is then taken as it is where it meets the target within the tolerance. Raises BadInput if no
+    factor comes that close: then the method keeps too much, or its steps are too coarse.
     """
     counter = Counter(net, input_shape)
     dense, goal = _dense_and_goal(net, target, counter)
@@ -59,7 +60,7 @@ def match_macs(
         return tried[-1][0]
 
     low, high, most, least = 0.0, 1.0, dense, macs_at(1.0)
-    if abs(least - goal) <= tolerance * goal:
+    if abs(least - goal) <= (tolerance if published else CLOSE) * goal:
         return tried[0][1]
     while least > goal and high < LARGEST:  # how far the scheme must be scaled
         low, high, most, least = high, 2 * high, least, macs_at(2 * high)

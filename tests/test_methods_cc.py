@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from method_checks import assert_usable, assert_within_budget, largest_difference
+from method_checks import largest_difference
 from torch import nn
 
 from gkp.datasets import load_dataset
 from gkp.errors import BadInput
 from gkp.methods import prune
-from gkp.methods.cc import LowRankConv2d, LowRankSpec, channel_sensitivity, mean_gradients, rank_sensitivity
+from gkp.methods.cc import LowRankConv2d, LowRankSpec, mean_gradients
 from gkp.methods.cc.rates import exponential, savings
 from gkp.methods.cc.sensitivity import Removal, redundancy_curve, saved_share
 from gkp.models import build_model
@@ -22,18 +22,6 @@ from gkp.plans import Plan, PrunedModel
 @pytest.fixture(scope="module")
 def digits():
     return load_dataset("digits", "train")
-
-
-def test_the_sensitivity_of_channels_by_hand():
-    weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    gradient = torch.tensor([[1.0, 0.0], [2.0, 1.0]])
-    assert channel_sensitivity(weight, gradient).tolist() == [1 + 36, 0 + 16]
-
-
-def test_the_sensitivity_of_ranks_by_hand():
-    weight = torch.diag(torch.tensor([3.0, 1.0, 2.0]))  # each rank is one entry, largest first: 3, 2, 1
-    gradient = torch.diag(torch.tensor([0.5, 4.0, 1.0]))
-    torch.testing.assert_close(rank_sensitivity(weight, gradient), torch.tensor([2.25, 4.0, 16.0]))
 
 
 def test_of_four_channels_the_ones_without_a_gradient_go_first():
@@ -182,15 +170,24 @@ def test_the_gradient_is_the_mean_of_the_batches_and_leaves_the_network_alone(di
     torch.testing.assert_close(found.float(), expected)
 
 
-@pytest.mark.parametrize(("name", "step"), [("resnet20", 0.05), ("resnet56", 0.1)])
-def test_cc_keeps_the_budget_and_the_network_trains_and_saves(name, step, digits, tmp_path):
-    net = build_model(name)
-    pruned = prune(net, "cc", data=digits, n_batches=1, batch_size=16, step=step)
-    assert_within_budget(net, pruned)
-    assert_usable(pruned, tmp_path)
-    ranks = {spec.rank is None for spec in pruned.plan.values()}
-    widths = {len(spec.kept_inputs) < net.get_submodule(layer).in_channels for layer, spec in pruned.plan.items()}
-    assert False in ranks and True in widths  # both at once
+def test_cc_leaves_inputs_and_ranks_out_at_once_in_steps_of_eight_if_asked(digits):
+    net = build_model("resnet20")
+    plan = prune(net, "cc", data=digits, n_batches=1, batch_size=4, step=0.2, round_to=8, tolerance=0.1).plan
+    assert any(spec.rank is not None for spec in plan.values())
+    assert any(len(spec.kept_inputs) < net.get_submodule(layer).in_channels for layer, spec in plan.items())
+    assert all(len(spec.kept_inputs) % 8 == 0 and (spec.rank or 8) % 8 == 0 for spec in plan.values())
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.7])
+def test_what_comes_back_to_fill_a_step_of_eight_is_what_went_last(share):
+    weight, gradient = torch.randn(2, 32, 24, 3, 3, generator=torch.Generator().manual_seed(3))
+    removal = Removal(weight, gradient)
+    spec = removal.spec_saving(share, round_to=8)
+    rank = spec.rank or 32
+    assert len(spec.kept_inputs) % 8 == 0 and rank % 8 == 0
+    assert saved_share(removal.shape, len(spec.kept_inputs), rank, spec.rank is not None) >= share
+    order = [unit.index for unit in removal.units if not unit.is_rank]
+    assert set(range(24)) - set(spec.kept_inputs.tolist()) == set(order[: 24 - len(spec.kept_inputs)])
 
 
 def test_the_same_seed_gives_the_same_plan_and_another_seed_other_images(digits):

@@ -1,11 +1,11 @@
-"""LRF: hand-computed filters, weights compensation, the 1x1 convolutions, the budget."""
+"""LRF: the order of removals and weights compensation by brute force, the 1x1 convolutions, widths in steps of eight."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from method_checks import assert_usable, assert_within_budget, largest_difference
+from method_checks import largest_difference
 from torch import nn
 
 from gkp.cost import cost
@@ -14,23 +14,6 @@ from gkp.methods import prune
 from gkp.methods.lrf import BetweenPointwise, BetweenSpec, combination, narrow, removal_order, widths
 from gkp.models import build_model
 from gkp.plans import Plan, PrunedModel
-
-
-def four_filters():
-    """The third is 0.6 first + 0.8 second + 0.1 of its own."""
-    return torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0.6, 0.8, 0, 0.1], [0, 0, 2, 0]])
-
-
-def test_of_four_filters_the_most_replaceable_goes_first():
-    # residuals 1 * sqrt(1 - .36 / .37), 1 * sqrt(1 - .64 / .65), .1 and 2; then columns sqrt(1.36), sqrt(1.64) and 1
-    assert removal_order(four_filters(), 1) == [2]
-    assert removal_order(four_filters(), 3) == [2, 0, 1]  # 1.166 against 1.281 and 2; then 1.281 against 2
-
-
-def test_what_a_removed_filter_was_is_added_to_the_others():
-    together = combination(four_filters().double(), torch.tensor([0, 1, 3]))
-    expected = torch.tensor([[1, 0, 0], [0, 1, 0], [0.6, 0.8, 0], [0, 0, 1]], dtype=torch.float64)
-    torch.testing.assert_close(together, expected)
 
 
 def slow_order(rows, count):
@@ -95,14 +78,17 @@ def test_widths_shrink_one_by_one_and_never_to_nothing():
     assert max(a - b for a, b in itertools.pairwise(totals)) <= 8  # of 640; all at once would be 40
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet56"])
-def test_lrf_keeps_the_budget_and_the_network_trains_and_saves(name, tmp_path):
-    net = build_model(name)
-    pruned = prune(net, "lrf")
-    assert_within_budget(net, pruned)
-    assert prune(net, "lrf").plan == pruned.plan
-    assert_usable(pruned, tmp_path)
+def test_widths_between_the_1x1_convolutions_can_be_multiples_of_eight():
+    net = build_model("resnet20")
+    pruned = prune(net, "lrf", round_to=8, tolerance=0.03)
     assert all(isinstance(pruned.net.get_submodule(layer), BetweenPointwise) for layer in pruned.plan)
+    counts = {len(kept) for spec in pruned.plan.values() for kept in (spec.kept_inputs, spec.kept_filters)}
+    assert len(counts) > 2 and all(count % 8 == 0 for count in counts)
+    assert cost(pruned).paper_macs == pytest.approx(cost(prune(net, "random-gkp")).paper_macs, rel=0.03)
+    # 4.8, 7.2, 9.6 and 2.4 are to go: 0.6, 0.9, 1.2 and 0.3 steps, and 0.5, 0.118, 0.736 and 0.354 to round up
+    assert widths([(16, 24), (32, 8)], 0.3, round_to=8) == [(8, 16), (24, 8)]
+    with pytest.raises(BadInput, match="round_to must be 1 or more, not 0"):
+        prune(net, "lrf", round_to=0)
 
 
 def test_lrf_prunes_vgg16_and_carries_biases_over():

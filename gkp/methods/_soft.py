@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,16 @@ from torch import Tensor, nn
 from gkp.methods._filters import FilterMethod
 from gkp.plans import FilterSpec, Plan
 from gkp.training import Callback
+
+
+class SoftMethod(FilterMethod):
+    """A filter method that prunes softly. hold: see `SoftPruning`."""
+
+    hold: ClassVar[bool] = False
+
+    def callback(self, convs: Mapping[str, nn.Conv2d]) -> SoftPruning:
+        """What zeroes the lowest filters of these layers while training."""
+        return SoftPruning(self, tuple(convs), hold=self.hold)
 
 
 @dataclass

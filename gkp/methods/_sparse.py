@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import Tensor, nn
 
+from gkp.methods._filters import FilterMethod
 from gkp.plans import Plan
 from gkp.training import Callback
 
 Penalty = Callable[[], Tensor]
 
 
-class Penalised(Protocol):
-    """A method with a penalty."""
+class SparseMethod(FilterMethod):
+    """A filter method with a penalty while training and one ranking of all filters after it."""
 
+    one_ranking = True
+
+    @abstractmethod
     def penalty(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Penalty:
         """A function that returns what is added to the loss, from the weights as they are when it is called."""
 
-    def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
-        """What stays after the training."""
+    def callback(self, convs: Mapping[str, nn.Conv2d]) -> SparseTraining:
+        """What adds the penalty on these layers while training."""
+        return SparseTraining(self, tuple(convs))
 
 
 @dataclass
 class SparseTraining(Callback):
     """Adds the penalty of `method` on `layers` to the loss of each batch."""
 
-    method: Penalised
+    method: SparseMethod
     layers: tuple[str, ...]
     _penalty: Penalty | None = field(default=None, init=False, repr=False)
 

@@ -6,13 +6,12 @@ when its row is zeroed. Images without labels; 30 s for ResNet-20 on one core.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gkp.methods._images import ImageMethod, feature_maps
+from gkp.methods._images import MapMethod
 from gkp.methods.registry import register
 
 
@@ -21,23 +20,16 @@ from gkp.methods.registry import register
     reference="Sui et al., NeurIPS 2021",
     family="filter",
     needs=("weights", "data"),
-    fidelity="adapted: one rate for all layers instead of hand-set ones; only filters that leave the residual stream whole",
+    fidelity="adapted: one rate for all layers instead of hand-set ones; images without crops and mirrors; only filters that "
+    "leave the residual stream whole",
 )
 @dataclass(frozen=True)
-class Chip(ImageMethod):
+class Chip(MapMethod):
     """The fields are those of `ImageMethod`; 5 batches of 128 images, as published."""
 
-    n_batches: int = 5
-    batch_size: int = 128
-
-    def scores(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> dict[str, Tensor]:
-        """The mean fall of the nuclear norm of the feature maps after the ReLU when the filter's row is zeroed."""
-        total: dict[str, Tensor] = {}
-        for x, _ in self.batches(net):
-            for name, maps in feature_maps(net, convs, x, self.input_shape).items():
-                falls = independence(maps.cpu()).sum(dim=0)
-                total[name] = total.get(name, torch.zeros_like(falls)) + falls
-        return {name: falls / self.n_images for name, falls in total.items()}
+    def of_maps(self, maps: Tensor) -> Tensor:
+        """How much the nuclear norm of an image's maps falls when the filter's row is zeroed."""
+        return independence(maps)
 
 
 def independence(maps: Tensor) -> Tensor:

@@ -14,24 +14,30 @@ import torch
 from torch import Tensor, nn
 
 from gkp.methods._filters import FilterMethod
-from gkp.methods._sparse import Penalty, SparseTraining
+from gkp.methods._sparse import Penalty, SparseMethod
 from gkp.methods.registry import register
 from gkp.plans import Couplings
 from gkp.plans.coupling import BATCH_NORMS
 
 
-class GroupNorm(FilterMethod):
-    """What the two variants share: the group norm, ranked over all layers."""
+@register(
+    "depgraph-one-shot",
+    reference="the group norm of Fang et al., CVPR 2023",
+    family="filter",
+    needs=("weights",),
+    fidelity="adapted: without the sparse training, see depgraph; only filters that leave the residual stream whole",
+)
+@dataclass(frozen=True)
+class DepGraphOneShot(FilterMethod):
+    """The fields are those of `FilterMethod`."""
+
+    one_ranking = True
 
     def scores(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> dict[str, Tensor]:
         """The mean over the coupled layers of the squared norm of what goes with a filter, by the layer's largest."""
         couplings = Couplings(net, self.input_shape)
         means = {name: torch.stack(group_squares(net, couplings, name)).mean(dim=0).detach() for name in convs}
         return {name: mean / mean.max() for name, mean in means.items()}
-
-    def shares(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> None:
-        """One ranking of all filters."""
-        return None
 
 
 @register(
@@ -41,10 +47,10 @@ class GroupNorm(FilterMethod):
     needs=("weights", "training"),
     procedure="sparse training",
     fidelity="adapted: only filters that leave the residual stream whole, for the graph cannot follow channels through the "
-    "padding of an option-A shortcut",
+    "padding of an option-A shortcut; cut after the epochs it is given, then fine-tuned as all methods are",
 )
 @dataclass(frozen=True)
-class DepGraph(GroupNorm):
+class DepGraph(SparseMethod, DepGraphOneShot):
     """reg, alpha: the penalty's weight and how much more the least important filter gets, 2**alpha; else as `FilterMethod`."""
 
     reg: float = 1e-4
@@ -66,22 +72,6 @@ class DepGraph(GroupNorm):
             return self.reg / 2 * total
 
         return term
-
-    def callback(self, convs: Mapping[str, nn.Conv2d]) -> SparseTraining:
-        """Adds the penalty while training."""
-        return SparseTraining(self, tuple(convs))
-
-
-@register(
-    "depgraph-one-shot",
-    reference="the group norm of Fang et al., CVPR 2023",
-    family="filter",
-    needs=("weights",),
-    fidelity="adapted: without the sparse training, see depgraph; only filters that leave the residual stream whole",
-)
-@dataclass(frozen=True)
-class DepGraphOneShot(GroupNorm):
-    """The fields are those of `FilterMethod`."""
 
 
 def group_squares(net: nn.Module, couplings: Couplings, name: str) -> list[Tensor]:

@@ -13,30 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gkp.methods._filters import FilterMethod
-from gkp.methods._soft import SoftPruning
+from gkp.methods._soft import SoftMethod
 from gkp.methods.registry import register
-
-
-@register(
-    "fpgm",
-    reference="He et al., CVPR 2019",
-    family="filter",
-    needs=("weights", "training"),
-    procedure="soft",
-    fidelity="adapted: only filters that leave the residual stream whole, at a higher rate; zeroed filters stay at "
-    "zero within an epoch, where the published code lets momentum revive them",
-)
-@dataclass(frozen=True)
-class FPGM(FilterMethod):
-    """The fields are those of `FilterMethod`."""
-
-    def scores(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> dict[str, Tensor]:
-        """sum_l ||W_j - W_l||_2."""
-        return {name: distance_to_others(conv.weight) for name, conv in convs.items()}
-
-    def callback(self, convs: Mapping[str, nn.Conv2d]) -> SoftPruning:
-        """Zeroes after each epoch, holds at zero until the next choice."""
-        return SoftPruning(self, tuple(convs), hold=True)
 
 
 @register(
@@ -53,6 +31,23 @@ class FPGMOneShot(FilterMethod):
     def scores(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> dict[str, Tensor]:
         """sum_l ||W_j - W_l||_2."""
         return {name: distance_to_others(conv.weight) for name, conv in convs.items()}
+
+
+@register(
+    "fpgm",
+    reference="He et al., CVPR 2019",
+    family="filter",
+    needs=("weights", "training"),
+    procedure="soft",
+    fidelity="adapted: only filters that leave the residual stream whole, at a higher rate; zeroed filters stay at "
+    "zero within an epoch, where the published code lets momentum revive them; cut after the epochs it is given, then "
+    "fine-tuned as all methods are",
+)
+@dataclass(frozen=True)
+class FPGM(SoftMethod, FPGMOneShot):
+    """The fields are those of `FilterMethod`. Filters are held at zero until the next choice."""
+
+    hold = True
 
 
 def distance_to_others(weight: Tensor) -> Tensor:

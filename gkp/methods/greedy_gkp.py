@@ -5,15 +5,13 @@ The ablation that tells what the smooth beam search adds. Weights only; millisec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from gkp.grouping import grouped_kernels
-from gkp.methods._grouped import grouped_plan
+from gkp.methods._grouped import GroupedMethod
 from gkp.methods.registry import register
-from gkp.plans import Plan
 from gkp.selection import Beta, greedy
 
 
@@ -25,16 +23,11 @@ from gkp.selection import Beta, greedy
     fidelity="faithful",
 )
 @dataclass(frozen=True)
-class GreedyGKP:
+class GreedyGKP(GroupedMethod):
     """rate, groups: as in `gkp.prune`. beta: see `gkp.selection.Balance`."""
 
-    rate: float = 7 / 16
-    groups: int = 8
     beta: Beta = "paper"
 
-    def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
-        """Per layer: who is in which filter group, and which inputs each group keeps."""
-        return grouped_plan(convs, rate=self.rate, groups=self.groups, select=self._select)
-
-    def _select(self, weight: Tensor, group_of_filter: Tensor, keep: int) -> Tensor:
+    def select(self, weight: Tensor, group_of_filter: Tensor, keep: int) -> Tensor:
+        """The most distant inputs of each group, found greedily."""
         return greedy(grouped_kernels(weight, group_of_filter), keep, beta=self.beta)

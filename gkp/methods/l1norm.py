@@ -34,7 +34,7 @@ NEAREST = {"resnet20": "resnet32", "resnet44": "resnet56"}  # depths that the pa
 HIGH_RATE = 17 / 32  # half way between the paper's 7/16 and 10/16
 FIDELITY = (
     "adapted: the paper's unpublished widths, derived from its MACs and parameters, as they are where they meet the common "
-    "budget within 1 %, scaled by one factor where not"
+    "budget within 1 %, scaled by one factor where not and for depths that the paper has not"
 )
 
 
@@ -60,6 +60,10 @@ class L1Norm(FilterMethod):
             name: 0.0 if numbers[name] in SKIPPED[self.scheme] else 1 - kept[stage_of(name) - 1] / WIDTHS[stage_of(name) - 1]
             for name in convs
         }
+
+    def published(self, net: nn.Module) -> bool:
+        """Whether the paper has a row of this depth."""
+        return isinstance(net, CifarResNet) and net.architecture.name not in NEAREST
 
 
 @register(

@@ -5,14 +5,12 @@ The ablation that tells what smoothness alone is worth, without distances. Weigh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from gkp.methods._grouped import grouped_plan
+from gkp.methods._grouped import GroupedMethod
 from gkp.methods.registry import register
-from gkp.plans import Plan
 from gkp.selection import least_smooth
 from gkp.smoothness import grouped_roughness
 
@@ -25,15 +23,9 @@ from gkp.smoothness import grouped_roughness
     fidelity="faithful",
 )
 @dataclass(frozen=True)
-class LeastSmoothGKP:
+class LeastSmoothGKP(GroupedMethod):
     """rate, groups: as in `gkp.prune`."""
 
-    rate: float = 7 / 16
-    groups: int = 8
-
-    def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
-        """Per layer: who is in which filter group, and which inputs each group keeps."""
-        return grouped_plan(convs, rate=self.rate, groups=self.groups, select=self._select)
-
-    def _select(self, weight: Tensor, group_of_filter: Tensor, keep: int) -> Tensor:
+    def select(self, weight: Tensor, group_of_filter: Tensor, keep: int) -> Tensor:
+        """The smoothest inputs of each group."""
         return least_smooth(grouped_roughness(weight, group_of_filter), keep)

@@ -11,7 +11,6 @@ Weights only, nothing random. One core: ResNet-20 0.4 s, ResNet-56 1.7 s, VGG-16
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,14 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gkp.budget import TOLERANCE, grouped_kernel_macs, match_macs
 from gkp.errors import BadInput
+from gkp.methods._filters import Budgeted, kept_width
 from gkp.methods.registry import register
 from gkp.plans import Plan, Spec, spec_kind
 from gkp.plans.spec import ints
 
 RIDGE = 1e-9  # of the mean squared norm: lets a filter be an exact combination of others
-GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples fill [0, 1) most evenly: which widths are rounded up
 
 
 @register(
@@ -42,19 +40,16 @@ GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples fill [0, 1) most evenly: which 
     ),
 )
 @dataclass(frozen=True)
-class LRF:
-    """rate, budget, input_shape: as in `gkp.prune`. tolerance: how far from the budget, as a fraction of it.
+class LRF(Budgeted):
+    """ratio: the share of filters and of inputs that go as published; it is scaled until the budget is met.
 
-    ratio: the share of filters and of inputs that go as published; it is scaled until the budget is met.
+    The other fields are those of `Budgeted`; round_to is for the widths between the 1x1 convolutions.
     """
 
-    rate: float = 7 / 16
-    budget: float | None = None
-    tolerance: float = TOLERANCE
-    input_shape: tuple[int, ...] | None = None
     ratio: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.ratio < 1:
             raise BadInput(f"ratio must lie between 0 and 1, not {self.ratio}; the authors' default is 0.5")
 
@@ -66,16 +61,16 @@ class LRF:
         weights = {name: conv.weight.detach() for name, conv in convs.items() if conv.weight[0, 0].numel() > 1}
         if not weights:
             raise BadInput(f"lrf prunes convolutions larger than 1x1; {', '.join(convs)} are not; choose others with layers=")
-        target = self.budget or grouped_kernel_macs(net, convs, self.rate, input_shape=self.input_shape)
+        dense = [(weight.shape[0], weight.shape[1]) for weight in weights.values()]
 
         def shapes(factor: float) -> Plan:  # MACs depend on how many stay, not on which: choose those once, at the end
-            kept = widths([tuple(weight.shape[:2]) for weight in weights.values()], min(1.0, factor * self.ratio))
+            kept = widths(dense, min(1.0, factor * self.ratio), round_to=self.round_to)
             return Plan(
                 {name: BetweenSpec(torch.arange(i), torch.arange(f)) for name, (f, i) in zip(weights, kept, strict=True)},
                 self.input_shape,
             )
 
-        counts = match_macs(net, shapes, target, tolerance=self.tolerance, input_shape=self.input_shape)
+        counts = self.match(net, shapes, convs)
         specs = {}
         for name, weight in weights.items():
             count = counts[name]
@@ -202,21 +197,13 @@ def removal_order(rows: Tensor, count: int) -> list[int]:
     return order
 
 
-def widths(shapes: Sequence[tuple[int, ...]], share: float) -> list[tuple[int, ...]]:
-    """How many of each width in `shapes` stay when `share` of it goes, at least one.
-
-    Fractions are rounded up for some widths and down for others, as many as the fraction says: all at once would move a
-    narrow network's MACs in steps of several percent.
-    """
-    kept, place = [], 0
-    for shape in shapes:
-        row = []
-        for width in shape:
-            place += 1
-            gone = math.floor(width * share + place * GOLDEN % 1)
-            row.append(width - min(gone, width - 1))
-        kept.append(tuple(row))
-    return kept
+def widths(shapes: Sequence[tuple[int, int]], share: float, *, round_to: int = 1) -> list[tuple[int, int]]:
+    """How many (filters, inputs) of each layer stay when `share` of them goes: multiples of `round_to`, see `kept_width`."""
+    kept = [
+        kept_width(width, share * width, place, round_to=round_to)
+        for place, width in enumerate(width for shape in shapes for width in shape)
+    ]
+    return list(zip(kept[::2], kept[1::2], strict=True))
 
 
 def narrow(weight: Tensor, inputs: int, filters: int) -> BetweenSpec:

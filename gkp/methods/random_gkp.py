@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gkp.methods._grouped import grouped_plan
 from gkp.methods.registry import register
-from gkp.plans import Plan
+from gkp.plans import GroupedSpec, Plan, kept_count
 
 
 @register("random-gkp", reference="control", family="grouped kernel", needs=(), fidelity="faithful")
@@ -28,14 +27,12 @@ class RandomGKP:
     def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
         """Per layer: filters dealt at random into equal groups, and the inputs each group keeps."""
         generator = torch.Generator().manual_seed(self.seed)
-
-        def group(weight: Tensor, groups: int) -> Tensor:
-            label = torch.empty(len(weight), dtype=torch.int64)
-            label[torch.randperm(len(weight), generator=generator)] = torch.arange(len(weight)) % groups
-            return label
-
-        def select(weight: Tensor, group_of_filter: Tensor, keep: int) -> Tensor:
-            drawn = torch.rand(self.groups, weight.shape[1], generator=generator)
-            return drawn.argsort(dim=1)[:, :keep].sort(dim=1).values
-
-        return grouped_plan(convs, rate=self.rate, groups=self.groups, select=select, group=group)
+        layers = {}
+        for name, conv in convs.items():
+            keep = kept_count(conv.in_channels, self.rate, name)
+            group_of_filter = torch.empty(conv.out_channels, dtype=torch.int64)
+            dealt = torch.arange(conv.out_channels) % self.groups
+            group_of_filter[torch.randperm(conv.out_channels, generator=generator)] = dealt
+            drawn = torch.rand(self.groups, conv.in_channels, generator=generator).argsort(dim=1)
+            layers[name] = GroupedSpec(group_of_filter, drawn[:, :keep].sort(dim=1).values)
+        return Plan(layers)

@@ -3,7 +3,8 @@
 A method is a frozen dataclass of hyper-parameters, one file each. A one-shot method has `plan(net, convs) -> Plan`: it decides
 what stays of the convolutions `convs` and does nothing else. Fields called rate, groups, seed, data, input_shape and budget are
 filled by `prune`. A method that scores filters inherits all of that from `gkp.methods.FilterMethod` and only says its score. A
-training-time method ends in a plan too: see `gkp.methods.training_time`.
+training-time method ends in a plan too: see `gkp.methods.training_time`. A control that also says which weights the twin starts
+from has `initialise(pruned) -> PrunedModel`.
 """
 
 from __future__ import annotations
@@ -98,6 +99,11 @@ def make_method(name: str, **options: Any) -> Any:
     """The method `name` with its hyper-parameters set. Raises BadInput for an unknown name or option."""
     info = method_info(name)
     unknown = sorted(set(options) - set(info.options))
+    if "round_to" in unknown and info.family == "grouped kernel":
+        raise BadInput(
+            f"{name} has no option round_to: grouped kernel pruning leaves every layer as wide as it was, and how many inputs "
+            "each group reads follows from rate; leave it out, or take a filter or channel method"
+        )
     if unknown:
         raise BadInput(f"{name} has no option {', '.join(unknown)}; it has {', '.join(info.options)}")
     return info.cls(**options)
@@ -126,7 +132,7 @@ def prune(
     the image layer (any other network), and for filter methods every convolution whose filters can go whole without touching a
     residual stream; what was left out is listed in `.left_out`. Or layer names; or a predicate (name, conv) -> bool: the budget
     is then what grouped kernel pruning of those layers would leave. input_shape: (C, H, W) of the images, if not a usual one.
-    options: the method's own, e.g. alpha, beam_width, check_every, beta for sr-gkp; round_to=8 for filter methods.
+    options: the method's own, e.g. alpha, beam_width, check_every, beta for sr-gkp; round_to=8 for filter and channel methods.
     Raises BadInput for an unknown method or option, a rate or groups that do not fit a layer, no layer, NaN or Inf weights,
     missing data, a budget that the method cannot reach or does not keep.
     """
@@ -147,7 +153,7 @@ def prune(
     if target is not None:
         within = getattr(planner, "tolerance", TOLERANCE)
         check_budget(cost(pruned, input_shape=shape or find_input_shape(net)), target, tolerance=within, who=method)
-    return pruned
+    return planner.initialise(pruned) if hasattr(planner, "initialise") else pruned
 
 
 def method_info(name: str) -> MethodInfo:

@@ -1,15 +1,51 @@
-"""The scratch row: is it the weights that a method keeps, or only the shape (Liu et al. 2019, Rethinking)?"""
+"""The scratch row: is it the weights that a method keeps, or only the shape (Liu et al. 2019, Rethinking)?
+
+As a method, "scratch" is the shape that a grouped kernel method leaves, newly initialised; `scratch` does that to any twin.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from gkp.errors import BadInput
+from gkp.methods.registry import make_method, method_info, register
 from gkp.models import Classifier, build_model
-from gkp.plans import PrunedModel
+from gkp.plans import Plan, PrunedModel
+
+
+@register("scratch", reference="control", family="grouped kernel", needs=("weights", "initialisation"), fidelity="faithful")
+@dataclass(frozen=True)
+class Scratch:
+    """rate, groups: as in `gkp.prune`. seed: of the new weights. of: the grouped kernel method whose shape it has.
+
+    Raises BadInput for another kind of method: prune by it and call `gkp.methods.scratch`.
+    """
+
+    rate: float = 7 / 16
+    groups: int = 8
+    seed: int = 0
+    of: str = "sr-gkp"
+
+    def __post_init__(self) -> None:
+        info = method_info(self.of)
+        if info.family != "grouped kernel" or set(info.needs) - {"weights"}:
+            raise BadInput(
+                f"scratch takes the shape of a grouped kernel method that needs weights only, not of {self.of}; "
+                f"for that call gkp.methods.scratch on the network pruned by {self.of}"
+            )
+
+    def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
+        """The plan of the method `of`."""
+        return make_method(self.of, rate=self.rate, groups=self.groups).plan(net, convs)
+
+    def initialise(self, pruned: PrunedModel) -> PrunedModel:
+        """The twin with weights drawn by `seed`."""
+        return scratch(pruned, seed=self.seed)
 
 
 def scratch(pruned: PrunedModel, *, seed: int = 0) -> PrunedModel:

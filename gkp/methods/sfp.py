@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.methods._filters import FilterMethod
-from gkp.methods._soft import SoftPruning
-from gkp.methods.l2 import filter_norm
+from gkp.methods._soft import SoftMethod
+from gkp.methods.l2 import L2, filter_norm
 from gkp.methods.registry import register
 from gkp.smoothness import smoothness
 
@@ -25,19 +24,12 @@ from gkp.smoothness import smoothness
     family="filter",
     needs=("weights", "training"),
     procedure="soft",
-    fidelity="adapted: only filters that leave the residual stream whole, at a higher rate, instead of all to be masked",
+    fidelity="adapted: only filters that leave the residual stream whole, at a higher rate, instead of all to be masked; cut "
+    "after the epochs it is given, then fine-tuned as all methods are",
 )
 @dataclass(frozen=True)
-class SFP(FilterMethod):
+class SFP(SoftMethod, L2):
     """The fields are those of `FilterMethod`."""
-
-    def scores(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> dict[str, Tensor]:
-        """||W_j||_2."""
-        return {name: filter_norm(conv.weight) for name, conv in convs.items()}
-
-    def callback(self, convs: Mapping[str, nn.Conv2d]) -> SoftPruning:
-        """Zeroes after each epoch, lets everything train."""
-        return SoftPruning(self, tuple(convs))
 
 
 @register(
@@ -55,6 +47,7 @@ class SFPSmooth(SFP):
     csb: float = 0.9
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.csb <= 1:
             raise BadInput(f"csb must lie in [0, 1], not {self.csb}; Table 6 has 0.5, 0.75 and 0.9")
 

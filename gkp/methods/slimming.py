@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.methods._filters import FilterMethod
-from gkp.methods._sparse import Penalty, SparseTraining
+from gkp.methods._sparse import Penalty, SparseMethod
 from gkp.methods.registry import register
 from gkp.plans import Couplings
 
@@ -21,10 +20,11 @@ from gkp.plans import Couplings
     family="filter",
     needs=("weights", "training"),
     procedure="sparse training",
-    fidelity="adapted: only filters that leave the residual stream whole; a layer keeps at least one",
+    fidelity="adapted: only filters that leave the residual stream whole are penalised and go; a layer keeps at least one; "
+    "cut after the epochs it is given, then fine-tuned as all methods are",
 )
 @dataclass(frozen=True)
-class Slimming(FilterMethod):
+class Slimming(SparseMethod):
     """sparsity: weight of the penalty; the other fields as in `FilterMethod`."""
 
     sparsity: float = 1e-4
@@ -33,18 +33,10 @@ class Slimming(FilterMethod):
         """|gamma| of each filter's BatchNorm."""
         return {name: gamma.detach().abs() for name, gamma in self._gammas(net, convs).items()}
 
-    def shares(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> None:
-        """One ranking of all filters."""
-        return None
-
     def penalty(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Penalty:
         """sparsity * sum |gamma|."""
         gammas = list(self._gammas(net, convs).values())
         return lambda: self.sparsity * torch.cat(gammas).abs().sum()
-
-    def callback(self, convs: Mapping[str, nn.Conv2d]) -> SparseTraining:
-        """Adds the penalty while training."""
-        return SparseTraining(self, tuple(convs))
 
     def _gammas(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> dict[str, Tensor]:
         couplings = Couplings(net, self.input_shape)

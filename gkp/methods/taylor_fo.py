@@ -22,12 +22,14 @@ from gkp.methods.registry import register
     reference="Molchanov et al., CVPR 2019",
     family="filter",
     needs=("weights", "data", "gradients"),
-    fidelity="adapted: one cut before fine-tuning instead of a hundred filters every 30 steps; only filters that leave the "
-    "residual stream whole",
+    fidelity="adapted: one cut before fine-tuning, the network in evaluation mode, instead of a hundred filters every 30 steps "
+    "of training; only filters that leave the residual stream whole",
 )
 @dataclass(frozen=True)
 class TaylorFO(ImageMethod):
     """The fields are those of `ImageMethod`; 30 batches of 32, for its authors score over 30 steps."""
+
+    one_ranking = True
 
     n_batches: int = 30
     batch_size: int = 32
@@ -40,10 +42,6 @@ class TaylorFO(ImageMethod):
             for name, slope in gate_gradients(net, gated, x, y).items():
                 total[name] += slope.double().cpu() ** 2
         return {name: squares / self.n_batches for name, squares in total.items()}
-
-    def shares(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> None:
-        """One ranking of all filters."""
-        return None
 
 
 def gate_gradients(net: nn.Module, gated: Mapping[str, nn.Module], x: Tensor, y: Tensor) -> dict[str, Tensor]:

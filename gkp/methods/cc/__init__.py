@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gkp.budget import TOLERANCE, grouped_kernel_macs, match_macs
 from gkp.cost import macs_of_layers
 from gkp.datasets import Dataset
 from gkp.errors import BadInput
+from gkp.methods._filters import Budgeted
 from gkp.methods.cc.rates import exponential, savings
 from gkp.methods.cc.sensitivity import STEP, Removal, channel_sensitivity, rank_sensitivity, redundancy_curve
 from gkp.methods.cc.spec import LowRankConv2d, LowRankSpec
@@ -42,18 +42,14 @@ __all__ = ["CC", "LowRankConv2d", "LowRankSpec", "channel_sensitivity", "mean_gr
     ),
 )
 @dataclass(frozen=True)
-class CC:
-    """rate, budget, input_shape, data, seed: as in `gkp.prune`. tolerance: how far from the budget, as a fraction of it.
+class CC(Budgeted):
+    """gamma: weight of the expected cost of the next loss against the cost now.
 
-    gamma: weight of the expected cost of the next loss against the cost now. step: share of a layer's units that go before
-    costs are worked out again. n_batches, batch_size: the gradient is taken over
-    so many images, drawn by `seed` without repetition, or all there are.
+    step: share of a layer's units that go before costs are worked out again, 1 % as released. n_batches, batch_size: the
+    gradient is taken over so many images, drawn by `seed` without repetition, or all there are. The other fields are those of
+    `gkp.prune` and of `Budgeted`; round_to is for the inputs that a layer reads and for its rank.
     """
 
-    rate: float = 7 / 16
-    budget: float | None = None
-    tolerance: float = TOLERANCE
-    input_shape: tuple[int, ...] | None = None
     data: Dataset | None = None
     seed: int = 0
     gamma: float = 0.9
@@ -62,6 +58,7 @@ class CC:
     batch_size: int = 128
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.n_batches < 1 or self.batch_size < 1:
             raise BadInput(f"cc wants n_batches and batch_size of 1 or more, not {self.n_batches} and {self.batch_size}")
         if not 0 < self.step <= 1:
@@ -74,22 +71,24 @@ class CC:
         """
         if self.data is None:
             raise BadInput('cc takes a gradient; give data=, a training split such as load_dataset("digits", "train")')
-        shape = self.input_shape or find_input_shape(net)
-        target = self.budget or grouped_kernel_macs(net, convs, self.rate, input_shape=shape)
         gradients = mean_gradients(net, convs, self._images(self.data), batch_size=self.batch_size)
-        every = macs_of_layers(net, input_shape=shape)
+        every = macs_of_layers(net, input_shape=self.input_shape or find_input_shape(net))
         macs = [every[name] for name in convs]
-        fits = [exponential(*redundancy_curve(conv.weight, gradients[name])) for name, conv in convs.items()]
+        fits = [exponential(*redundancy_curve(conv.weight, gradients[name], step=self.step)) for name, conv in convs.items()]
         removals = {
             name: Removal(conv.weight, gradients[name], gamma=self.gamma, step=self.step) for name, conv in convs.items()
         }
 
         def at(factor: float) -> Plan:
             saved = savings(fits, macs, factor * self.rate * sum(macs))
-            shares = zip(removals.items(), saved / macs, strict=True)
-            return Plan({name: removal.spec_saving(share) for (name, removal), share in shares if share > 0}, self.input_shape)
+            specs = {
+                name: removal.spec_saving(share, round_to=self.round_to)
+                for (name, removal), share in zip(removals.items(), saved / macs, strict=True)
+                if share > 0
+            }
+            return Plan(specs, self.input_shape)
 
-        return match_macs(net, at, target, tolerance=self.tolerance, input_shape=shape)
+        return self.match(net, at, convs)
 
     def _images(self, data: Dataset) -> Dataset:
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(self.seed))

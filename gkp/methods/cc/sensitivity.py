@@ -73,29 +73,31 @@ class Removal:
         self._ranks = min(self.weight.flatten(1).shape)
         self._step = max(1, int(step * (self.shape[1] + self._ranks)))
 
-    def spec_saving(self, share: float) -> LowRankSpec:
+    def spec_saving(self, share: float, *, round_to: int = 1) -> LowRankSpec:
         """What to keep to save this share of the layer's MACs: the first point of the order where that is reached.
 
-        Where channels alone save as much before a low rank pays for its second convolution, the rank is left alone. At the end
-        of the order, one channel of rank 1 is left.
+        round_to: inputs and rank are kept in multiples of it, the last to go first to come back. Where channels alone save as
+        much before a low rank pays for its second convolution, the rank is left alone. At the end of the order, one channel of
+        rank 1 is left, or `round_to` of each.
         """
         out, inputs, area = self.shape
+        full = min(out, inputs * area)
         gone: list[int] = []
-        ranks, full = min(out, inputs * area), min(out, inputs * area)
+        ranks = rank = full
+        left = inputs
         for unit in self._every():
             ranks -= unit.is_rank
             gone += [] if unit.is_rank else [unit.index]
-            left = inputs - len(gone)
-            if ranks < full and saved_share(self.shape, left, ranks, True) >= share:
-                return self._spec(gone, ranks)
-            if gone and saved_share(self.shape, left, ranks, False) >= share:
-                return self._spec(gone, None)
-        return self._spec(gone, ranks)
-
-    def _spec(self, gone: list[int], rank: int | None) -> LowRankSpec:
-        kept = torch.tensor([c for c in range(self.shape[1]) if c not in set(gone)])
-        most = min(self.shape[0], len(kept) * self.shape[2])  # ranks that went with the channels
-        return LowRankSpec(kept, None if rank is None or rank >= most else rank)
+            rank, left = min(full, _up(ranks, round_to)), min(inputs, _up(inputs - len(gone), round_to))
+            if rank < full and saved_share(self.shape, left, rank, True) >= share:
+                break
+            if left < inputs and saved_share(self.shape, left, rank, False) >= share:
+                rank = full
+                break
+        kept = torch.ones(inputs, dtype=torch.bool)
+        kept[gone[: inputs - left]] = False
+        most = min(out, left * area)  # the other ranks went with the channels
+        return LowRankSpec(kept.nonzero().flatten(), rank if rank < most else None)
 
     def _every(self) -> Iterator[Unit]:
         at = 0
@@ -189,26 +191,31 @@ def _energy(importance: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return ((left.square().mT @ importance) * right.square()).sum(dim=1)
 
 
+def _up(number: int, round_to: int) -> int:
+    return -(-number // round_to) * round_to
+
+
 def _shape(weight: Tensor) -> tuple[int, int, int]:
     out, inputs, area = weight.shape
     return out, inputs, area
 
 
-def redundancy_curve(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def redundancy_curve(weight: Tensor, gradient: Tensor, *, step: float = STEP) -> tuple[Tensor, Tensor]:
     """Points (share of MACs saved, sum (G dW)^2 over its largest) `(P,)` of a layer that loses its units by sensitivity.
 
-    weight, gradient `(O, C, k, k)`. Only points that save something: a low rank costs a second convolution first.
+    weight, gradient `(O, C, k, k)`. step: the share of its units between two points. Only points that save something: a low
+    rank costs a second convolution first.
     """
     w, g = (tensor.detach().double().cpu().flatten(2) for tensor in (weight, gradient))
     shape = _shape(w)
     channel, rank = channel_sensitivity(w, g), rank_sensitivity(w, g)
     units = [Unit(False, c) for c in range(len(channel))] + [Unit(True, r) for r in range(len(rank))]
     order = [units[at] for at in torch.argsort(torch.cat([channel, rank]), stable=True).tolist()]
-    step = max(1, int(STEP * len(units)))
+    many = max(1, int(step * len(units)))
     now, gone, gone_ranks = w.clone(), 0, torch.zeros(len(rank), dtype=torch.bool)
     points = []
-    for first in range(0, len(order), step):
-        block = order[first : first + step]
+    for first in range(0, len(order), many):
+        block = order[first : first + many]
         now = _without_ranks(now, gone_ranks, [unit.index for unit in block if unit.is_rank])
         channels = [unit.index for unit in block if not unit.is_rank]
         now[:, channels], gone = 0, gone + len(channels)

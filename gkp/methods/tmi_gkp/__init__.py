@@ -39,8 +39,9 @@ NEAREST = 0.2  # the share of kept kernels that each pruned one is compared with
     family="grouped kernel",
     needs=("weights", "training snapshots"),
     fidelity=(
-        "adapted: clusters are made equal by optimal assignment where the released code swaps greedily, on today's "
-        "scikit-learn; snapshots are rounded to 16 bits; a layer is clustered once, not once per snapshot to the same result"
+        "adapted: clusters are made equal by optimal assignment to the nearest centres where the released code moves filters "
+        "one by one, those of its DBSCAN to the farthest open centre; on today's scikit-learn; snapshots are rounded to 16 "
+        "bits; a layer is clustered once, not once per snapshot to the same result"
     ),
 )
 @dataclass(frozen=True)
