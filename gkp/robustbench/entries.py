@@ -56,6 +56,7 @@ def entry(
     reported: float | None = None,
     unreliable: bool | None = None,
     footnote: str = "",
+    evaluated: str | None = None,
     input_shape: Sequence[int] | None = None,
     latency_seconds: float | None = 1.0,
 ) -> dict[str, Any]:
@@ -64,11 +65,12 @@ def entry(
     net: the network that was evaluated (a masked twin is counted and timed as the compact network it stands for). eps, norm:
     which radius; may be left out when there is only one. reported: the robust accuracy that its authors claim, a fraction.
     unreliable: whether AutoAttack overestimates this network, e.g. `Card.masked` of an audit; None: it does if the other
-    attacks in `outcomes` broke over 0.2 points more. input_shape: (C, H, W), known for our own data sets.
+    attacks in `outcomes` broke over 0.2 points more. evaluated: the hash of the masked twin whose compact form `net` is, where
+    a cell of the grid has recorded both and kept only the small one. input_shape: (C, H, W), known for our own data sets.
     latency_seconds: how long to measure the latency of one image on one thread; None: not at all.
     Raises BadInput for outcomes of another network or protocol, and for a radius that is not in them.
     """
-    _check_belong(outcomes, net)
+    _check_belong(outcomes, evaluated or state_sha256(net))
     specs = _at_radius(outcomes, eps, norm)
     figures = _figures(outcomes, specs)
     standard = figures.get("autoattack_acc")
@@ -106,9 +108,8 @@ def save_entry(entry: Mapping[str, Any], folder: str | Path, *, model_id: str | 
     and where the file holds the entry of another network or data set.
     """
     sound = check_entry(entry, "the entry")
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", model_id or sound["name"]).strip("-.") or "entry"
-    radius = sound["eps"].replace("/", "-")
-    path = Path(folder) / sound["dataset"] / sound["threat_model"] / f"{slug}_{radius}.json"
+    file = f"{_slug(model_id or sound['name'])}_{_slug(sound['eps'])}.json"
+    path = Path(folder) / _slug(sound["dataset"]) / sound["threat_model"] / file
     if path.is_file():
         there = _read(path)
         if any(there.get(key) != sound.get(key) for key in ("model_sha256", "data_sha256")):
@@ -156,10 +157,10 @@ def _read(path: Path) -> dict[str, Any]:
 # --- from outcomes --------------------------------------------------------------------------------------------------
 
 
-def _check_belong(outcomes: Outcomes, net: nn.Module) -> None:
+def _check_belong(outcomes: Outcomes, network: str) -> None:
     if outcomes.protocol != "pixel":
         raise BadInput(f'the outcomes are of protocol {outcomes.protocol!r}; a leaderboard takes those of protocol "pixel"')
-    if state_sha256(net) != outcomes.model_sha256:
+    if network != outcomes.model_sha256:
         raise BadInput("the outcomes are of another network (sha256); give the very network that was evaluated, or evaluate it")
 
 
@@ -247,6 +248,11 @@ def _efficiency(net: nn.Module, input_shape: tuple[int, ...], seconds: float | N
             "how": f"median of {measured.runs} blocks of torch.utils.benchmark, network {form}",
         }  # fmt: skip
     return numbers
+
+
+def _slug(text: str) -> str:
+    """`text` as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "unnamed"
 
 
 def _percent(fraction: float) -> str:
