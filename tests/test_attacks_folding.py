@@ -1,0 +1,121 @@
+"""BatchNorm folded for attacks: where it can be, the function stays; where it cannot, the network does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attack_nets import conv_net, images, own_labels
+from torch import Tensor, nn
+
+import gkp
+from gkp.attacks import folded, logits_and_gradient, logits_of
+from gkp.evaluation import state_sha256
+from gkp.models import build_model
+
+
+def norms(net: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+
+
+def lived_in(net: nn.Module) -> nn.Module:
+    """`net` with BatchNorms as after training: every statistic and parameter its own."""
+    generator = torch.Generator().manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in ((module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 2.0)):
+                tensor.copy_(torch.empty_like(tensor).uniform_(low, high, generator=generator))
+            for tensor, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.2, 0.2)):
+                tensor.data = torch.empty_like(tensor).uniform_(low, high, generator=generator)
+    return net
+
+
+def residual() -> nn.Module:
+    return lived_in(build_model("resnet20"))
+
+
+NETS = {
+    "plain": conv_net,
+    "residual": residual,
+    "vgg": lambda: lived_in(build_model("vgg16_bn")),
+    "masked twin": lambda: gkp.prune(residual(), "l2-gkp"),
+    "grouped compact": lambda: gkp.prune(residual(), "l2-gkp").compact(),
+    "filters compact": lambda: gkp.prune(residual(), "l2").compact(),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_batchnorm_is_folded_and_the_network_computes_the_same(name):
+    net, x = NETS[name]().double().eval(), images(8, (3, 32, 32)).double()  # float64: no ReLU is near enough to its kink
+    fast, y = folded(net, x), own_labels(net, x)
+    assert norms(net) > 0 and norms(fast) == 0 and not fast.training
+    fresh = images(8, (3, 32, 32), seed=7).double()
+    for found, expected in zip(logits_and_gradient(fast, fresh, y), logits_and_gradient(net, fresh, y), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_network_is_left_as_it_was():
+    net = residual().train()
+    net.layer1.eval()
+    modes, state = [module.training for module in net.modules()], state_sha256(net)
+    fast = folded(net, images(4, (3, 32, 32)))
+    assert fast is not net and norms(net) == 19
+    assert [module.training for module in net.modules()] == modes and state_sha256(net) == state
+
+
+def test_attacks_on_a_folded_network_fell_the_network_itself():
+    net, x = residual().eval(), images(30, (3, 32, 32))
+    y = own_labels(net, x)
+    for name in ("pgd", "apgd-ce"):
+        through, direct = (gkp.attack(m, x, y, name, eps=0.004, steps=5) for m in (folded(net, x), net))
+        down = [own_labels(net, found) != y for found in (through, direct)]
+        assert 0 < down[1].sum() < 30 and (down[0] != down[1]).sum() <= 1
+
+
+class Odd(nn.Module):
+    """conv -> BatchNorm in ways that must not be folded."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        self.way, self.conv, self.norm = way, nn.Conv2d(3, 3, 3, padding=1), lived_in(nn.BatchNorm2d(3))
+        if way == "no statistics":
+            self.norm = nn.BatchNorm2d(3, track_running_stats=False)
+        if way == "hook":
+            self.conv.register_forward_hook(lambda module, given, out: out * 2)
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "norm first":
+            out = self.conv(self.norm(x))
+        elif self.way == "both read":
+            out = self.conv(x)
+            out = self.norm(out) + out
+        elif self.way == "conv twice":
+            out = self.norm(self.conv(x)) + self.conv(x + 1)
+        elif self.way == "norm twice":
+            out = self.norm(self.conv(x)) + self.norm(x)
+        elif self.way == "looks at numbers":
+            out = self.norm(self.conv(x)) if x.mean() > 0 else x
+        else:
+            out = self.norm(self.conv(x))
+        return self.head(out.mean((2, 3)))
+
+
+WAYS = ("norm first", "both read", "conv twice", "norm twice", "looks at numbers", "no statistics", "hook")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_where_folding_would_change_the_function_or_cannot_be_established_the_network_itself_comes_back(way):
+    net = Odd(way).eval()
+    assert folded(net, images(20)) is net
+    assert folded(fine := Odd("plain").eval(), images(20)) is not fine
+
+
+def test_a_network_without_batchnorm_comes_back_itself():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval()
+    assert folded(net, images(2)) is net
+
+
+def test_a_few_images_are_enough_to_compare_on():
+    net = conv_net().eval()
+    x = images(1)
+    torch.testing.assert_close(logits_of(folded(net, x), x), logits_of(net, x))
