@@ -21,7 +21,7 @@ tbody tr:last-child > * { border-bottom: 0; }
 tr { background: var(--paper); }
 tbody tr:nth-child(even) { background: var(--stripe); }
 thead th, thead th.number { vertical-align: bottom; font-weight: 600; white-space: normal; }
-tbody th { font-weight: 600; min-width: 13rem; }
+tbody th { font-weight: 600; min-width: 12rem; }
 .latency small { white-space: normal; min-width: 5rem; }
 @media (min-width: 50rem) { .method { position: sticky; left: 0; background: inherit; } }
 .number { text-align: right; white-space: nowrap; }
