@@ -5,8 +5,9 @@ far weights moved from an early snapshot to the end) most evenly over its groups
 greedy search keeps distant grouped kernels. It needs the trace of a training (`WeightTrace`); the cheap stand-ins its authors
 also support, one clustering or random groups, need weights only.
 
-ResNet-20 on one core: the three clusterings 27 s, of which t-SNE and DBSCAN 26 s, where smoothness snaking takes 0.014 s: 1,900
-times as long (Table 7 has 940 to 1,830 times, for code that clusters anew at every snapshot). Selection 0.15 s.
+ResNet-20 on one core: the three clusterings 27 to 33 s, all but 1 s of it t-SNE and DBSCAN, where smoothness snaking takes
+0.006 s warm and 0.014 s cold: 1,900 to 5,600 times as long (Table 7 has 940 to 1,830 times, for code that clusters anew at
+every snapshot). Selection 0.15 s.
 """
 
 from __future__ import annotations
