@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gkp import grid, profiles
+    from gkp import claims, grid, profiles
     from gkp.attacks import attack
     from gkp.checkpoints import load_model, save_model
     from gkp.cost import cost, latency
@@ -44,6 +44,7 @@ __all__ = [
     "PrunedModel",
     "attack",
     "benchmark",
+    "claims",
     "cost",
     "grid",
     "latency",
@@ -60,7 +61,7 @@ class _Package(ModuleType):
     """Where a function and a submodule share a name (`cost`, `methods`), the function is the public one."""
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("grid", "profiles"):
+        if name in ("claims", "grid", "profiles"):
             return import_module(f"gkp.{name}")
         if name not in _HOME:
             raise AttributeError(f"module 'gkp' has no attribute {name!r}")

@@ -19,6 +19,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def benchmark(
         space = space_of(net, data, protocol, fold=not allow_nondeterministic and any(asks_often(spec) for spec in specs))
         facts: dict[str, Any] = {
             "protocol": protocol, "bounds": space.bounds, "dataset": data.name, "split": data.split,
-            "data_sha256": data.sha256, "model_sha256": state_sha256(net), "seed": int(seed), "versions": _versions(),
+            "data_sha256": data.sha256, "model_sha256": state_sha256(net), "seed": int(seed), "versions": _versions(specs),
         }  # fmt: skip
         pieces = None
         if checkpoint is not None:
@@ -311,5 +312,7 @@ def _at(rows: list[int], columns: np.ndarray) -> tuple[np.ndarray, ...]:
     return np.ix_(np.array(rows), columns)
 
 
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+def _versions(specs: Sequence[AttackSpec]) -> dict[str, str]:
+    """Of what the outcomes rest on; the attack library's where one of its attacks is among the rows."""
+    found = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    return found | ({"pyautoattack": version("pyautoattack")} if any(spec.together for spec in specs) else {})

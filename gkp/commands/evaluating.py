@@ -65,8 +65,9 @@ def declare(add: Add) -> None:
         "Write RobustBench entries as one sortable HTML page.",
         "gkp leaderboard build/entries --out build/leaderboard.html",
     )
-    sub.add_argument("folders", nargs="+", type=Path, help="folders of entries (JSON files)")
+    sub.add_argument("folders", nargs="+", type=Path, help="folders of entries, ours or RobustBench's model_info")
     sub.add_argument("--out", required=True, type=Path, help="the HTML file to write")
+    sub.add_argument("--title", default="Robustness leaderboard", help="its heading (default: %(default)s)")
 
 
 def _benchmark(arguments: argparse.Namespace) -> None:
@@ -145,7 +146,7 @@ def _leaderboard(arguments: argparse.Namespace) -> None:
     from gkp.leaderboard import leaderboard
     from gkp.robustbench import load_entries
 
-    print(leaderboard(load_entries(arguments.folders), arguments.out))
+    print(leaderboard(load_entries(arguments.folders), arguments.out, title=arguments.title))
 
 
 def _warnings_in_one_line() -> None:

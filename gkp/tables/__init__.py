@@ -10,6 +10,7 @@ from gkp.tables.accuracy import (
     row_name,
     strong_attacks,
 )
+from gkp.tables.board import leaderboard
 from gkp.tables.checklist import method_checklist
 from gkp.tables.cost import costs, grouping_times, latencies, published_counts
 from gkp.tables.foot import provenance
@@ -25,6 +26,7 @@ __all__ = [
     "high_frequency",
     "label_choice",
     "latencies",
+    "leaderboard",
     "load_networks",
     "load_outcomes",
     "mean_ranks",
