@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import bench_attacks
 import bench_grid
 import torch
 from torch.nn import functional as F
@@ -142,6 +143,11 @@ def training_row(images: int = 1024, batch: int = 64) -> Row:
     return Row(f"training, one epoch of {images:,} images / bare loop", ratio(ours, bare), "x", 1.1)
 
 
+def attack_rows() -> list[Row]:
+    """PGD and a cascade against foolbox and pyautoattack; see tests/bench_attacks.py."""
+    return [Row(what, value, unit, budget) for what, value, unit, budget in bench_attacks.rows()]
+
+
 def print_rows(rows: list[Row]) -> None:
     for row in rows:
         verdict = "ok" if row.value <= row.budget else "OVER BUDGET"
@@ -153,7 +159,7 @@ def main() -> int:
     grid = [Row(what, value, unit, budget) for what, value, unit, budget in bench_grid.rows()]
     print_rows(grid)
     missed = any(row.value > row.budget for row in grid)
-    for measure in (selection_rows, method_rows, grouping_rows, lambda: [fgsm_row()], lambda: [training_row()]):
+    for measure in (selection_rows, method_rows, grouping_rows, lambda: [fgsm_row()], lambda: [training_row()], attack_rows):
         torch.set_num_threads(cores)
         rows = measure()
         print_rows(rows)
