@@ -42,9 +42,9 @@ def four_filters():
     return net
 
 
-def started(method, net, **options):
+def started(method, net, budget=0.5, **options):
     """The method's callback on the first convolution of `net`, before the first epoch, half of the budget."""
-    callback = make_method(method, budget=0.5, tolerance=0.2, **options).callback({"0": net[0]})
+    callback = make_method(method, budget=budget, tolerance=0.2, **options).callback({"0": net[0]})
     callback.before_training(net)
     return callback
 
@@ -74,6 +74,19 @@ def test_fpgm_holds_its_filters_at_zero_until_it_chooses_anew():
     net[0].weight.data += 0.5
     callback.after_step(net)
     assert [norm > 0 for norm in norms(net)] == [index in first for index in range(4)]
+
+
+def test_what_fpgm_held_at_zero_comes_back_when_others_are_nearer_to_the_median():
+    net = four_filters()
+    callback = started("fpgm", net, budget=0.75)
+    assert norms(net) == [1, 2, 0, 4]  # distances 6, 4, 4 and 6; of equals the later goes
+    net[0].weight.data[[1, 3], 0] += 3.0  # an epoch of training
+    callback.after_epoch(net, 1)
+    assert norms(net) == [1, 0, 0, 7]  # of 1, 5, 0 and 7: 11, 11, 13 and 15
+    assert callback.plan(net)["0"].kept_filters.tolist() == [0, 2, 3]
+    net[0].weight.data[2, 0] = 2.5
+    callback.after_step(net)
+    assert norms(net) == [1, 0, 2.5, 7]
 
 
 def test_slimming_penalises_scales_and_cuts_by_one_threshold():
