@@ -246,7 +246,10 @@ def check_profile(profile: str) -> None:
 def groups(profile: str) -> Groups:
     """The groups of a profile by name; a file of the user's own has one, "all"."""
     check_profile(profile)
-    return PROFILES[profile]() if profile in PROFILES else {"all": _cells_of_file(Path(profile))}
+    if profile not in PROFILES:
+        return {"all": _cells_of_file(Path(profile))}
+    start = start_here(profile).values()
+    return {**PROFILES[profile](), "start": [*(cell.net for cell in start), *start]}
 
 
 def cells(profile: str, *wanted: str) -> list[Cell]:

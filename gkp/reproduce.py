@@ -1,8 +1,9 @@
 """Runs the notebooks that are not up to date, side by side, with the traps of papermill closed.
 
-A notebook whose executed copy still follows from what is there (`gkp.executed`) is left alone. The others run on as many
-kernels as there are jobs; only one of them at a time computes cells, with all its workers (`gkp.grid.ledger`), so that two
-kernels never start four workers. The last notebook sums the others up and waits for them.
+A notebook whose executed copy still follows from what is there (`gkp.executed`) is left alone. When several are to be executed,
+the cells of the profile are computed first, in one run with all workers; then the notebooks find them, on as many kernels as
+there are jobs. A notebook that computes all the same waits for its turn (`gkp.grid.ledger`), so that two kernels never start
+four workers. The last notebook sums the others up and waits for them.
 
 A parameter that a notebook does not have is refused (papermill only warns). A notebook is written under its final name only
 when every cell has run: until then it is `NAME.partial.ipynb`, and `NAME.failed.ipynb` where a cell failed; its tables and
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,12 +146,23 @@ def reproduce(
     parameters = {"profile": profile if profile in PROFILES else str(Path(profile).resolve()), "jobs": jobs}
     run = _Reproduction(files, folder, parameters, force=force)
     summary = [file for file in files if file.stem.startswith(SUMMARY)]
-    run.execute([file for file in files if file not in summary], side_by_side=jobs, progress=progress)
-    run.execute(summary, side_by_side=jobs, progress=progress)
+    stale = run.stale(file for file in files if file not in summary)
+    if only is None and len(stale) > 1:
+        run.computed_before = compute_cells(profile, jobs)
+    run.execute(stale, side_by_side=jobs, progress=progress)
+    run.execute(run.stale(summary), side_by_side=jobs, progress=progress)
     print(*verdict_lines(folder), run.headline(), sep="\n", flush=True)
     if run.failures:
         raise RunFailed(" | ".join(run.failures))
     return [run.done[file.stem] for file in files]
+
+
+def compute_cells(profile: str, jobs: int) -> frozenset[str]:
+    """The hashes of those of the profile's cells that had to be computed, now finished. Raises RunFailed if one fails."""
+    from gkp import grid, profiles  # torch comes with them
+
+    report = grid.run(profiles.cells(profile), jobs=jobs)
+    return frozenset(result.cell.hash for result in report if not result.cached)
 
 
 def verdict_lines(out: Path) -> list[str]:
@@ -172,18 +184,22 @@ class _Reproduction:
     def __init__(self, files: Sequence[Path], out: Path, parameters: Mapping[str, Any], *, force: bool) -> None:
         self.out, self.parameters, self.force = out, parameters, force
         self.done: dict[str, Executed] = {}
+        self.computed_before: frozenset[str] = frozenset()  # hashes of the cells that were computed before any notebook ran
         self.failures: list[str] = []
         self._number = {file: f"[{place}/{len(files)}] {file.stem}" for place, file in enumerate(files, start=1)}
         self._started = time.perf_counter()
 
-    def execute(self, files: Iterable[Path], *, side_by_side: int, progress: bool) -> None:
-        """Executes those of the notebooks that are not up to date, so many at once."""
+    def stale(self, files: Iterable[Path]) -> dict[Path, Callable[..., Executed]]:
+        """Those of the notebooks that are not up to date, each with what executes it."""
         origins = {file: origin(file, self.parameters) for file in files}
-        stale = {
+        return {
             file: partial(run_notebook, file, self.out, self.parameters, came_from=came_from)
             for file, came_from in origins.items()
             if not self.is_up_to_date(file, came_from)
         }
+
+    def execute(self, stale: Mapping[Path, Callable[..., Executed]], *, side_by_side: int, progress: bool) -> None:
+        """Executes these notebooks, so many at once."""
         if min(side_by_side, len(stale)) <= 1:
             for file, run in stale.items():
                 self._settle(file, partial(run, progress=progress))
@@ -204,7 +220,7 @@ class _Reproduction:
         cells: dict[str, ledger.Used] = {}
         for used in (used for done in self.done.values() for used in done.used if used.asked):
             if used.hash not in cells or used.computed:
-                cells[used.hash] = used
+                cells[used.hash] = replace(used, computed=used.computed or used.hash in self.computed_before)
         total = len(self._number)
         seconds = time.perf_counter() - self._started
         return (

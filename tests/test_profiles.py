@@ -51,9 +51,11 @@ def test_a_profile_has_every_network_evaluated_in_both_protocols_beside_the_unpr
             protocols.setdefault(cell.net.hash, set()).add(cell.protocol)
     networks = {cell.hash for cell in cells if isinstance(cell, Network | PruneCell)}
     timed = {cell.net.hash for cell in cells if isinstance(cell, TimingCell)}
-    theirs = {cell.hash for cell in profiles.groups(profile).get("reference", [])}  # their log has the paper's protocol only
-    expected = {key: {"paper", "pixel"} for key in networks - theirs - (timed - protocols.keys())}
-    assert {key: found for key, found in protocols.items() if key not in theirs} == expected
+    parts = profiles.groups(profile)
+    others = {cell.hash for name in ("reference", "start") for cell in parts.get(name, [])}  # in one protocol each
+    others -= {cell.hash for cell in parts.get("main", [])}
+    expected = {key: {"paper", "pixel"} for key in networks - others - (timed - protocols.keys())}
+    assert {key: found for key, found in protocols.items() if key not in others} == expected
     methods = {cell.method for cell in cells if isinstance(cell, PruneCell)}
     weight_only = {name for name, method in gkp.methods().items() if set(method.needs) == {"weights"}}
     assert methods >= {"none"} | weight_only

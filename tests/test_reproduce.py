@@ -17,6 +17,7 @@ from gkp.grid import ledger
 from gkp.reproduce import notebook_files, run_notebook
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+COMPUTE_CELLS = reproduce.compute_cells
 PARAMETERS = {"profile": "quick", "jobs": 1}
 CELLS = f"""
 import sys
@@ -135,6 +136,7 @@ def three(notebook, tmp_path, monkeypatch):
     files = [notebook(code.format(x=x, counter=counter), name) for x, name in ((2, "00_a"), (3, "01_b"))]
     files.append(notebook(CELLS + f"print(len(grid.load([Number(x=x, counter={counter!r}) for x in (1, 2, 3)])))", "99_sum"))
     monkeypatch.setattr(reproduce, "notebook_files", lambda only: [file for file in files if only is None or only in file.stem])
+    monkeypatch.setattr(reproduce, "compute_cells", lambda profile, jobs: frozenset())
     return lambda **options: reproduce.reproduce(out=tmp_path / "out", **options)
 
 
@@ -160,6 +162,16 @@ def test_a_second_reproduce_executes_nothing_and_says_what_was_cached(three, not
         three(jobs=2)
     assert visible(out) == ["00_a.failed.ipynb", "01_b.ipynb", "99_sum.ipynb"]
     assert "3 notebooks: 2 up to date, 0 executed, 1 failed; " in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_cells_are_computed_before_several_notebooks_and_counted_as_computed(three, tmp_path, capsys, monkeypatch):
+    counter = str(tmp_path / "counter")
+    monkeypatch.setattr("gkp.profiles.cells", lambda profile: [Number(x=x, counter=counter) for x in (1, 2, 3)])
+    monkeypatch.setattr(reproduce, "compute_cells", COMPUTE_CELLS)
+    three(jobs=2)
+    said = capsys.readouterr().out
+    assert said.index("3 cells: 0 cached, 3 computed") < said.index("executed in")
+    assert said.splitlines()[-1].startswith("3 notebooks: 0 up to date, 3 executed; 3 cells: 0 cached, 3 computed; ")
 
 
 def test_force_executes_what_is_up_to_date(notebook, out, capsys):

@@ -8,6 +8,7 @@ import pandas as pd
 
 from gkp.grid.cells import EvaluateCell, Network, PruneCell
 from gkp.grid.report import Result
+from gkp.published import ATTACKED
 from gkp.tables.accuracy import net_seed, row_name
 from gkp.tables.table import Table, not_run
 
@@ -99,7 +100,7 @@ def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Tabl
     return Table(title, shown.set_index("method"), frame)
 
 
-def seed_spread(results: Sequence[Result], *, protocol: str, attacks: Sequence[str]) -> Table:
+def seed_spread(results: Sequence[Result], *, protocol: str = "paper", attacks: Sequence[str] = ATTACKED) -> Table:
     """Mean and standard deviation over seeds of each method's accuracy under these attacks; methods with one seed say so."""
     rows = [
         {
