@@ -30,6 +30,7 @@ def project(moved: Tensor, x: Tensor, eps: float, norm: str, bounds: Bounds) -> 
 
 
 def length(v: Tensor) -> Tensor:
+    """The L2 norm of each image, (N, 1, 1, 1)."""
     return v.flatten(1).norm(dim=1)[:, None, None, None]
 
 

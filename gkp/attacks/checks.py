@@ -56,6 +56,7 @@ def check_labels(y: Tensor, classes: int) -> None:
 
 
 def checked_ids(ids: Any, n: int) -> Tensor:
+    """The ids as a tensor. Raises BadInput unless they are `n` integers >= 0."""
     ids = torch.as_tensor(ids)
     if ids.is_floating_point() or ids.dtype == torch.bool or ids.shape != (n,) or int(ids.min()) < 0:
         raise BadInput(f"ids are {ids.dtype} {tuple(ids.shape)}; give {n} integers >= 0, one per image")
@@ -63,6 +64,7 @@ def checked_ids(ids: Any, n: int) -> Tensor:
 
 
 def known_norm(norm: str) -> str:
+    """The norm itself. Raises BadInput for one that is not in NORMS."""
     if norm not in NORMS:
         raise BadInput(f"unknown norm {norm!r}; known: {', '.join(NORMS)}")
     return norm
