@@ -6,11 +6,14 @@ that is what the colour says. SR-GKP and the unpruned network have colours of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.patches import Patch
 
 from gkp.evaluation import Outcomes
 from gkp.methods import methods
@@ -80,6 +83,7 @@ def method_bars(points: pd.DataFrame, *, attacks: Sequence[str] | None = None) -
         ax.tick_params(labelleft=ax is axes[0])
         sns.despine(ax=ax)
     n = int(chosen["n"].iloc[0])
+    _families(drawing, chosen["method"])
     drawing.suptitle(f"accuracy of every method at the last epoch, {chosen['protocol'].iloc[0]} protocol, n = {n:,}")
     return Figure(drawing, chosen.reset_index(drop=True))
 
@@ -93,13 +97,16 @@ def superscore_bars(points: pd.DataFrame) -> Figure:
         return not_run("best and last epoch")
     drawing, (ax,) = panels(1, 1, 8, 0.3 * len(points) + 1.4)
     shown = points.iloc[::-1]
-    height = np.arange(len(shown))
-    colours = _colours(shown["method"])
-    ax.barh(height, 100 * shown["last"], color=colours, label="last epoch")
-    ax.barh(height, 100 * shown["gain"], left=100 * shown["last"], color=colours, alpha=0.4, hatch="//", label="best on test")
+    height, colours = np.arange(len(shown)), _colours(shown["method"])
+    bars = _bars(shown.rename(columns={"last": "accuracy", "last_low": "low", "last_high": "high"}))
+    ax.barh(height, 100 * shown["last"], xerr=bars, color=colours, capsize=2)
+    ax.barh(height, 100 * shown["gain"], left=100 * shown["last"], color=colours, alpha=0.4, hatch="//")
     ax.set_yticks(height, shown["method"])
-    ax.set(xlabel="accuracy (%)", title="solid: the last epoch; hatched: what choosing the epoch on the test set adds")
+    ax.set(xlabel="accuracy (%)", ylim=(-0.7, len(shown) - 0.3))
     sns.despine(ax=ax)
+    _families(drawing, shown["method"])
+    n = int(points["n"].iloc[0])
+    drawing.suptitle(f"solid: the last epoch, n = {n:,}, 95 % intervals; hatched: what choosing the epoch on the test set adds")
     return Figure(drawing, points.reset_index(drop=True))
 
 
@@ -110,13 +117,13 @@ def pareto(points: pd.DataFrame, *, x: str, x_label: str) -> Figure:
     """
     if points.empty:
         return not_run("accuracy against cost")
-    attacks = list(dict.fromkeys(points["attack"]))
+    attacks = [attack for attack in dict.fromkeys(points["attack"]) if attack != "clean"]
     drawing, axes = panels(1, len(attacks), 5 * len(attacks), 4)
     for ax, attack in zip(axes, attacks, strict=True):
         shown = points[points["attack"] == attack].sort_values(x)
         for row, bar, cost in zip(shown.itertuples(), _bars(shown).T, shown[x], strict=True):
             ax.errorbar(cost, 100 * row.accuracy, yerr=bar[:, None], marker="o", color=method_colour(row.method), capsize=2)
-            ax.annotate(row.method, (cost, 100 * row.accuracy), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        _label(ax, shown, x)
         front = shown[shown["accuracy"] > shown["accuracy"].cummax().shift(fill_value=-1.0)]
         ax.step(front[x], 100 * front["accuracy"], where="post", color="#999999", linewidth=1, zorder=0)
         counts = ", ".join(f"{n:,}" for n in dict.fromkeys(shown["n"]))
@@ -180,6 +187,23 @@ def frequency_lines(points: pd.DataFrame) -> Figure:
     ax.legend(frameon=False)
     sns.despine(ax=ax)
     return Figure(drawing, points.reset_index(drop=True))
+
+
+def _label(ax: Axes, shown: pd.DataFrame, x: str) -> None:
+    """The name of each dot beside it, those of one cost spread so that none covers another."""
+    low, high = ax.get_ylim()
+    step, placed = 0.05 * (high - low), dict[int, float]()
+    for row, cost in sorted(zip(shown.itertuples(), shown[x], strict=True), key=lambda pair: pair[0].accuracy):
+        column = round(20 * float(np.log(cost)))  # within a few percent: the budget is kept to 1 %
+        placed[column] = max(100 * row.accuracy, placed.get(column, low - step) + step)
+        ax.annotate(row.method, (cost, 100 * row.accuracy), xytext=(1.02 * cost, placed[column]), fontsize=6, va="center")
+
+
+def _families(drawing: MatplotlibFigure, rows: Iterable[str]) -> None:
+    """A legend of the colours that stand for what a method removes."""
+    used = {method_colour(row) for row in rows}
+    patches = [Patch(color=colour, label=family) for family, colour in _FAMILY.items() if colour in used]
+    drawing.legend(handles=patches, loc="outside lower center", ncols=len(patches) or 1, frameon=False, title="what is removed")
 
 
 def _bars(rows: pd.DataFrame) -> np.ndarray:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
+from statsmodels.stats.proportion import proportion_confint
 
 from gkp.grid.cells import EvaluateCell, Network, PruneCell
 from gkp.grid.report import Result
 from gkp.published import ATTACKED
-from gkp.tables.accuracy import net_seed, row_name
+from gkp.tables.accuracy import net_seed, row_name, with_interval
 from gkp.tables.table import Table, not_run
 
 
@@ -63,7 +64,7 @@ def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Tabl
     for result in results:
         if not isinstance(result.cell, PruneCell):
             continue
-        rows = [row for row in (*result["soft_epochs"], *result["epochs"]) if metric in row]
+        rows = [row for row in result["epochs"] if metric in row]  # those at the final MACs, as in the paper
         if rows:
             best = max(rows, key=lambda row: row[metric])
             points.append(
@@ -83,11 +84,13 @@ def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Tabl
         return not_run(f"{metric}: the last epoch and the best one on the test set")
     frame = pd.DataFrame(points)
     frame["gain"] = frame["best"] - frame["last"]
+    low, high = proportion_confint((frame["last"] * frame["n"]).round(), frame["n"], method="wilson")
+    frame["last_low"], frame["last_high"] = low, high
     shown = pd.DataFrame(
         {
             "method": frame["method"],
             "seed": frame["seed"],
-            "last epoch": _percent(frame["last"]),
+            "last epoch": [with_interval(row.last, row.last_low, row.last_high) for row in frame.itertuples()],
             "best epoch": _percent(frame["best"]),
             "which": [f"{row.best_epoch} of {row.epochs}" for row in frame.itertuples()],
             "gain": (100 * frame["gain"]).map("{:+.2f}".format),
