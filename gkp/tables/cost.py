@@ -59,7 +59,7 @@ def published_counts(*datasets: str) -> Table:
     The networks are built without weights: only shapes count.
     """
     printed = published()
-    printed = printed[(printed["method"] == "SR-GKP") & printed["metric"].isin(["macs", "params"])]
+    printed = printed[(printed["method"] == "SR-GKP") & printed["metric"].isin(["MACs", "params"])]
     points = []
     for dataset, network, model, classes, side, rate in COUNTED:
         if dataset not in datasets:
@@ -67,7 +67,7 @@ def published_counts(*datasets: str) -> Table:
         net, shape = build_model(model, num_classes=classes), (3, side, side)
         dense, pruned = cost(net, input_shape=shape), cost(prune(net, "l2-gkp", rate=rate), input_shape=shape)
         rows = printed[(printed["dataset"] == dataset) & (printed["network"] == network) & (printed["rate"] == rate)]
-        reported = {metric: rows.loc[rows["metric"] == metric, "value"].tolist() for metric in ("macs", "params")}
+        reported = {m.lower(): rows.loc[rows["metric"] == m, "value"].tolist() for m in ("MACs", "params")}
         here = {"macs": round(pruned.paper_macs / 1e6, 3), "params": round(pruned.params / 1e6, 3)}
         points.append(
             {

@@ -1,0 +1,171 @@
+"""Tables and figures of what a run gave, on results made by hand: rows, numbers, and what is said when there are none."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gkp import plots, tables
+from gkp.grid.cells import EvaluateCell, PruneCell, TimingCell, TrainCell
+from gkp.grid.report import Result
+
+BASELINE = TrainCell(dataset="digits", epochs=1)
+PRUNED = {
+    (m, s): PruneCell(net=BASELINE, method=m, epochs=2, seed=s, log_examples=50) for m in ("sr-gkp", "l2-gkp") for s in (0, 1)
+}
+ACCURACY = {"clean": 0.9, "fgsm-0.01": 0.8, "fgsm-0.1": 0.5, "fgsm-0.1-true": 0.4, "pgd-8/255": 0.6}
+
+
+def result(cell, folder, **figures):
+    return Result(cell, figures, folder, True)
+
+
+def evaluated(net, folder, accuracy, n=100, **fields):
+    interval = {key: [value - 0.1, value + 0.05] for key, value in accuracy.items()}
+    return result(EvaluateCell(net=net, **fields), folder, accuracy=accuracy, interval=interval, n=n)
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A baseline and two methods of two seeds, evaluated in both protocols; sr-gkp is the better under attack."""
+    found = [
+        result(BASELINE, tmp_path, params=270_000, paper_macs=41_000_000, model_sha256="b"),
+        evaluated(BASELINE, tmp_path, ACCURACY, protocol="paper"),
+    ]
+    for (method, seed), cell in PRUNED.items():
+        better = 0.1 * (method == "sr-gkp") + 0.02 * seed
+        epochs = [{"clean": 0.8, "fgsm-0.1": 0.7 - better}, {"clean": 0.9, "fgsm-0.1": 0.5 + better}]
+        soft = [{"clean": 1.0, "fgsm-0.1": 1.0}]  # before the final cut: the paper counts no such epoch
+        found.append(result(cell, tmp_path, params=152_794, paper_macs=23_000_000, epochs=epochs, soft_epochs=soft))
+        attacked = {key: value + better * (key != "clean") for key, value in ACCURACY.items()}
+        found.append(evaluated(cell, tmp_path, attacked, protocol="paper"))
+        found.append(evaluated(cell, tmp_path, {"clean": 0.9, "pgd-1/255": 0.3 + better}, n=10, protocol="pixel"))
+    return found
+
+
+def test_predicted_labels_are_set_against_true_ones_with_the_rank_under_each(results):
+    table = tables.label_choice(results)
+    points = table.points[table.points["seed"] == 0].set_index("method")
+    assert points.loc["sr-gkp", ["predicted", "true"]].tolist() == pytest.approx([0.6, 0.5])
+    assert (table.points["difference"].round(9) == 0.1).all() and "n = 100" in table.title
+    assert table.points.sort_values("predicted")["rank_predicted"].tolist() == [4, 4, 3, 2, 1]  # unpruned and l2-gkp are equal
+    assert table.shown.loc["unpruned", "difference"] == "+10.00"
+
+
+def test_the_last_epoch_is_set_against_the_best_of_those_at_the_final_cost(results):
+    points = tables.epoch_choice(results).points.set_index(["method", "seed"])
+    row = points.loc[("l2-gkp", 0)]
+    assert row["last"] == 0.5 and row["best"] == 0.7 and row["best_epoch"] == 1 and row["epochs"] == 2
+    assert row["gain"] == pytest.approx(0.2) and row["clean_at_best"] == 0.8 and row["clean_last"] == 0.9
+    assert row["last_low"] == pytest.approx(0.3664, abs=1e-4)  # Wilson, 25 of 50
+    assert points.loc[("sr-gkp", 1), "gain"] == pytest.approx(0.0, abs=1e-9)  # 0.62 is the last and the best
+
+
+def test_pgd_is_shown_in_both_units_with_its_own_n(results):
+    table = tables.space_choice(results)
+    one = table.points[(table.points["method"] == "sr-gkp") & (table.points["seed"] == 0)].set_index("eps")
+    assert one["accuracy"].to_dict() == pytest.approx({"normalised 8/255": 0.7, "pixel 1/255": 0.4})
+    assert one["n"].to_dict() == {"normalised 8/255": 100, "pixel 1/255": 10} and table.title.endswith("n = 100, 10")
+
+
+def test_seeds_are_averaged_and_a_single_one_says_so(results):
+    table = tables.seed_spread(results)
+    assert table.shown.loc["sr-gkp", "fgsm-0.1"] == f"61.00 ± {100 * np.std([0.6, 0.62], ddof=1):.2f}"
+    assert table.shown.loc["unpruned", "fgsm-0.1"] == "50.00 (one seed)" and table.shown.loc["l2-gkp", "seeds"] == 2
+
+
+def test_mean_ranks_follow_the_rule_of_table_20_and_leave_the_unpruned_network_out(results):
+    points = tables.methods_table([r for r in results if getattr(r.cell, "seed", 0) == 0], protocol="paper", title="").points
+    ranks = tables.mean_ranks(points[points["seed"] == 0]).points.set_index("method")["mean rank"]
+    assert ranks.to_dict() == {"sr-gkp": 1.0, "l2-gkp": 1.75}  # equal on benign: both first; second on three attacks
+
+
+def test_table_1_has_a_column_for_each_cut_and_passes_other_variants_over(tmp_path):
+    cells = [("", 0.9), ("high-frequency-0.3", 0.5), ("high-frequency-0.5", 0.2), ("rotate-10", 0.1)]
+    found = [evaluated(BASELINE, tmp_path, {"clean": value}, attacks=(), variant=variant) for variant, value in cells]
+    found.append(evaluated(BASELINE, tmp_path, ACCURACY, protocol="paper"))
+    table = tables.high_frequency(found)
+    assert list(table.shown.columns) == ["full", "0.3", "0.5"] and table.shown.loc["unpruned", "0.3"] == "50.0 [40.0, 55.0]"
+    assert plots.frequency_lines(table.points).points["cut"].tolist() == ["full", "0.3", "0.5"]
+
+
+def test_strong_attacks_are_listed_with_their_n_and_what_the_network_costs(results, tmp_path):
+    strong = evaluated(PRUNED["sr-gkp", 0], tmp_path, {"clean": 0.9, "cascade-1/255": 0.2}, n=8, attacks=("cascade",))
+    table = tables.strong_attacks([*results, strong])
+    assert table.shown.loc["sr-gkp", "cascade-1/255"] == "20.0 [10.0, 25.0], n 8"
+    assert set(table.points["macs"]) == {23.0} and set(table.points["attack"]) == {"clean", "cascade-1/255"}
+    assert set(plots.pareto(table.points, x="macs", x_label="MACs (M)").points["method"]) == {"sr-gkp"}
+
+
+def test_times_become_ratios_within_one_run(tmp_path):
+    latency = [
+        {"form": form, "batch_size": size, "median": seconds * size, "iqr": 0.1, "measurements": 3}
+        for size in (1, 128)
+        for form, seconds in (("dense", 2.0), ("grouped", 6.0), ("filters removed", 1.0))
+    ]
+    grouping = {"layers": 3, "of": 18, "snaking": 0.01, "kpca": 1.0, "spectral": 1.0, "dbscan": 8.0}
+    timed = result(
+        TimingCell(net=BASELINE),
+        tmp_path,
+        model="resnet20",
+        threads=1,
+        grouping=grouping,
+        pruning={"sr-gkp": 0.3},
+        latency=latency,
+    )
+    grouped = tables.grouping_times([timed])
+    assert grouped.points.loc[0, "ratio"] == pytest.approx(1000) and grouped.shown.loc["resnet20", "layers"] == "3 of 18"
+    measured = tables.latencies([timed])
+    assert measured.points.set_index(["form", "batch_size"])["ratio"].to_dict() == {
+        ("dense", 1): 1.0, ("grouped", 1): 3.0, ("filters removed", 1): 0.5,
+        ("dense", 128): 1.0, ("grouped", 128): 3.0, ("filters removed", 128): 0.5,
+    }  # fmt: skip
+    assert len(plots.latency_bars(measured.points).points) == 6
+
+
+def test_what_is_counted_here_equals_what_the_paper_prints_for_its_residual_networks():
+    points = tables.published_counts("CIFAR-10").points.set_index(["network", "rate"])
+    assert points["equal"].drop("VGG-16", level="network").drop("ResNet-20", level="network").all()
+    assert points.loc[("ResNet-56", 0.4375), ["macs", "macs_reported"]].tolist() == [71.855, 71.855]
+
+
+def test_networks_are_loaded_by_the_name_of_their_row_the_small_one_where_there_is_one(tmp_path):
+    from gkp.checkpoints import save_model
+    from gkp.methods import prune
+    from gkp.models import build_model
+    from gkp.plans import PrunedModel
+
+    net = build_model("resnet20")
+    save_model(net, tmp_path / "a" / "model")
+    for form, made in (("model", prune(net, "l2-gkp")), ("compact", prune(net, "l2-gkp").compact())):
+        save_model(made, tmp_path / "b" / form)
+    found = [result(BASELINE, tmp_path / "a"), result(PRUNED["l2-gkp", 0], tmp_path / "b")]
+    loaded = tables.load_networks(found, "unpruned", "l2-gkp", "sr-gkp")
+    assert list(loaded) == ["unpruned", "l2-gkp"] and not isinstance(loaded["l2-gkp"], PrunedModel)
+
+
+@pytest.mark.parametrize(
+    "table", [tables.label_choice, tables.epoch_choice, tables.space_choice, tables.seed_spread, tables.high_frequency,
+              tables.strong_attacks, tables.grouping_times, tables.latencies, tables.leaderboard],
+)  # fmt: skip
+def test_without_finished_cells_a_table_says_that_it_was_not_run(table):
+    made = table([])
+    assert "not run" in made.title and made.points.empty
+
+
+def test_without_points_a_figure_says_that_it_was_not_run():
+    nothing = pd.DataFrame()
+    for draw in (plots.method_bars, plots.superscore_bars, plots.frequency_lines, plots.latency_bars):
+        assert draw(nothing).points.empty
+    assert plots.pareto(nothing, x="macs", x_label="MACs").points.empty
+
+
+def test_a_method_has_one_colour_whatever_its_options_and_a_family_shares_one():
+    colour = plots.method_colour
+    assert colour("sr-gkp (alpha 0.5), one shot") == colour("sr-gkp") != colour("l2-gkp") == colour("random-gkp")
+    assert colour("cc") == colour("lrf") != colour("hrank") == colour("sfp-smooth (csb 0.5)")
+    assert len({colour("unpruned"), colour("unpruned, continued"), colour("sr-gkp"), colour("l2")}) == 4
+
+
+def test_the_superscore_figure_draws_what_the_table_found(results):
+    points = tables.epoch_choice(results).points
+    assert plots.superscore_bars(points).points["gain"].tolist() == points["gain"].tolist()
