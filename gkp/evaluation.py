@@ -115,7 +115,7 @@ def benchmark(
         space = space_of(net, data, protocol, fold=not allow_nondeterministic and any(asks_often(spec) for spec in specs))
         facts: dict[str, Any] = {
             "protocol": protocol, "bounds": space.bounds, "dataset": data.name, "split": data.split,
-            "data_sha256": data.sha256, "model_sha256": state_sha256(net), "seed": int(seed), "versions": _versions(specs),
+            "data_sha256": data.sha256, "model_sha256": state_sha256(net), "seed": int(seed), "versions": _versions(),
         }  # fmt: skip
         pieces = None
         if checkpoint is not None:
@@ -312,7 +312,7 @@ def _at(rows: list[int], columns: np.ndarray) -> tuple[np.ndarray, ...]:
     return np.ix_(np.array(rows), columns)
 
 
-def _versions(specs: Sequence[AttackSpec]) -> dict[str, str]:
-    """Of what the outcomes rest on; the attack library's where one of its attacks is among the rows."""
-    found = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    return found | ({"pyautoattack": version("pyautoattack")} if any(spec.together for spec in specs) else {})
+def _versions() -> dict[str, str]:
+    """Of what outcomes rest on."""
+    known = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    return {**known, "pyautoattack": version("pyautoattack")}

@@ -155,16 +155,17 @@ def start_here(profile: str) -> dict[str, EvaluateCell]:
     `quick` trains the network on the digits; the others take public CIFAR-10 weights, and leave fine-tuning to the tables.
     """
     check_profile(profile)
+    tuned: list[PruneCell] = []
     if profile == "quick":
-        baseline: Network = next(cell for cell in quick()["main"] if isinstance(cell, TrainCell))
-        finetune: dict[str, Any] = {"lr": 0.02, "schedule": "one-cycle", "split": "train+val"}
+        main = quick()["main"]
+        baseline: Network = next(cell for cell in main if isinstance(cell, TrainCell))
+        tuned = [cell for cell in main if isinstance(cell, PruneCell) and cell.method == "sr-gkp" and not cell.scratch]
         radii: tuple[str, ...] = ("2/255", "4/255", "8/255", "16/255")
     else:
-        baseline, finetune = PretrainedCell(dataset="cifar10", model="resnet20", weights="akamaster"), {}
+        baseline = PretrainedCell(dataset="cifar10", model="resnet20", weights="akamaster")
         radii = ("0.25/255", "0.5/255", "1/255", "2/255", "4/255")
     nets: dict[str, Network | PruneCell] = {"unpruned": baseline, "SR-GKP, one shot": PruneCell(net=baseline, epochs=0)}
-    if finetune:
-        nets["SR-GKP, fine-tuned"] = PruneCell(net=baseline, epochs=4, **finetune)
+    nets |= {"SR-GKP, fine-tuned": tuned[0]} if tuned else {}
     cells = evaluations(nets.values(), examples=200, eps=radii, purpose="start")
     return dict(zip(nets, cells, strict=True))
 

@@ -55,7 +55,7 @@ def entry_of(folder: Path) -> Entry:
     spec = read_json(folder / "spec.json")
     if spec is None:
         raise Damaged(f"{folder / 'spec.json'}: is missing or no JSON")
-    cell_hash = hashlib.sha256(canonical(spec)).hexdigest()
+    cell_hash = hashlib.sha256(canonical({name: value for name, value in spec.items() if name != "id"})).hexdigest()
     if not folder.name.endswith(f"-{cell_hash[:HASH_DIGITS]}"):
         raise Damaged(f"{folder / 'spec.json'}: is the specification of another cell")
     entry = _read_entry(folder, cell_hash)
