@@ -171,7 +171,7 @@ def test_saved_outcomes_come_back_as_they_were(saved, tmp_path):
         assert one.data_sha256 == noise(30).sha256 and one.model_sha256 == state_sha256(Net())
         assert one.labels.tolist() == noise(30).labels.tolist() and one.indices.tolist() == list(range(30))
         assert one.predictions.tolist() == predict(Net(), noise(30)).argmax(1).tolist()
-        assert set(one.versions) == {"python", "torch", "numpy"} and one.seconds > 0
+        assert set(one.versions) == {"python", "torch", "numpy", "pyautoattack"} and one.seconds > 0
     assert sorted(os.listdir(saved)) == ["outcomes.json", "outcomes.npz"]
     for name in os.listdir(saved):
         assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
