@@ -349,6 +349,19 @@ def test_every_table_and_figure_has_a_claim_and_ids_are_unique():
 
 
 @pytest.mark.parametrize("profile", ["quick", "cifar10", "paper"])
+def test_all_seeds_of_a_network_are_evaluated_on_the_same_images(profile):
+    index = Index.of(profile)
+    several = 0
+    for model in ("resnet20", "resnet56", "resnet32", "resnet110"):
+        for net in index.methods(model):
+            for part in ("paper", "pixel"):
+                found = [index.evaluation(cell, part) for cell in index.networks(net, model).values()]
+                assert len({cell.examples for cell in found if cell}) == 1
+                several += len(found) > 1
+    assert several
+
+
+@pytest.mark.parametrize("profile", ["quick", "cifar10", "paper"])
 def test_the_cells_of_every_claim_are_cells_of_the_profile(profile):
     index = Index.of(profile)
     known = {cell.hash for cell in index.cells}

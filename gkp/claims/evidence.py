@@ -62,8 +62,9 @@ class Index:
 
     @classmethod
     def of(cls, profile: str) -> Index:
-        """The index of a profile. Raises BadInput for an unknown one."""
-        return cls(tuple(profiles.cells(profile)), profile)
+        """The index of a profile, without the example of its first notebook. Raises BadInput for an unknown profile."""
+        groups = [name for name in profiles.groups(profile) if name != "start"]
+        return cls(tuple(profiles.cells(profile, *groups)), profile)
 
     @cached_property
     def embedded(self) -> bool:
