@@ -445,7 +445,7 @@ def test_results_of_a_run_count_whatever_the_stores_hold(lab, monkeypatch, tmp_p
     lab.net("sr-gkp", {"pgd-8/255": 0.5})
     lab.net("tmi-gkp")
     monkeypatch.setenv("GKP_CELLS", str(tmp_path / "none"))
-    monkeypatch.setattr(profiles, "cells", lambda profile: lab.cells)
+    monkeypatch.setattr(profiles, "cells", lambda profile, *groups: lab.cells)
     assert not case_of("cifar10").results
     found = verdicts("cifar10", list(lab.results.values()), item="Table 2").points.set_index("id")
     assert found.loc["sr-over-tmi", "verdict"] == DIRECTION
