@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from gkp.attacks import parse_eps
 from gkp.cost import cost, latency
 from gkp.datasets import dataset_names, load_dataset
 from gkp.errors import BadInput
+from gkp.files import replace_file
 from gkp.models import Architecture
 from gkp.outcomes import AttackSpec, Outcomes
 from gkp.plans import PrunedModel, plan_of
@@ -114,13 +114,8 @@ def save_entry(entry: Mapping[str, Any], folder: str | Path, *, model_id: str | 
         there = _read(path)
         if any(there.get(key) != sound.get(key) for key in ("model_sha256", "data_sha256")):
             raise BadInput(f"{path} holds the entry of another network or data set; give a model_id of its own")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(sound, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise BadInput(f"cannot write the entry to {path} ({error.strerror}); choose a folder you may write to") from error
+    text = json.dumps(sound, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     return path
 
 
