@@ -4,6 +4,7 @@ PROFILE ?= quick
 JOBS    ?=
 ONLY    ?=
 FORCE   ?=
+COMPUTE ?=
 VENV    ?= .venv
 
 # The Python that makes .venv: the one PYTHON names, else the first of these that is version 3.11.
@@ -25,11 +26,11 @@ ifeq ($(ENV),)
 endif
 
 # A misspelt variable would be ignored without a word and another experiment run than the one asked for.
-KNOWN   := PROFILE JOBS ONLY FORCE VENV PYTHON GKP_DATA SHELL MAKEFLAGS
+KNOWN   := PROFILE JOBS ONLY FORCE COMPUTE VENV PYTHON GKP_DATA SHELL MAKEFLAGS
 GIVEN   := $(foreach v,$(filter-out -*,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
 UNKNOWN := $(filter-out $(KNOWN),$(GIVEN))
 ifneq ($(UNKNOWN),)
-  $(error unknown variable $(firstword $(UNKNOWN)); the ones `make` takes are PROFILE, JOBS, ONLY, FORCE, VENV, PYTHON and GKP_DATA)
+  $(error unknown variable $(firstword $(UNKNOWN)); the ones `make` takes are PROFILE, JOBS, ONLY, FORCE, COMPUTE, VENV, PYTHON and GKP_DATA)
 endif
 
 # Threads that wait by spinning slow a busy machine down twentyfold (an epoch on two threads: 17.6 s against 0.8 s).
@@ -45,6 +46,7 @@ help:
 	@echo '                   ONLY=00_start_here            one notebook (default: all)'
 	@echo '                   JOBS=N                        workers side by side'
 	@echo '                   FORCE=1                       notebooks that are up to date too'
+	@echo '                   COMPUTE=1                     cifar10: cells that are not committed too (hours); 0: never compute'
 	@echo 'make test        run the tests'
 	@echo 'make verify      do the committed verdicts, cells and notebooks follow from the committed data?'
 	@echo 'make check       lint, types, and the checks of the artifact itself'
@@ -61,7 +63,7 @@ help:
 	@echo '  GKP_DATA=DIR  where CIFAR-10 and checkpoints are looked for first'
 
 reproduce: $(ENV)
-	@"$(PY)" -m gkp reproduce --profile '$(PROFILE)' $(if $(JOBS),--jobs '$(JOBS)') $(if $(ONLY),--only '$(ONLY)') $(if $(filter-out 0,$(FORCE)),--force) --out 'build/$(basename $(notdir $(PROFILE)))'
+	@"$(PY)" -m gkp reproduce --profile '$(PROFILE)' $(if $(JOBS),--jobs '$(JOBS)') $(if $(ONLY),--only '$(ONLY)') $(if $(filter-out 0,$(FORCE)),--force) $(if $(COMPUTE),$(if $(filter 0,$(COMPUTE)),--no-compute,--compute)) --out 'build/$(basename $(notdir $(PROFILE)))'
 
 test: $(ENV)
 	@"$(PY)" -m pytest -q

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gkp.errors import BadInput
-from gkp.files import checkout
+from gkp.files import checkout, replace_file
 from gkp.grid.ledger import Used
 from gkp.grid.store import Store, default_store, read_json, write_json
 
@@ -45,11 +45,7 @@ class Record:
 
     def save(self, out: Path) -> None:
         """Keeps the record beside the executed copy in `out`."""
-        file = record_file(out, self.name)
-        file.parent.mkdir(exist_ok=True)
-        partial = file.with_suffix(".partial")
-        write_json(partial, asdict(self))
-        partial.replace(file)
+        replace_file(record_file(out, self.name), lambda partial: write_json(partial, asdict(self)))
 
     @classmethod
     def load(cls, out: Path, name: str) -> Record | None:

@@ -12,7 +12,7 @@ import shlex
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -143,6 +143,26 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         raise BadInput(
             f"{path}: cannot be written ({one_line(error)}); give a file in a folder that is writable and has room"
         ) from error
+
+
+def replace_files(folder: Path, contents: Mapping[str, bytes], what: str) -> Path:
+    """The folder, now holding each of these files (name -> content), all of them written beside before the first is renamed.
+
+    what: their name in the message of the BadInput that is raised where it fails, nothing being left half done.
+    """
+    partials = {folder / name: folder / f"{name}.partial" for name in contents}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for target, partial in partials.items():
+            partial.write_bytes(contents[target.name])
+        for target, partial in partials.items():
+            os.replace(partial, target)
+    except OSError as error:
+        for partial in partials.values():
+            with contextlib.suppress(OSError):  # the folder itself may be the problem
+                partial.unlink(missing_ok=True)
+        raise BadInput(f"cannot write {what} to {folder} ({error.strerror}); choose a folder you may write to") from error
+    return folder
 
 
 def one_line(error: Exception) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from gkp.attacks import check_options, parse_eps
 from gkp.errors import BadInput
+from gkp.files import replace_files
 
 FORMAT = 1
 ARRAYS = ("right", "indices", "labels", "predictions")
@@ -218,18 +218,7 @@ class Outcomes:
         header = {"format": FORMAT, **self.to_json(), "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
         header["header_sha256"] = _digest(header)
         contents = {"outcomes.npz": buffer.getvalue(), "outcomes.json": json.dumps(header, indent=1).encode()}
-        partials = {folder / name: folder / f"{name}.partial" for name in contents}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for target, partial in partials.items():
-                partial.write_bytes(contents[target.name])
-            for target, partial in partials.items():
-                os.replace(partial, target)
-        except OSError as error:
-            for partial in partials.values():
-                _remove(partial)
-            raise BadInput(f"cannot write outcomes to {folder} ({error.strerror}); choose a folder you may write to") from error
-        return folder
+        return replace_files(folder, contents, "outcomes")
 
     @classmethod
     def load(cls, folder: str | Path) -> Outcomes:
@@ -318,10 +307,3 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 def _digest(header: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:  # the folder itself is the problem, and the caller is about to say so
-        return

@@ -22,7 +22,7 @@ from typing import Any
 
 from gkp.errors import BadInput
 from gkp.grid.cell import Cell
-from gkp.grid.cells import EvaluateCell, Network, PretrainedCell, PruneCell, TimingCell, TrainCell, evaluations
+from gkp.grid.cells import EvaluateCell, LatencyCell, Network, PretrainedCell, PruneCell, TimingCell, TrainCell, evaluations
 
 RATE, HIGH_RATE = 7 / 16, 10 / 16  # PAPER A3
 UNPRUNED = "none"  # the unpruned network under the same fine-tuning: a row of every table
@@ -32,7 +32,10 @@ ALPHAS = (0.1, 0.25, 0.5, 0.75)  # Tables 14-16, beside the default 0.9
 ABLATED = ("tmi-gkp", "greedy-gkp", "least-smooth-gkp", "l2-gkp", "random-gkp", "sr-gkp")  # Tables 4 and 5, and controls
 CSBS = (0.5, 0.75)  # Table 6, beside the default 0.9
 THETAS = (0.3, 0.5, 0.7)  # Table 1
+_ONE_SHOT = "SR-GKP, one shot"
 _GIVEN = {"weights", "training snapshots", "data", "gradients", "training"}  # what `gkp.grid.stages` can give a method
+
+COMMITTED = "cifar10"  # the profile whose measured cells are in the repository: they are shown, not computed again
 
 Groups = dict[str, list[Cell]]
 
@@ -42,7 +45,8 @@ class Scale:
     """What a profile spends: the fine-tuning of each network, how it is evaluated, and which rows each table gets.
 
     finetune: fields of PruneCell; paper, pixel, cascade, autoattack, frequency: fields of EvaluateCell for the paper's
-    protocol, the field's, the worst case of strong attacks, AutoAttack, and the high-frequency test sets of Table 1.
+    protocol, the field's, the worst case of strong attacks, AutoAttack, and the high-frequency test sets of Table 1; timing,
+    latency: fields of the cells that measure seconds.
     strong: the methods whose networks meet the strong attacks, None for all; seeds: beyond seed 0, for the methods `seeded`.
     """
 
@@ -53,6 +57,7 @@ class Scale:
     autoattack: dict[str, Any]
     frequency: dict[str, Any]
     timing: dict[str, Any]
+    latency: dict[str, Any]
     seeds: tuple[int, ...] = (1, 2)
     seeded: tuple[str, ...] = SEEDED
     alphas: tuple[float, ...] = ALPHAS
@@ -87,6 +92,7 @@ def quick() -> Groups:
         autoattack={"examples": 16, "attacks": ({"attack": "autoattack", "eps": "64/255"},), **limits},
         frequency={"examples": 200, **limits},
         timing={"seconds": 0.1, "clustered": 3, **limits},
+        latency={"seconds": 0.2, **limits},
         seeds=(1,),
         seeded=(UNPRUNED, "sr-gkp"),
         alphas=(0.75,),
@@ -108,6 +114,7 @@ def cifar10() -> Groups:
         autoattack={"examples": 256, "attacks": ({"attack": "autoattack", "eps": "8/255"},)},
         frequency={"examples": 2000},
         timing={},
+        latency={},
     )
     # the one cell that everything waits for may use both cores; its bits depend on that, so it is part of the cell.
     # All 50,000 images: nothing here chooses by the 5,000 of "val", and 45,000 for 40 epochs ended at 90.59 %
@@ -139,6 +146,7 @@ def paper() -> Groups:
         autoattack={"examples": 1000, "attacks": ({"attack": "autoattack", "eps": "8/255"},), **gpu},
         frequency={"examples": None, **gpu},
         timing=gpu,
+        latency=gpu,
     )
     groups: Groups = {}
     for model in ("resnet32", "resnet56", "resnet110", "vgg16_bn"):
@@ -150,22 +158,24 @@ def paper() -> Groups:
 
 
 def start_here(profile: str) -> dict[str, EvaluateCell]:
-    """Name -> evaluation for the first notebook: one network unpruned, pruned by SR-GKP in one shot, and fine-tuned after it.
+    """Name -> evaluation for the first notebook: one network unpruned, and pruned by SR-GKP in one shot and with fine-tuning.
 
-    `quick` trains the network on the digits; the others take public CIFAR-10 weights, and leave fine-tuning to the tables.
+    They are the networks of the other tables where they are trained here; `paper`, which has several, takes public weights.
     """
     check_profile(profile)
-    tuned: list[PruneCell] = []
-    if profile == "quick":
-        main = quick()["main"]
-        baseline: Network = next(cell for cell in main if isinstance(cell, TrainCell))
-        tuned = [cell for cell in main if isinstance(cell, PruneCell) and cell.method == "sr-gkp" and not cell.scratch]
-        radii: tuple[str, ...] = ("2/255", "4/255", "8/255", "16/255")
+    nets: dict[str, Network | PruneCell] = {}
+    if "main" in (found := PROFILES[profile]() if profile in PROFILES else {}):
+        baseline: Network = next(cell for cell in found["main"] if isinstance(cell, TrainCell))
+        tuned = next(cell for cell in found["main"] if isinstance(cell, PruneCell) and cell.method == "sr-gkp")
+        nets = {"unpruned": baseline, _ONE_SHOT: PruneCell(net=baseline, epochs=0), "SR-GKP, fine-tuned": tuned}
     else:
         baseline = PretrainedCell(dataset="cifar10", model="resnet20", weights="akamaster")
-        radii = ("0.25/255", "0.5/255", "1/255", "2/255", "4/255")
-    nets: dict[str, Network | PruneCell] = {"unpruned": baseline, "SR-GKP, one shot": PruneCell(net=baseline, epochs=0)}
-    nets |= {"SR-GKP, fine-tuned": tuned[0]} if tuned else {}
+        nets = {"unpruned": baseline, _ONE_SHOT: PruneCell(net=baseline, epochs=0)}
+    radii = (
+        ("2/255", "4/255", "8/255", "16/255")
+        if baseline.dataset == "digits"
+        else ("0.25/255", "0.5/255", "1/255", "2/255", "4/255")
+    )
     cells = evaluations(nets.values(), examples=200, eps=radii, purpose="start")
     return dict(zip(nets, cells, strict=True))
 
@@ -204,6 +214,11 @@ def _groups(baseline: TrainCell, scale: Scale) -> Groups:
             *strong,
             *evaluations(strong, purpose="cascade", **scale.cascade),
             *evaluations(strong, purpose="autoattack", **scale.autoattack),
+            *(
+                LatencyCell(net=cell, **scale.latency)
+                for cell in strong
+                if isinstance(cell, PruneCell) and cell.method != UNPRUNED
+            ),
         ],
         "cost": [baseline, TimingCell(net=baseline, **scale.timing)],
         "high-rate": table([*rows([UNPRUNED]), *high]),

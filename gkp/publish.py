@@ -5,8 +5,9 @@
     data/checkpoints/      the baseline trained here, as `gkp.load_model` reads it
     data/verdicts.csv      what `gkp.claims` concludes from those cells
     data/minutes.csv       what each notebook costs, from the seconds recorded in its cells
+    README.md              its opening: the main verdicts
     data/MANIFEST          size, sha256, source and licence of every file under data/
-    notebooks/             the executed notebooks, times stripped; only when `gkp verify` finds nothing wrong
+    notebooks/, figures/   the executed notebooks, times stripped, and their figures; only when `gkp verify` finds nothing wrong
 
 What is committed already is checked first: an edited number is refused, not made official.
 
@@ -24,13 +25,15 @@ from typing import Any
 
 import pandas as pd
 
-from gkp import grid, manifest
+from gkp import front_page, grid, manifest
 from gkp.errors import BadInput, RunFailed
 from gkp.executed import Record, origin, read_notebook, reading_copy
+from gkp.files import replace_files
 from gkp.grid.cell import Cell
 from gkp.grid.cells import Network, PretrainedCell, PruneCell, TrainCell
 from gkp.grid.store import Store, default_store, read_json
-from gkp.verify import PROFILE, VERDICTS, Check, check_cells, check_outcomes, root_of, verdicts_csv, verify
+from gkp.profiles import COMMITTED
+from gkp.verify import VERDICTS, Check, check_cells, check_outcomes, root_of, verdicts_csv, verify
 
 MINUTES, CORES = "minutes.csv", 2  # the machine that costs are stated for
 _TWIN, _NETWORKS = ("model/*.safetensors",), ("*.safetensors",)
@@ -54,7 +57,7 @@ class Published:
 
 
 def publish(
-    profile: str = PROFILE, *, cells_only: bool = False, root: Path | None = None, store: Store | None = None
+    profile: str = COMMITTED, *, cells_only: bool = False, root: Path | None = None, store: Store | None = None
 ) -> Published:
     """Copies what is finished of the profile to data/, and the notebooks that were executed for it back to notebooks/.
 
@@ -76,12 +79,16 @@ def publish(
     publish_baselines(finished, data, store)
     (data / VERDICTS).write_text(verdicts_csv(data, profile), encoding="utf-8")
     publish_minutes(root / "build", data, store)
+    front_page.write_opening(root, pd.read_csv(data / VERDICTS), profile)
     rows = manifest.write(data)
     checks = tuple(verify(root, profile=profile))
     notebooks: tuple[str, ...] = ()
     if not cells_only:
         refuse_problems(checks)
-        notebooks = publish_notebooks(root / "notebooks", root / "build" / Path(profile).stem, profile, store)
+        executed = root / "build" / Path(profile).stem
+        notebooks = publish_notebooks(root / "notebooks", executed, profile, store)
+        publish_figures(executed / "figures", root / "figures")
+        front_page.write_opening(root, pd.read_csv(data / VERDICTS), profile)  # its figure may be new
     return Published(len(finished), len(wanted), sum(row.bytes for row in rows) / 1e6, notebooks, checks)
 
 
@@ -122,7 +129,7 @@ def left_out(cell: Cell) -> tuple[str, ...]:
     if isinstance(cell, PretrainedCell) or (isinstance(cell, PruneCell) and isinstance(cell.net, PretrainedCell)):
         return _NETWORKS  # whoever has the public weights prunes them in a second; their licence is not ours to pass on
     if isinstance(cell, PruneCell) and cell.method != "none":
-        return _TWIN  # the compact network is the same function
+        return _TWIN  # the compact network, where there are both, is the same function
     return ()
 
 
@@ -194,7 +201,16 @@ def publish_notebooks(notebooks: Path, executed: Path, profile: str, store: Stor
         again = f"run `make reproduce PROFILE={profile}` first"
         raise RunFailed(f"no notebook was written, {len(stale)} are not up to date ({'; '.join(stale)}); {again}")
     for file, book in copies.items():
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(file)
+        replace_files(file.parent, {file.name: (json.dumps(book, indent=1, ensure_ascii=False) + "\n").encode()}, "notebooks")
     return tuple(file.name for file in copies)
+
+
+def publish_figures(drawn: Path, figures: Path) -> None:
+    """Replaces what is in `figures` by what the notebooks have drawn."""
+    figures.mkdir(exist_ok=True)
+    new = {file.name: file for file in drawn.iterdir() if file.suffix in {".svg", ".png", ".csv"}}
+    for file in figures.iterdir():
+        if file.name not in new:
+            file.unlink()
+    for name, file in new.items():
+        shutil.copyfile(file, figures / name)

@@ -73,11 +73,13 @@ def run_notebook(
     parameters: Mapping[str, Any],
     *,
     came_from: Mapping[str, str] | None = None,
+    compute: bool = True,
     progress: bool = False,
 ) -> Executed:
     """The executed copy of `file`, in the folder `out`, with the tables and figures it saved and a record of what it used.
 
-    came_from: the notebook's `origin`, where the caller has looked at it already; progress: a bar on stderr.
+    came_from: the notebook's `origin`, where the caller has looked at it already; compute: whether it computes the cells that
+    are missing; progress: a bar on stderr.
     Raises BadInput for a parameter that the notebook does not have, and RunFailed when a cell raises; then neither a notebook
     nor a table of its own stands under its final name.
     """
@@ -93,7 +95,8 @@ def run_notebook(
     used = saved / ".ledger"
     saved.mkdir(parents=True)
     try:
-        with _environment({"GKP_OUT": str(saved), ledger.LEDGER: str(used), ledger.TURN: str(out / ".turn")}):
+        environment = {"GKP_OUT": str(saved), ledger.LEDGER: str(used), ledger.TURN: str(out / ".turn")}
+        with _environment(environment if compute else {**environment, ledger.FINISHED: "1"}):
             papermill.execute_notebook(
                 str(file),
                 str(unfinished),
@@ -124,15 +127,17 @@ def reproduce(
     jobs: int | None = None,
     out: str | Path | None = None,
     force: bool = False,
+    compute: bool | None = None,
     progress: bool = False,
 ) -> list[Executed]:
     """Every notebook executed for `profile`; executed copies, figures and tables stand in `out` (default build/PROFILE).
 
     only: part of a notebook's name. jobs: notebooks side by side, and workers of the one that computes (default: the number of
-    cores). force: execute notebooks that are up to date too.
+    cores). force: execute notebooks that are up to date too. compute: whether cells that are missing are computed; if not,
+    tables show the others, and verdicts say "not run". None: computed, unless the profile's cells are committed.
     Raises BadInput for an unknown profile or notebook; RunFailed in the end when a notebook has failed.
     """
-    from gkp.profiles import PROFILES, check_profile  # the grid is only needed here
+    from gkp.profiles import COMMITTED, PROFILES, check_profile  # the grid is only needed here
 
     check_profile(profile)
     files = notebook_files(only)
@@ -144,14 +149,15 @@ def reproduce(
     os.environ["GKP_DATA"] = os.pathsep.join(str(given) for given in given_folders())  # the kernels start in another folder
     jobs = jobs or cores()
     parameters = {"profile": profile if profile in PROFILES else str(Path(profile).resolve()), "jobs": jobs}
-    run = _Reproduction(files, folder, parameters, force=force)
+    compute = profile != COMMITTED if compute is None else compute
+    run = _Reproduction(files, folder, parameters, force=force, compute=compute)
     summary = [file for file in files if file.stem.startswith(SUMMARY)]
     stale = run.stale(file for file in files if file not in summary)
-    if only is None and len(stale) > 1:
+    if compute and only is None and len(stale) > 1:
         run.computed_before = compute_cells(profile, jobs)
     run.execute(stale, side_by_side=jobs, progress=progress)
     run.execute(run.stale(summary), side_by_side=jobs, progress=progress)
-    print(*verdict_lines(folder), run.headline(), sep="\n", flush=True)
+    print(*verdict_lines(folder), *run.missing_lines(), run.headline(), sep="\n", flush=True)
     if run.failures:
         raise RunFailed(" | ".join(run.failures))
     return [run.done[file.stem] for file in files]
@@ -181,8 +187,8 @@ def verdict_lines(out: Path) -> list[str]:
 class _Reproduction:
     """What has been done of one `reproduce`, and what it says about it."""
 
-    def __init__(self, files: Sequence[Path], out: Path, parameters: Mapping[str, Any], *, force: bool) -> None:
-        self.out, self.parameters, self.force = out, parameters, force
+    def __init__(self, files: Sequence[Path], out: Path, parameters: Mapping[str, Any], *, force: bool, compute: bool) -> None:
+        self.out, self.parameters, self.force, self.compute = out, parameters, force, compute
         self.done: dict[str, Executed] = {}
         self.computed_before: frozenset[str] = frozenset()  # hashes of the cells that were computed before any notebook ran
         self.failures: list[str] = []
@@ -193,7 +199,7 @@ class _Reproduction:
         """Those of the notebooks that are not up to date, each with what executes it."""
         origins = {file: origin(file, self.parameters) for file in files}
         return {
-            file: partial(run_notebook, file, self.out, self.parameters, came_from=came_from)
+            file: partial(run_notebook, file, self.out, self.parameters, came_from=came_from, compute=self.compute)
             for file, came_from in origins.items()
             if not self.is_up_to_date(file, came_from)
         }
@@ -228,6 +234,15 @@ class _Reproduction:
             f"{seconds:.0f} s; all in {self.out}"
         )
 
+    def missing_lines(self) -> list[str]:
+        """A line on the cells that are not finished, where they are not computed."""
+        used = {cell.hash: cell for done in self.done.values() for cell in done.used if cell.asked}
+        missing = sum(cell.sha256 is None for cell in used.values())
+        if self.compute or not missing:
+            return []
+        command = f"make reproduce PROFILE={self.parameters['profile']} COMPUTE=1"
+        return [f"{missing} of {len(used)} cells are not finished, and no claim rests on them; `{command}` computes them"]
+
     def is_up_to_date(self, file: Path, came_from: Mapping[str, str]) -> bool:
         """Whether the notebook need not be executed; says so, or why it must."""
         record = Record.load(self.out, file.stem)
@@ -236,7 +251,8 @@ class _Reproduction:
         elif record is None:
             why = "for the first time"
         else:
-            why = record.outdated(came_from, self.out) or ""
+            missing = sum(cell.asked and cell.sha256 is None for cell in record.cells) if self.compute else 0
+            why = record.outdated(came_from, self.out) or (f"{missing} cells were missing" if missing else "")
         if why or record is None:
             print(f"{self._number[file]} ({self._profile}): to be executed, {why}", flush=True)
             return False

@@ -1,7 +1,8 @@
 """`gkp verify`: does everything that is committed still follow from the committed data?
 
-Five checks, each of which can fail alone: files against data/MANIFEST, cells against their own hashes, accuracies against
-the outcome of every image, verdicts against the cells, outputs of notebooks against their sources. Nothing is written.
+Six checks, each of which can fail alone: files against data/MANIFEST, cells against their own hashes, accuracies against
+the outcome of every image, verdicts against the cells, README's opening against the verdicts, outputs of notebooks against
+their sources. Nothing is written.
 
 Cost: a hash of every file under data/ and the verdicts once, seconds in all; no training, no attack.
 """
@@ -18,16 +19,16 @@ from typing import Any
 
 import pandas as pd
 
-from gkp import manifest
+from gkp import front_page, manifest
 from gkp.errors import BadInput
 from gkp.executed import read_notebook, source_sha256, was_executed
 from gkp.files import checkout
 from gkp.grid.publish import check_folder, entry_of
 from gkp.grid.store import Damaged, read_json
 from gkp.outcomes import Outcomes
+from gkp.profiles import COMMITTED
 
 VERDICTS = "verdicts.csv"
-PROFILE = "cifar10"  # the one whose cells are committed
 DIGITS = "%.6g"  # of numbers in verdicts.csv: what another processor's last bits cannot change
 
 
@@ -47,8 +48,8 @@ class Check:
         return f"{self.name}: {self.n}, {verdict}{f' ({self.note})' if self.note else ''}"
 
 
-def verify(root: Path | None = None, *, profile: str = PROFILE) -> list[Check]:
-    """The five checks of the checkout `root` (default: the one this package runs from). Raises BadInput outside one."""
+def verify(root: Path | None = None, *, profile: str = COMMITTED) -> list[Check]:
+    """The six checks of the checkout `root` (default: the one this package runs from). Raises BadInput outside one."""
     root = root_of(root)
     data = root / "data"
     return [
@@ -56,6 +57,7 @@ def verify(root: Path | None = None, *, profile: str = PROFILE) -> list[Check]:
         check_cells(data / "results"),
         check_outcomes(data / "results"),
         check_verdicts(data, profile),
+        check_opening(root, profile),
         check_notebooks(root / "notebooks"),
     ]
 
@@ -97,7 +99,7 @@ def check_outcomes(results: Path) -> Check:
     return Check("evaluations computed again from their outcomes", n, tuple(wrong))
 
 
-def check_verdicts(data: Path, profile: str = PROFILE) -> Check:
+def check_verdicts(data: Path, profile: str = COMMITTED) -> Check:
     """data/verdicts.csv against the verdicts that the committed cells give now."""
     file = data / VERDICTS
     if not file.exists():
@@ -110,7 +112,16 @@ def check_verdicts(data: Path, profile: str = PROFILE) -> Check:
     return Check("verdicts", len(committed) - 1, tuple(problems))
 
 
-def verdicts_csv(data: Path, profile: str = PROFILE) -> str:
+def check_opening(root: Path, profile: str = COMMITTED) -> Check:
+    """README's verdicts against data/verdicts.csv."""
+    file = root / "data" / VERDICTS
+    if not file.exists():
+        return Check("verdicts in README", 0, (), "none were published yet")
+    verdicts = pd.read_csv(file)
+    return Check("verdicts in README", len(front_page.HEADLINES), tuple(front_page.problems(root, verdicts, profile)))
+
+
+def verdicts_csv(data: Path, profile: str = COMMITTED) -> str:
     """The verdicts of `gkp.claims` as CSV, from the cells committed under `data` and no others."""
     claims = importlib.import_module("gkp.claims")
     with only_cells(data / "results"):

@@ -3,9 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from grid_stages import Number
 
+from gkp import grid
 from gkp.__main__ import main, parser
 from gkp.checkpoints import load_model, save_model
 from gkp.methods import prune
@@ -112,3 +115,22 @@ def test_every_command_has_help_with_an_example():
 def test_the_module_runs_as_a_process_and_a_closed_pipe_is_no_error():
     done = subprocess.run(f"{sys.executable} -m gkp methods | head -1", shell=True, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("METHOD") and "Traceback" not in done.stderr
+
+
+def test_a_finished_cell_is_computed_again_and_compared_with_what_there_was(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("GKP_CELLS", str(tmp_path / "cells"))
+    cells = [Number(x=1), Number(x=2)]
+    monkeypatch.setattr("gkp.profiles.cells", lambda profile: cells)
+    assert run(capsys, "run", "--jobs", "1")[0] == 0
+    status, out, _ = run(capsys, "run", "--jobs", "1", "--only", "number-1", "--again")
+    assert status == 0 and "1 cell: 0 cached, 1 computed" in out and f"the same as before: {cells[0].id}" in out
+    old = next(iter(grid.load(cells[1:])))
+    other = replace(old, figures={**old.figures, "value": 3.0})
+    monkeypatch.setattr(grid, "load", lambda wanted: [other])
+    assert f"differs in value: {cells[1].id}" in run(capsys, "run", "--jobs", "1", "--only", "number-2", "--again")[1]
+    figures = {"accuracy": {"pgd-1/255": 0.5, "clean": 0.9}}
+    monkeypatch.setattr(grid, "run", lambda *_, **__: grid.Report((replace(old, figures=figures),)))
+    monkeypatch.setattr(grid, "load", lambda wanted: [replace(old, figures={"accuracy": {"pgd-1/255": 0.4, "clean": 0.9}})])
+    said = run(capsys, "run", "--only", "number-2", "--again")[1]
+    assert said == f"differs in pgd-1/255 40.00 -> 50.00 %: {cells[1].id}\n"
+    assert run(capsys, "run", "--again")[0] == 2

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {"help", "reproduce", "test", "verify", "check", "bench", "publish", "html", "clean", "distclean"}
-VARIABLES = {"VENV", "PYTHON", "PROFILE", "ONLY", "JOBS", "FORCE"}
+VARIABLES = {"VENV", "PYTHON", "PROFILE", "ONLY", "JOBS", "FORCE", "COMPUTE"}
 MAKE_VARIABLES = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", *VARIABLES}
 
 
@@ -53,6 +53,12 @@ def test_reproduce_is_forced_by_force_alone_and_a_profile_of_ones_own_has_its_ow
     assert "--force" in make("-n", "reproduce", "VENV=", "FORCE=1").stdout
     assert "--force" not in make("-n", "reproduce", "VENV=", "FORCE=0").stdout + make("-n", "reproduce", "VENV=").stdout
     assert shlex.split(make("-n", "reproduce", "VENV=", "PROFILE=some/mine.py").stdout)[-1] == "build/mine"
+
+
+def test_reproduce_computes_what_is_missing_or_not_as_it_is_told_and_by_the_profile_otherwise():
+    said = {value: make("-n", "reproduce", "VENV=", f"COMPUTE={value}").stdout for value in ("", "0", "1")}
+    assert {value: "--compute" in text for value, text in said.items()} == {"": False, "0": False, "1": True}
+    assert {value: "--no-compute" in text for value, text in said.items()} == {"": False, "0": True, "1": False}
 
 
 def test_publish_takes_the_real_data_unless_told_otherwise_and_html_what_reproduce_made():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 import gkp
 from gkp import grid, profiles
@@ -12,9 +13,10 @@ from gkp.datasets import load_dataset
 from gkp.errors import BadInput
 from gkp.grid import stages
 from gkp.grid import store as store_module
-from gkp.grid.cells import EvaluateCell, Network, PruneCell, TimingCell, TrainCell
+from gkp.grid.cells import EvaluateCell, LatencyCell, Network, PruneCell, TimingCell, TrainCell
 from gkp.grid.data import PINNED
 from gkp.outcomes import Outcomes
+from gkp.plans import plan_of
 
 BASELINE = TrainCell(dataset="digits", model="resnet20", epochs=1, schedule="one-cycle", split="train+val", batch_size=128)
 PRUNED = PruneCell(net=BASELINE, method="sr-gkp", epochs=1, split="train+val", batch_size=128, log_examples=10)
@@ -59,6 +61,13 @@ def test_a_profile_has_every_network_evaluated_in_both_protocols_beside_the_unpr
     methods = {cell.method for cell in cells if isinstance(cell, PruneCell)}
     weight_only = {name for name, method in gkp.methods().items() if set(method.needs) == {"weights"}}
     assert methods >= {"none"} | weight_only
+
+
+def test_the_first_notebook_shows_networks_of_the_other_tables_where_they_are_trained_here():
+    for profile, trained in (("quick", True), ("cifar10", True), ("paper", False)):
+        start, others = profiles.start_here(profile), {cell.hash for cell in profiles.cells(profile, "main")}
+        assert list(start) == ["unpruned", "SR-GKP, one shot", "SR-GKP, fine-tuned"][: 3 if trained else 2]
+        assert all(cell.net.hash in others for name, cell in start.items() if "shot" not in name) is trained
 
 
 def test_planning_a_profile_needs_no_data(monkeypatch):
@@ -174,6 +183,35 @@ def test_an_evaluation_has_the_outcomes_its_figures_follow_from(report):
     outcomes = Outcomes.load(result.folder)
     assert result["accuracy"] == outcomes.accuracy() and result["n"] == outcomes.n == 20
     assert result["model_sha256"] == report[1]["model_sha256"] and result["interval"].keys() == result["accuracy"].keys()
+
+
+def test_where_only_filters_go_the_small_network_is_the_one_that_is_trained_evaluated_and_kept(report):
+    store = grid.Store(report[0].folder.parent)
+    net = replace(PRUNED, method="l1norm-b")
+    pruned, found, timed, grouped = grid.run(
+        [net, replace(EVALUATED, net=net), *(LatencyCell(net=cell, seconds=0.1, batch_sizes=(2,)) for cell in (net, PRUNED))],
+        jobs=1, store=store, progress=False,
+    )  # fmt: skip
+    assert not (pruned.folder / "model").exists() and plan_of(gkp.load_model(pruned.file("compact"))).only_cuts
+    assert found["model_sha256"] == pruned["model_sha256"] and pruned["paper_macs"] < report[0]["paper_macs"]
+    for result in (timed, grouped):
+        (row,) = result["latency"]
+        assert row["batch_size"] == 2 and 0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        assert row["compact"] / row["dense"] == pytest.approx(row["ratio"], rel=5)
+
+
+def test_training_the_small_network_is_training_the_masked_one_where_only_filters_go():
+    data = load_dataset("digits").first(64)
+    x = data.pixels().double()
+    twin = gkp.prune(gkp.load_model("resnet20", mean=data.mean, std=data.std).double(), "l1norm-b").train()
+    small, before = twin.compact(), twin(x).detach()
+    for net in (twin, small):
+        optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
+        for _ in range(4):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(x), data.labels).backward()
+            optimizer.step()
+    assert (twin(x) - small(x)).abs().max() < 1e-9 < 0.01 < (twin(x) - before).abs().max()
 
 
 def test_a_training_that_failed_after_its_last_epoch_resumes_and_gives_the_same_bytes(report, tmp_path, monkeypatch):

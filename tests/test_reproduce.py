@@ -174,11 +174,32 @@ def test_cells_are_computed_before_several_notebooks_and_counted_as_computed(thr
     assert said.splitlines()[-1].startswith("3 notebooks: 0 up to date, 3 executed; 3 cells: 0 cached, 3 computed; ")
 
 
+def test_what_is_not_to_be_computed_is_missing_and_said_to_be(three, out, tmp_path, capsys):
+    three(jobs=2, compute=False)
+    said = capsys.readouterr().out.splitlines()
+    assert not (tmp_path / "counter").exists() and outputs(out / "99_sum.ipynb") == "0\n"
+    command = "make reproduce PROFILE=quick COMPUTE=1"
+    assert said[-2] == f"3 of 3 cells are not finished, and no claim rests on them; `{command}` computes them"
+    assert said[-1].startswith("3 notebooks: 0 up to date, 3 executed; 3 cells: 0 cached, 0 computed, 3 missing; ")
+    three(jobs=2, compute=True)  # a notebook that showed nothing is executed again once its cells are there
+    said = capsys.readouterr().out.splitlines()
+    assert "3 cells: 0 cached, 3 computed; " in said[-1] and "not finished" not in said[-2]
+
+
+def test_only_the_profile_whose_cells_are_committed_is_shown_without_computing(three, monkeypatch):
+    asked = []
+    monkeypatch.setattr(reproduce._Reproduction, "execute", lambda run, *_, **__: asked.append(run.compute))
+    monkeypatch.setattr(reproduce, "notebook_files", lambda only: [])
+    for profile in ("quick", "cifar10", "paper"):
+        three(profile=profile)
+    assert asked == [True, True, False, False, True, True]  # the notebooks, then the summary
+
+
 def test_force_executes_what_is_up_to_date(notebook, out, capsys):
     file = notebook("1")
     Record("00_try", executed.origin(file, PARAMETERS), (), {}, 1.0).save(out)
     for force, said in ((False, "up to date; no cells"), (True, "to be executed, as asked")):
-        run = reproduce._Reproduction([file], out, PARAMETERS, force=force)
+        run = reproduce._Reproduction([file], out, PARAMETERS, force=force, compute=True)
         assert run.is_up_to_date(file, executed.origin(file, PARAMETERS)) is not force
         assert capsys.readouterr().out == f"[1/1] 00_try (quick): {said}\n"
 

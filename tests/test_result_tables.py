@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from gkp import plots, tables
-from gkp.grid.cells import EvaluateCell, PruneCell, TimingCell, TrainCell
+from gkp.grid.cells import EvaluateCell, LatencyCell, PruneCell, TimingCell, TrainCell
 from gkp.grid.report import Result
 
 BASELINE = TrainCell(dataset="digits", epochs=1)
@@ -96,6 +96,17 @@ def test_strong_attacks_are_listed_with_their_n_and_what_the_network_costs(resul
     assert set(plots.pareto(table.points, x="macs", x_label="MACs (M)").points["method"]) == {"sr-gkp"}
 
 
+def test_latency_is_that_of_the_largest_batch_1_for_the_unpruned_network_and_left_out_where_it_was_not_measured(
+    results, tmp_path
+):
+    nets = {"unpruned": BASELINE, **{method: PRUNED[method, 0] for method in ("sr-gkp", "l2-gkp")}}
+    strong = [evaluated(net, tmp_path, {"cascade-1/255": 0.2}, attacks=("cascade",)) for net in nets.values()]
+    rows = [{"batch_size": 128, "ratio": 2.5}, {"batch_size": 1, "ratio": 4.0}]
+    points = tables.strong_attacks([*results, *strong, result(LatencyCell(net=nets["sr-gkp"]), tmp_path, latency=rows)]).points
+    assert points.set_index("method")["latency"].dropna().to_dict() == {"unpruned": 1.0, "sr-gkp": 2.5}
+    assert set(plots.pareto(points, x="latency", x_label="latency").points["method"]) == {"unpruned", "sr-gkp"}
+
+
 def test_times_become_ratios_within_one_run(tmp_path):
     latency = [
         {"form": form, "batch_size": size, "median": seconds * size, "iqr": 0.1, "measurements": 3}
@@ -150,6 +161,12 @@ def test_networks_are_loaded_by_the_name_of_their_row_the_small_one_where_there_
 def test_without_finished_cells_a_table_says_that_it_was_not_run(table):
     made = table([])
     assert "not run" in made.title and made.points.empty
+
+
+def test_evaluations_that_are_not_finished_are_left_out():
+    cells = {"unpruned": EvaluateCell(net=BASELINE)}
+    assert tables.load_outcomes(cells, []) == {}
+    assert "not run" in tables.accuracies({}).title and plots.robustness_curves({}).points.empty
 
 
 def test_without_points_a_figure_says_that_it_was_not_run():

@@ -14,7 +14,7 @@ import pytest
 from grid_stages import Number
 
 import gkp
-from gkp import claims, executed, grid, manifest, profiles, publish, verify
+from gkp import claims, executed, front_page, grid, manifest, profiles, publish, verify
 from gkp.errors import BadInput, RunFailed
 from gkp.executed import Record, reading_copy, sha256_of_file, source_sha256
 from gkp.grid.cells import EvaluateCell, PretrainedCell, PruneCell, TrainCell
@@ -69,7 +69,12 @@ def finish(cell, store: grid.Store) -> None:
         (folder / "log.txt").write_text("said")
         run = dict.fromkeys(("finished", "seconds", "threads", "peak_memory_mb", "git_commit", "versions"), 1.0)
         store.publish(
-            folder, cell.id, cell.hash, spec=cell.spec, figures=figures, run={**run, "hardware": {"processor": "hand"}}
+            folder,
+            cell.id,
+            cell.hash,
+            spec=cell.spec,
+            figures=figures,
+            run={**run, "hardware": {"processor": "hand", "cores": 2}},
         )
 
 
@@ -78,7 +83,10 @@ def verdicts(profile: str) -> SimpleNamespace:
     found = grid.load([EVALUATED])
     value = found[0]["accuracy"]["pgd-8/255"] if len(found) else float("nan")
     verdict = ("reproduced" if value > 0.5 else "differs") if len(found) else "not run"
-    return SimpleNamespace(points=pd.DataFrame([{"id": "half", "ours": value, "verdict": verdict}]))
+    rows = [{"id": "half", "ours": value, "verdict": verdict}, {"id": "fragility", "ours": "5 points", "verdict": verdict}]
+    said = {"statement": "They | differ", "reported": "15 points", "n": 50, "seeds": 1, "interval": "[1, 9]", "minutes": 61.2}
+    said |= {"command": "make reproduce PROFILE=cifar10 ONLY=00_a COMPUTE=1", "reason": "not finished; later"}
+    return SimpleNamespace(points=pd.DataFrame(rows).assign(**said))
 
 
 def store_of(root: Path) -> grid.Store:
@@ -101,7 +109,9 @@ def execute(root: Path, source: str = "1 + 1") -> None:
         cell.execution_count, cell.metadata["papermill"] = count, {"duration": 1.5}
     cells[2].outputs = [books.new_output("execute_result", data={"text/plain": "2"}, execution_count=3)]
     out = root / "build" / "cifar10"
-    out.mkdir(parents=True, exist_ok=True)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for suffix in ("svg", "png", "csv"):
+        (out / "figures" / f"methods_paper.{suffix}").write_text("drawn")
     nbformat.write(books.new_notebook(cells=run, metadata={"papermill": {"duration": 2.0}}), out / name)
     asked = [Used(cell.id, cell.hash, ledger_sha256(root, cell), True, False) for cell in (BASELINE, PRUNED, EVALUATED)]
     origin = executed.origin(root / "notebooks" / name, {"profile": "cifar10", "jobs": 2})
@@ -124,6 +134,7 @@ def built(tmp_path_factory) -> Path:
     )
     (root / "data" / "published" / "t.csv").write_text("a\n1\n")
     (root / "notebooks").mkdir()
+    (root / "README.md").write_text(f"# Title\n{front_page.BEGIN}\n{front_page.END}\nRest\n")
     with pytest.MonkeyPatch.context() as patch:
         as_there(patch, root)
         execute(root)
@@ -157,7 +168,7 @@ def problems(root: Path) -> list[str]:
 
 def test_what_was_just_published_is_as_it_should_be(root):
     checks = verify.verify(root)
-    assert [check.n for check in checks] == [len(manifest.files(root / "data")), 5, 1, 1, 1] and problems(root) == []
+    assert [check.n for check in checks] == [len(manifest.files(root / "data")), 5, 1, 2, 20, 1] and problems(root) == []
     assert all(check.line.endswith("as they should be") for check in checks)
 
 
@@ -206,9 +217,7 @@ def test_a_reading_copy_has_the_sources_and_outputs_of_the_execution_and_no_time
 
 
 def test_a_second_publish_changes_nothing(root):
-    before = {
-        path: path.read_bytes() for path in [*(root / "data").rglob("*"), *(root / "notebooks").iterdir()] if path.is_file()
-    }
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and root / "build" not in path.parents}
     publish.publish(root=root, store=store_of(root))
     assert {path: path.read_bytes() for path in before} == before
 
@@ -239,7 +248,7 @@ def test_an_edited_number_is_noticed_even_when_everything_is_signed_again(root, 
         manifest.write(root / "data")
         found = problems(root)
         assert any("pgd-8/255 is 0.7, and 0.6 by its outcomes" in problem for problem in found)
-        assert "data/verdicts.csv: the cells give: half,0.7,reproduced" in found
+        assert any(problem.startswith("data/verdicts.csv: the cells give: half,0.7,reproduced") for problem in found)
     else:
         assert any("its sha256 does not fit" in problem for problem in found)
 
@@ -255,17 +264,45 @@ def test_an_edited_number_is_not_published(root, signed):
 
 def test_a_verdict_that_does_not_follow_from_the_cells_is_noticed(root):
     file = root / "data" / "verdicts.csv"
-    file.write_text(file.read_text().replace("reproduced", "differs"))
+    file.write_text(file.read_text().replace("half,0.6,reproduced", "half,0.6,differs"))
     manifest.write(root / "data")
-    assert problems(root) == [
-        "data/verdicts.csv: does not follow from the cells: half,0.6,differs",
-        "data/verdicts.csv: the cells give: half,0.6,reproduced",
-    ]
+    gone, new, opening = problems(root)
+    assert gone.startswith("data/verdicts.csv: does not follow from the cells: half,0.6,differs")
+    assert new.startswith("data/verdicts.csv: the cells give: half,0.6,reproduced") and opening.startswith("README.md:")
+
+
+def test_readme_opens_with_the_verdicts_their_cost_and_a_figure_and_an_edited_one_is_noticed(root):
+    file = root / "README.md"
+    text = file.read_text()
+    assert text.startswith("# Title\n") and text.endswith("\nRest\n") and "2 claims: 2 reproduced" in text
+    row = "| They \\| differ | 15 points | 5 points; [1, 9]; n 50 | **reproduced** | `ONLY=00_a` | 61 |"
+    assert row in text and "minutes, 2 cores of hand" in text and f"]({front_page.FIGURE})" in text
+    file.write_text(text.replace("5 points; [1, 9]", "6 points; [1, 9]"))
+    assert problems(root) == ["README.md: its verdicts do not follow from data/; `gkp publish --cells` writes them"]
+    file.write_text(text.replace(front_page.END, ""))
+    assert "it needs the lines" in problems(root)[0]
+
+
+def test_what_is_not_run_says_why_in_readme(root):
+    shutil.rmtree(root / "data" / "results" / EVALUATED.id)
+    with verify.only_cells(root / "data" / "results"):
+        rows = verdicts("cifar10").points.assign(ours="")
+    assert "| They \\| differ | 15 points | not finished | not run | `ONLY=00_a` | 61 |" in front_page.opening(
+        root, rows, "cifar10"
+    )
+
+
+def test_the_figures_that_the_notebooks_drew_replace_those_of_before(root):
+    figures = root / "figures"
+    assert sorted(file.name for file in figures.iterdir()) == [f"methods_paper.{kind}" for kind in ("csv", "png", "svg")]
+    (figures / "older.png").write_text("no notebook draws it any more")
+    publish.publish(root=root, store=store_of(root))
+    assert not (figures / "older.png").exists() and (figures / "methods_paper.png").read_text() == "drawn"
 
 
 def test_verdicts_come_from_the_committed_cells_alone(root):
     shutil.rmtree(root / "data" / "results" / EVALUATED.id)  # build/cells still has it
-    assert "data/verdicts.csv: the cells give: half,,not run" in problems(root)
+    assert any(problem.startswith("data/verdicts.csv: the cells give: half,,not run") for problem in problems(root))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pandas as pd
 
 from gkp.audit.masking import MASKING
 from gkp.audit.verdict import FAIL, NOT_RUN, PASS, WARN, Check
-from gkp.errors import BadInput
+from gkp.files import replace_files
 
 FORMAT = 1
 _COLUMNS = ("number", "name", "status", "value", "threshold", "n", "note")
@@ -102,23 +101,8 @@ class Card:
 
         Raises BadInput when it cannot be written, nothing being left half done.
         """
-        folder = Path(folder)
-        contents = {
-            folder / "card.md": self.to_markdown().encode(),
-            folder / "card.json": (json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n").encode(),
-        }
-        partials = {target: target.with_name(f"{target.name}.partial") for target in contents}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for target, data in contents.items():
-                partials[target].write_bytes(data)
-            for target, partial in partials.items():
-                os.replace(partial, target)
-        except OSError as error:
-            for partial in partials.values():
-                _remove(partial)
-            raise BadInput(f"cannot write the card to {folder} ({error.strerror}); choose a folder you may write to") from error
-        return folder
+        markdown, numbers = self.to_markdown(), json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
+        return replace_files(Path(folder), {"card.md": markdown.encode(), "card.json": numbers.encode()}, "the card")
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
@@ -128,10 +112,3 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:  # the folder itself is the problem, and the caller is about to say so
-        return

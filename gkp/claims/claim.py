@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gkp.claims.hours import GpuRun, for_gpu, gpu_hours, stated_minutes
+from gkp.profiles import COMMITTED
 
 if TYPE_CHECKING:
     from gkp.claims.evidence import Case, Index
@@ -99,4 +100,5 @@ class Claim:
 
     def command(self, profile: str) -> str:
         """What shows the verdict, computing first what is missing."""
-        return f"make reproduce PROFILE={profile} ONLY={self.notebook}"
+        compute = " COMPUTE=1" if profile == COMMITTED else ""
+        return f"make reproduce PROFILE={profile} ONLY={self.notebook}{compute}"

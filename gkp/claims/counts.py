@@ -46,10 +46,10 @@ def claims() -> Iterator[Claim]:
                 notebook=MAIN, page="18")  # fmt: skip
     yield Claim("grouped-convolution", "Figure 1", "Grouped kernel pruning leaves a grouped convolution of the same function",
                 "direction", "drawing", "logits within 1e-5 of the masked dense network's", _decide_same_function,
-                notebook="00_start_here", page="2-4")  # fmt: skip
+                page="2-4")  # fmt: skip
     yield Claim("snaking-balances", "Figure 3", "Snaking gives every filter group about the same smoothness", "direction",
                 "drawing", "groups more alike than groups of neighbours in every layer", _decide_balance,
-                notebook="00_start_here", page="5")  # fmt: skip
+                page="5")  # fmt: skip
 
 
 MAIN = "02_cifar10_main"

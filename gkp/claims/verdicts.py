@@ -43,24 +43,33 @@ def claims() -> tuple[Claim, ...]:
 
 
 def verdicts(
-    profile: str = "cifar10", results: Sequence[Result] | None = None, *, item: str | Sequence[str] | None = None
+    profile: str = "cifar10",
+    results: Sequence[Result] | None = None,
+    *,
+    item: str | Sequence[str] | None = None,
+    notebook: str | None = None,
 ) -> Table:
     """A row for each claim: id, item, statement, reported, ours, n, seeds, interval, tolerance, verdict, reason, command, and
     minutes.
 
     results: of a run; whatever else the stores hold is used too, and nothing is computed. item: only claims of this table or
-    figure, "Table 2", or of several. In `points` also kind, page, value, low, high (fractions, or the quotient of a cost ratio)
-    and stated_minutes, from the work of the cells; minutes are those recorded, once all cells are finished.
+    figure, "Table 2", or of several; notebook: those that this notebook shows, "02_cifar10_main"; with both, either. In
+    `points` also kind, page, value, low, high (fractions, or the quotient of a cost ratio) and stated_minutes, from the work
+    of the cells; minutes are those recorded, once all cells are finished.
     A claim whose cells are missing says "not run", how many are missing and what they cost; embedded data give no verdict.
-    Raises BadInput for an unknown profile or item.
+    Raises BadInput for an unknown profile, item or notebook.
     """
     wanted = [item] if isinstance(item, str) else list(item or ())
+    if notebook is not None and notebook not in (names := sorted({claim.notebook for claim in claims()})):
+        raise BadInput(f"no claim is shown by {notebook!r}; the notebooks that show some: {', '.join(names)}")
     if unknown := [name for name in wanted if name not in ITEMS]:
         raise BadInput(f"no claim is about {unknown[0]!r}; give Table 1 to Table 20, Figure 1 to Figure 9, or text")
-    chosen = [claim for claim in claims() if not wanted or set(wanted) & set(claim.items)]
+    everything = not wanted and notebook is None
+    chosen = [claim for claim in claims() if everything or set(wanted) & set(claim.items) or claim.notebook == notebook]
     case = case_of(profile, results)
     points = pd.DataFrame([_row(claim, case, profile) for claim in chosen])
-    title = f"Verdicts · {', '.join(wanted) or 'every claim'} · profile {profile}"
+    about = [*wanted, *([notebook] if notebook else [])]
+    title = f"Verdicts · {', '.join(about) or 'every claim'} · profile {profile}"
     shown = points.set_index("id")[list(SHOWN)].assign(minutes=points.set_index("id")["minutes"].map("{:.0f}".format))
     return Table(title, shown, points)
 

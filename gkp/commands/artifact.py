@@ -16,6 +16,12 @@ def declare(add: Add) -> None:
     sub.add_argument("--only", default=None, help="part of a notebook's name")
     sub.add_argument("--jobs", type=int, default=None, help="workers side by side (default: the number of cores)")
     sub.add_argument("--out", type=Path, default=None, help="folder for notebooks, figures, tables (default: build/PROFILE)")
+    sub.add_argument(
+        "--compute",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="compute missing cells, or show only finished ones (default: compute, but not cifar10, which is committed)",
+    )
     sub.add_argument("--force", action="store_true", help="execute notebooks that are up to date too; cells stay cached")
 
     sub = add("verify", _verify, "Check that what is committed follows from the committed data.", "gkp verify --json")
@@ -41,6 +47,7 @@ def _reproduce(arguments: argparse.Namespace) -> None:
         jobs=arguments.jobs,
         out=arguments.out,
         force=arguments.force,
+        compute=arguments.compute,
         progress=sys.stderr.isatty(),
     )
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from gkp.commands.shared import Add, json_flag, print_json
+from gkp.errors import BadInput
+
+if TYPE_CHECKING:
+    from gkp.grid.report import Result
 
 
 def declare(add: Add) -> None:
@@ -15,6 +21,9 @@ def declare(add: Add) -> None:
     sub.add_argument("--jobs", type=int, default=None, metavar="N", help="cells computed at once (default: one per core)")
     sub.add_argument("--shard", default=None, metavar="I/N", help="this runner's share, for job arrays without a cluster")
     sub.add_argument("--scheduler", default=None, help="address or file of a Dask scheduler (default: $DASK_SCHEDULER_ADDRESS)")
+    sub.add_argument(
+        "--again", action="store_true", help="compute finished cells anew, and say whether the same comes out; needs --only"
+    )
     sub.add_argument("--dry-run", action="store_true", help="only list cells, hours, and what is cached")
     sub.add_argument("--time-limit", type=float, default=None, metavar="SECONDS", help="for cells without a limit of their own")
     sub.add_argument("--memory-limit", type=float, default=None, metavar="MB", help="for cells without a limit of their own")
@@ -27,9 +36,13 @@ def declare(add: Add) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from gkp import grid, profiles
 
+    if arguments.again and not arguments.only:
+        raise BadInput("--again computes finished cells anew; say which ones with --only")
+    cells = grid.select(profiles.cells(arguments.profile, *arguments.group), arguments.only)
+    before = grid.load(cells) if arguments.again else ()
     report = grid.run(
-        profiles.cells(arguments.profile, *arguments.group),
-        only=arguments.only,
+        cells,
+        recompute=arguments.again,
         jobs=arguments.jobs,
         shard=arguments.shard,
         scheduler=arguments.scheduler,
@@ -38,8 +51,25 @@ def _run(arguments: argparse.Namespace) -> int:
         memory_limit=arguments.memory_limit,
         check=False,
     )
+    if arguments.again and not arguments.dry_run:
+        print(*_comparison(before, report), sep="\n")
     print(*report.failure_lines(), sep="\n", end="\n" if report.failures else "", file=sys.stderr)
     return report.exit_status
+
+
+def _comparison(before: Iterable[Result], after: Iterable[Result]) -> Iterator[str]:
+    """A line for each cell that was finished before: whether it gave the same again, and what differs."""
+    old = {result.cell.hash: result for result in before}
+    for new in after:
+        if (known := old.get(new.cell.hash)) is None:
+            continue
+        changed = [name for name in sorted(known.figures) if known.figures[name] != new.figures.get(name)]
+        if not changed:
+            yield f"the same as before: {new.cell.id}"
+            continue
+        was, now = known.figures.get("accuracy", {}), new.figures.get("accuracy", {})
+        moved = [f"{key} {100 * was[key]:.2f} -> {100 * now[key]:.2f} %" for key in was if key in now and was[key] != now[key]]
+        yield f"differs in {', '.join(moved or changed)}: {new.cell.id}"
 
 
 def _status(arguments: argparse.Namespace) -> None:

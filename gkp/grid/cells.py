@@ -106,7 +106,8 @@ class PruneCell(Training, Cell):
     net: what is pruned. method: a name of `gkp.methods()`, or "none" for the unpruned network under the same fine-tuning.
     rate, groups: as in `gkp.prune`; options: the method's own. soft_epochs: how many of the epochs a method that prunes
     while it trains gets for that, the rest being fine-tuning; None for half of them, rounded up. scratch: throw the weights
-    away after pruning and train the pruned shape anew. Leaves the masked twin in `model` and the small one in `compact`.
+    away after pruning and train the pruned shape anew. Leaves the small network in `compact` and, unless only filters went,
+    the masked twin in `model`; an unpruned one in `model` alone.
     """
 
     stage = "prune"
@@ -216,9 +217,40 @@ class TimingCell(Cell):
         return _SIZE.get(self.net.model, 1.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LatencyCell(Cell):
+    """How fast a pruned network runs beside the dense one: seconds, of which the quotient can be compared.
+
+    net: a pruned network. seconds: how long each of the two is measured at each of batch_sizes.
+    """
+
+    stage = "latency"
+    net: PruneCell
+    seconds: float = 2.0
+    batch_sizes: tuple[int, ...] = (1, 128)
+
+    @property
+    def label(self) -> str:
+        return f"{self.net.label}-latency"
+
+    @property
+    def work(self) -> float:
+        return self.seconds * len(self.batch_sizes)
+
+
 def evaluations(nets: Iterable[Network | PruneCell], **options: Any) -> list[EvaluateCell]:
     """One evaluation with these options for each network."""
     return [EvaluateCell(net=net, **options) for net in nets]
 
 
-__all__ = ["EvaluateCell", "Network", "PretrainedCell", "PruneCell", "TimingCell", "TrainCell", "evaluations", "later"]
+__all__ = [
+    "EvaluateCell",
+    "LatencyCell",
+    "Network",
+    "PretrainedCell",
+    "PruneCell",
+    "TimingCell",
+    "TrainCell",
+    "evaluations",
+    "later",
+]

@@ -1,10 +1,11 @@
-"""What `gkp reproduce` must know of the runs inside a notebook: which cells it used, and whose turn it is to compute.
+"""What `gkp reproduce` agrees with the runs inside a notebook: which cells they used, whose turn it is, whether to compute.
 
-Both go by environment variables that it sets for each notebook's kernel, and do nothing where they are not set:
+All go by environment variables that it sets for each notebook's kernel, and do nothing where they are not set:
 
     GKP_LEDGER   a file that gets a line for each cell a run asked for, and for each ancestor of those
     GKP_TURN     a lock file: of several notebooks executed side by side, one computes cells at a time, with all its workers;
                  the others find what they share with it in the store when their turn comes
+    GKP_FINISHED set to anything: runs take the cells that are finished and compute none
 
 Cost: one hash of a small file for each finished cell.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 from gkp.grid.plan import Plan, family
 from gkp.grid.store import Entry, Store
 
-LEDGER, TURN = "GKP_LEDGER", "GKP_TURN"
+LEDGER, TURN, FINISHED = "GKP_LEDGER", "GKP_TURN", "GKP_FINISHED"
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from gkp.methods import prune, scratch, train_pruned
 from gkp.methods.registry import method_info
 from gkp.methods.tmi_gkp import WeightTrace, snapshot_epochs
 from gkp.models import INPUT_SIDE, build_model
-from gkp.plans import PrunedModel
+from gkp.plans import PrunedModel, plan_of
 from gkp.training import Callback, Recipe, TrainingLog, train
 from gkp.variants import variant
 
@@ -60,23 +60,31 @@ def train_baseline(params: Mapping[str, Any], parents: Mapping[str, Path], folde
     return {**figures, **_network_figures(net, params["dataset"], params["model"], tuple(data.images.shape[1:]))}
 
 
-@stage("prune", revision=1)
+@stage("prune", revision=2)
 def prune_and_finetune(
     params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context
 ) -> dict[str, Any]:
-    """The parent network pruned, then fine-tuned; figures: every epoch, what is left, seed, n. run.json: seconds of each."""
+    """The parent network pruned, then fine-tuned; figures: every epoch, what is left, seed, n. run.json: seconds of each.
+
+    Where only filters go, it is the compact network that is fine-tuned, and there is no `model`: see `Plan.only_cuts`.
+    """
     parent = _figures_of(parents["net"])
     dataset, shape = parent["dataset"], tuple(parent["input_shape"])
     started = time.perf_counter()
     net, soft_rows = _pruned(load_model(parents["net"] / "model"), params, parent, parents["net"] / TRACE, context)
+    if isinstance(net, PrunedModel) and net.plan.only_cuts:
+        net = net.compact()
     context.notes["prune_seconds"] = round(time.perf_counter() - started, 3)
     started = time.perf_counter()
     left = params["epochs"] - len(soft_rows)
     figures = _fit(net, {**params, "epochs": left}, dataset, context) if left else {"epochs": [], "seed": params["seed"]}
     context.notes["finetune_seconds"] = round(time.perf_counter() - started, 3)
-    save_model(net.cpu().eval(), folder / "model")
+    net = net.cpu().eval()
     if isinstance(net, PrunedModel):
+        save_model(net, folder / "model")
         save_model(net.compact(), folder / "compact")
+    else:
+        save_model(net, folder / ("compact" if plan_of(net) else "model"))
     return {**figures, "soft_epochs": soft_rows, **_network_figures(net, dataset, parent["model"], shape)}
 
 
@@ -130,7 +138,7 @@ def _soft_epochs(params: Mapping[str, Any]) -> int:
 @stage("evaluate", revision=2)
 def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
     """The parent network's outcome matrix; figures: accuracy and interval under each attack, as fractions, with n and seed."""
-    net = load_model(parents["net"] / "model")
+    net = load_model(evaluated(parents["net"]))
     data = variant(load_pinned(_figures_of(parents["net"])["dataset"], "test"), params.get("variant", ""))
     outcomes = benchmark(
         net,
@@ -157,6 +165,11 @@ def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Pat
         "data_sha256": outcomes.data_sha256,
         "model_sha256": outcomes.model_sha256,
     }
+
+
+def evaluated(folder: Path) -> Path:
+    """Which of a cell's networks is evaluated: the masked twin or the network itself, else the compact one."""
+    return folder / "model" if (folder / "model").exists() else folder / "compact"
 
 
 def load_pinned(dataset: str, split: str) -> Dataset:

@@ -1,7 +1,8 @@
-"""The stage "timing": what it costs to group and prune a network, and how fast the pruned network runs (Tables 7, 8; SPEED).
+"""The stages "timing", what grouping and pruning a network costs, and "latency", how fast a pruned one runs (Tables 7, 8).
 
-Its figures are seconds, so they differ from run to run: what can be compared is their ratios, which are taken within one
-process, the two sides in turn. Cost for ResNet-20 on one core: a minute, of which TMI-GKP's clusterings take half.
+Their figures are seconds, so they differ from run to run: what can be compared is their ratios, which are taken within one
+process, the two sides in turn. Cost for ResNet-20 on one core: a minute, of which TMI-GKP's clusterings take half; ten
+seconds for a latency.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gkp.grid.store import read_json
 from gkp.grouping import smoothness_snaking
 from gkp.methods import prune
 from gkp.methods.tmi_gkp.clusterings import CLUSTERINGS, cluster
+from gkp.models import Classifier, build_model
 
 METHODS = ("sr-gkp", "greedy-gkp", "l2-gkp", "l1norm-b")  # weights only: what "data-free, one-shot" costs
 ROUNDS = 5  # repetitions of what takes well under a second
@@ -51,6 +53,30 @@ def timing(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path,
         "pruning": {name: _pruning(net, name, params, shape) for name in METHODS},
         "latency": _latency(forms, shape, params, context.threads),
     }
+
+
+@stage("latency", revision=1)
+def latency_of(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
+    """How long the compact network takes, relative to the dense one that it was, on `context.threads` threads.
+
+    "latency": a row a batch size: seconds of both (medians of ROUNDS rounds, taken in turn), and the median, lowest and
+    highest quotient of a round.
+    """
+    parent = read_json(parents["net"] / "result.json")
+    assert parent is not None  # the store has checked it
+    shape = tuple(parent["figures"]["input_shape"])
+    compact = cast(Classifier, load_model(parents["net"] / "compact"))
+    made = compact.architecture
+    forms = [build_model(made.name, num_classes=made.num_classes, shortcut=made.shortcut), compact]  # weights cost no time
+    rows = []
+    for size in params["batch_sizes"]:
+        options = {"input_shape": shape, "batch_size": size, "threads": context.threads, "seconds": params["seconds"] / ROUNDS}
+        rounds = [[latency(net, **options).median for net in forms] for _ in range(ROUNDS)]
+        ratios = [small / dense for dense, small in rounds]
+        dense, small = (statistics.median(column) for column in zip(*rounds, strict=True))
+        facts = {"ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios), "rounds": ROUNDS}
+        rows.append({"batch_size": size, "dense": dense, "compact": small, **facts})
+    return {"model": parent["figures"]["model"], "threads": context.threads, "latency": rows}
 
 
 def _grouping(weights: list[Tensor], groups: int) -> dict[str, float]:

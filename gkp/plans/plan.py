@@ -72,6 +72,13 @@ class Plan(Mapping[str, Spec]):
                 raise BadInput(f"the plan cuts channels of {one.layer}, which it prunes in another way; choose one of the two")
         return cuts
 
+    @property
+    def only_cuts(self) -> bool:
+        """Whether filters go and nothing else, so that every layer stays a smaller one of its kind: the compact network, which
+        is the same function, is then the faster one to train and to attack (1.3 times for ResNet-20 at 7/16 on one core); with
+        grouped convolutions the masked twin is."""
+        return not any(spec.restructures for spec in self.values())
+
     def make_twin(self, net: nn.Module) -> None:
         """Put the trainable form of every pruned layer into the dense `net`, in place."""
         for name, conv in self.convs(net).items():

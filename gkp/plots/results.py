@@ -37,6 +37,8 @@ def method_colour(row: str):
 
 def robustness_curves(outcomes: Mapping[str, Outcomes], attack: str = "pgd") -> Figure:
     """Accuracy under `attack` against eps (pixel protocol), a line a network, with 95 % Wilson intervals. eps 0 is clean."""
+    if not outcomes:
+        return not_run(f"accuracy under {attack.upper()}")
     rows = []
     for name, out in outcomes.items():
         frame = out.to_frame()
@@ -113,8 +115,10 @@ def superscore_bars(points: pd.DataFrame) -> Figure:
 def pareto(points: pd.DataFrame, *, x: str, x_label: str) -> Figure:
     """Accuracy against a cost, a panel an attack, a dot a network with its 95 % interval; the line joins what nothing beats.
 
-    points: one row a network and attack, with columns method, attack, accuracy, low, high, n, and `x`, the cost.
+    points: one row a network and attack, with columns method, attack, accuracy, low, high, n, and `x`, the cost; networks whose
+    cost is NaN are left out.
     """
+    points = points.dropna(subset=[x]) if len(points) else points
     if points.empty:
         return not_run("accuracy against cost")
     attacks = [attack for attack in dict.fromkeys(points["attack"]) if attack != "clean"]

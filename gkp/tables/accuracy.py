@@ -9,7 +9,7 @@ from torch import nn
 
 from gkp.checkpoints import load_model
 from gkp.grid.cell import Cell
-from gkp.grid.cells import EvaluateCell, Network, PruneCell
+from gkp.grid.cells import EvaluateCell, LatencyCell, Network, PruneCell
 from gkp.grid.report import Result
 from gkp.outcomes import Outcomes
 from gkp.published import ATTACKED
@@ -17,9 +17,9 @@ from gkp.tables.table import Table, not_run
 
 
 def load_outcomes(cells: Mapping[str, Cell], results: Sequence[Result]) -> dict[str, Outcomes]:
-    """Name -> outcome matrix, for named evaluation cells and the results of running them in that order."""
+    """Name -> outcome matrix, for those of the named evaluation cells that are finished."""
     by_hash = {result.cell.hash: result for result in results}
-    return {name: Outcomes.load(by_hash[cell.hash].folder) for name, cell in cells.items()}
+    return {name: Outcomes.load(by_hash[cell.hash].folder) for name, cell in cells.items() if cell.hash in by_hash}
 
 
 def load_networks(results: Sequence[Result], *names: str) -> dict[str, nn.Module]:
@@ -41,6 +41,8 @@ def accuracies(outcomes: Mapping[str, Outcomes], *, keys: Sequence[str] | None =
 
     keys: which attacks (default: all that the first network has). The title states protocol, data, n and seed.
     """
+    if not outcomes:
+        return not_run(title)
     rows, shown = [], {}
     for network, out in outcomes.items():
         frame = out.to_frame().reset_index()
@@ -128,9 +130,11 @@ def strong_attacks(results: Sequence[Result]) -> Table:
     """Accuracy of each network under attacks of its own choice (cascades, AutoAttack), with n, interval and cost.
 
     results: networks and their evaluations, of which those with attacks other than the protocol's are shown. points: a row a
-    network and attack; "macs": multiply-accumulates in millions, by the paper's counter.
+    network and attack; "macs": multiply-accumulates in millions, by the paper's counter; "latency": seconds for the largest
+    batch relative to the dense network, 1 for the network itself and NaN where it was not measured.
     """
     networks = {result.cell.hash: result for result in results if not isinstance(result.cell, EvaluateCell)}
+    took = {result.cell.net.hash: _largest_batch(result) for result in results if isinstance(result.cell, LatencyCell)}
     points = []
     for result in results:
         cell = result.cell
@@ -140,6 +144,7 @@ def strong_attacks(results: Sequence[Result]) -> Table:
             low, high = result["interval"][attack]
             if not attack.startswith("worst-case"):
                 facts = {"method": row_name(cell.net), "macs": networks[cell.net.hash]["paper_macs"] / 1e6}
+                facts["latency"] = took.get(cell.net.hash, float("nan") if _is_pruned(cell.net) else 1.0)
                 facts |= {"seed": net_seed(cell.net), "n": result["n"], "of": cell.purpose or cell.protocol}
                 points.append({**facts, "attack": attack, "accuracy": value, "low": low, "high": high})
     if not points:
@@ -150,6 +155,15 @@ def strong_attacks(results: Sequence[Result]) -> Table:
     shown = attacked.assign(text=text).pivot(index="method", columns="attack", values="text")
     shown = shown.loc[list(dict.fromkeys(attacked["method"])), list(dict.fromkeys(attacked["attack"]))]
     return Table("Accuracy (%) under strong attacks, 95 % Wilson intervals", shown, frame)
+
+
+def _largest_batch(timed: Result) -> float:
+    """The compact network's seconds for its largest batch, relative to the dense one's."""
+    return float(max(timed["latency"], key=lambda row: row["batch_size"])["ratio"])
+
+
+def _is_pruned(net: Network | PruneCell) -> bool:
+    return isinstance(net, PruneCell) and net.method != "none"
 
 
 def mean_ranks(
