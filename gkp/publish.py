@@ -1,7 +1,7 @@
 """`gkp publish`: measured cells, verdicts and executed notebooks to where they are committed, in that order.
 
-    data/results/<cell>/   finished cells of the profile, without logs and without what can be had again at once: the masked
-                           twin beside its compact network, and networks that begin with somebody else's public weights
+    data/results/<cell>/   finished cells of the profile, without logs and without networks that begin with somebody else's
+                           public weights
     data/checkpoints/      the baseline trained here, as `gkp.load_model` reads it
     data/verdicts.csv      what `gkp.claims` concludes from those cells
     data/minutes.csv       what each notebook costs, from the seconds recorded in its cells
@@ -36,7 +36,7 @@ from gkp.profiles import COMMITTED
 from gkp.verify import VERDICTS, Check, check_cells, check_outcomes, root_of, verdicts_csv, verify
 
 MINUTES, CORES = "minutes.csv", 2  # the machine that costs are stated for
-_TWIN, _NETWORKS = ("model/*.safetensors",), ("*.safetensors",)
+_NETWORKS = ("*.safetensors",)
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,6 @@ def left_out(cell: Cell) -> tuple[str, ...]:
     """The patterns of the files of a cell that are not committed."""
     if isinstance(cell, PretrainedCell) or (isinstance(cell, PruneCell) and isinstance(cell.net, PretrainedCell)):
         return _NETWORKS  # whoever has the public weights prunes them in a second; their licence is not ours to pass on
-    if isinstance(cell, PruneCell) and cell.method != "none":
-        return _TWIN  # the compact network, where there are both, is the same function
     return ()
 
 

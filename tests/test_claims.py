@@ -401,8 +401,18 @@ def test_a_verdict_row_has_everything_and_every_number_its_n_seeds_and_interval(
     assert (measured["n"] > 0).all() and (measured["seeds"] > 0).all() and (measured["interval"] != "").all()
     assert (points.loc[points["ours"] == "", "verdict"] == NOT_RUN).all()
     assert points["minutes"].ge(0).all()
-    only = points["command"].str.extract(r"make reproduce PROFILE=cifar10 ONLY=(\S+)$")[0]
-    assert set(only) <= NOTEBOOKS
+    only = points["command"].str.extract(r"make reproduce PROFILE=cifar10 ONLY=(\S+)( COMPUTE=1)?$")
+    assert set(only[0]) <= NOTEBOOKS
+    assert only[1].notna().tolist() == [bool(claim.models) for claim in claims()]  # the others need no network
+
+
+def test_a_notebook_shows_the_claims_that_name_it_and_those_of_its_tables():
+    own = verdicts("cifar10", notebook="06_high_rate").points
+    assert len(own) and own["command"].str.contains("ONLY=06_high_rate").all()
+    both = verdicts("cifar10", item="Table 20", notebook="06_high_rate").points
+    assert set(both["id"]) == set(own["id"]) | set(verdicts("cifar10", item="Table 20").points["id"]) > set(own["id"])
+    with pytest.raises(BadInput, match=r"no claim is shown by '06'; the notebooks that show some: 01_fragility, "):
+        verdicts("cifar10", notebook="06")
 
 
 def test_what_no_profile_can_run_says_what_it_takes(table):

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from gkp.cost import cost
 from gkp.errors import BadInput
 from gkp.methods import methods, prune
 from gkp.models import build_model
-from gkp.plans import GroupedKernelConv2d, GroupedSpec, Plan, PrunedModel, kept_count, plan_of
+from gkp.plans import GroupedKernelConv2d, GroupedSpec, Plan, PrunedModel, kept_count, masked_twin, plan_of
 
 
 def largest_difference(a, b, x):
@@ -43,7 +44,12 @@ def test_masked_equals_compact_for_any_convolution(
     pruned = prune(net, "l2-gkp", rate=removed / 8, groups=groups, layers=["0"])
     x = torch.randn(2, in_channels, 13, 13)
     assert largest_difference(pruned, pruned.compact(), x) <= 1e-5
-    assert pruned.compact()[0].conv.weight.numel() == conv.weight.numel() * (8 - removed) // 8
+    small = pruned.compact()
+    assert small[0].conv.weight.numel() == conv.weight.numel() * (8 - removed) // 8
+    again = masked_twin(small)
+    assert isinstance(again, PrunedModel) and largest_difference(pruned, again, x) == 0
+    assert again.state_dict().keys() == pruned.state_dict().keys() and plan_of(again) == plan_of(pruned)
+    assert all(torch.equal(value, pruned.state_dict()[name]) for name, value in again.state_dict().items())
 
 
 def test_the_mask_of_a_spec_by_hand():
@@ -71,6 +77,18 @@ def test_masked_equals_compact_on_resnet20_also_after_fine_tuning_with_momentum(
     removed = ~pruned.plan["layer1.0.conv1"].mask(16).expand(-1, -1, 3, 3)
     assert pruned.net.layer1[0].conv1.weight[removed].abs().max() == 0
     assert sum(p.numel() for p in small.parameters()) == 152_794
+
+
+@pytest.mark.parametrize("method", ["l1norm-b", "sr-gkp"])
+def test_the_twin_is_had_again_from_a_compact_network_of_grouped_kernels_and_others_stay_as_they_are(method):
+    pruned = prune(build_model("resnet20", shortcut="centre"), method)
+    again = masked_twin(small := pruned.compact())
+    if method == "l1norm-b":
+        assert again is small
+    else:
+        assert all(torch.equal(value, again.state_dict()[name]) for name, value in pruned.state_dict().items())
+        assert again.architecture == pruned.architecture and cost(again) == cost(pruned) and plan_of(small) == pruned.plan
+    assert masked_twin(pruned) is pruned and masked_twin(pruned.net) is pruned.net
 
 
 def test_compact_modules_move_copy_and_round_trip_their_state():

@@ -100,5 +100,5 @@ class Claim:
 
     def command(self, profile: str) -> str:
         """What shows the verdict, computing first what is missing."""
-        compute = " COMPUTE=1" if profile == COMMITTED else ""
+        compute = " COMPUTE=1" if profile == COMMITTED and self.models else ""
         return f"make reproduce PROFILE={profile} ONLY={self.notebook}{compute}"

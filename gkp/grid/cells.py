@@ -106,8 +106,7 @@ class PruneCell(Training, Cell):
     net: what is pruned. method: a name of `gkp.methods()`, or "none" for the unpruned network under the same fine-tuning.
     rate, groups: as in `gkp.prune`; options: the method's own. soft_epochs: how many of the epochs a method that prunes
     while it trains gets for that, the rest being fine-tuning; None for half of them, rounded up. scratch: throw the weights
-    away after pruning and train the pruned shape anew. Leaves the small network in `compact` and, unless only filters went,
-    the masked twin in `model`; an unpruned one in `model` alone.
+    away after pruning and train the pruned shape anew. Leaves the small network in `compact`, an unpruned one in `model`.
     """
 
     stage = "prune"

@@ -32,7 +32,7 @@ from gkp.methods import prune, scratch, train_pruned
 from gkp.methods.registry import method_info
 from gkp.methods.tmi_gkp import WeightTrace, snapshot_epochs
 from gkp.models import INPUT_SIDE, build_model
-from gkp.plans import PrunedModel, plan_of
+from gkp.plans import PrunedModel, masked_twin, plan_of
 from gkp.training import Callback, Recipe, TrainingLog, train
 from gkp.variants import variant
 
@@ -66,7 +66,8 @@ def prune_and_finetune(
 ) -> dict[str, Any]:
     """The parent network pruned, then fine-tuned; figures: every epoch, what is left, seed, n. run.json: seconds of each.
 
-    Where only filters go, it is the compact network that is fine-tuned, and there is no `model`: see `Plan.only_cuts`.
+    What is fine-tuned is the faster one of two networks of the same function: the masked twin, and where only filters go the
+    compact one (`Plan.only_cuts`). Only the compact one is kept; `gkp.plans.masked_twin` has the other one from it.
     """
     parent = _figures_of(parents["net"])
     dataset, shape = parent["dataset"], tuple(parent["input_shape"])
@@ -79,13 +80,10 @@ def prune_and_finetune(
     left = params["epochs"] - len(soft_rows)
     figures = _fit(net, {**params, "epochs": left}, dataset, context) if left else {"epochs": [], "seed": params["seed"]}
     context.notes["finetune_seconds"] = round(time.perf_counter() - started, 3)
-    net = net.cpu().eval()
-    if isinstance(net, PrunedModel):
-        save_model(net, folder / "model")
-        save_model(net.compact(), folder / "compact")
-    else:
-        save_model(net, folder / ("compact" if plan_of(net) else "model"))
-    return {**figures, "soft_epochs": soft_rows, **_network_figures(net, dataset, parent["model"], shape)}
+    small = (net.compact() if isinstance(net, PrunedModel) else net).cpu().eval()
+    save_model(small, folder / ("compact" if plan_of(small) else "model"))
+    evaluated = masked_twin(small)
+    return {**figures, "soft_epochs": soft_rows, **_network_figures(evaluated, dataset, parent["model"], shape)}
 
 
 def _pruned(
@@ -138,7 +136,8 @@ def _soft_epochs(params: Mapping[str, Any]) -> int:
 @stage("evaluate", revision=2)
 def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
     """The parent network's outcome matrix; figures: accuracy and interval under each attack, as fractions, with n and seed."""
-    net = load_model(evaluated(parents["net"]))
+    compact = parents["net"] / "compact"
+    net = masked_twin(load_model(compact if compact.exists() else parents["net"] / "model"))
     data = variant(load_pinned(_figures_of(parents["net"])["dataset"], "test"), params.get("variant", ""))
     outcomes = benchmark(
         net,
@@ -165,11 +164,6 @@ def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Pat
         "data_sha256": outcomes.data_sha256,
         "model_sha256": outcomes.model_sha256,
     }
-
-
-def evaluated(folder: Path) -> Path:
-    """Which of a cell's networks is evaluated: the masked twin or the network itself, else the compact one."""
-    return folder / "model" if (folder / "model").exists() else folder / "compact"
 
 
 def load_pinned(dataset: str, split: str) -> Dataset:

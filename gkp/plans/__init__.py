@@ -24,7 +24,7 @@ overrides what it needs:
 - `to_json()` and `from_json(fields)`, plain types.
 
 A `Plan` goes: `convs` (check) -> `cuts` (coupled channels) -> `make_twin` -> `removed` (masks) -> training -> `shrink`.
-`plan_of(net)` tells by which plan a twin or a compact network was pruned.
+`plan_of(net)` tells by which plan a twin or a compact network was pruned, `masked_twin(compact)` gives the twin again.
 """
 
 from gkp.plans.coupling import Couplings, Cut, find_input_shape, shape_copy
@@ -32,7 +32,7 @@ from gkp.plans.filters import FilterSpec
 from gkp.plans.grouped import GroupedKernelConv2d, GroupedSpec, kept_count
 from gkp.plans.plan import Plan, plan_of
 from gkp.plans.spec import Spec, spec_kind
-from gkp.plans.twin import PrunedModel
+from gkp.plans.twin import PrunedModel, masked_twin
 
 __all__ = [
     "Couplings",
@@ -45,6 +45,7 @@ __all__ = [
     "Spec",
     "find_input_shape",
     "kept_count",
+    "masked_twin",
     "plan_of",
     "shape_copy",
     "spec_kind",

@@ -97,6 +97,7 @@ class GroupedKernelConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d, spec: GroupedSpec):
         super().__init__()
         order, weight = spec.permutation, conv.weight.detach()
+        self.in_channels = conv.in_channels  # as before: those that no group keeps are not gathered
         self.register_buffer("gather", spec.kept.flatten().to(weight.device))
         self.register_buffer("restore", torch.argsort(order).to(weight.device))
         self.conv = nn.Conv2d(
@@ -126,6 +127,29 @@ class GroupedKernelConv2d(nn.Module):
         groups = self.conv.groups
         group_size = len(self.restore) // groups
         return GroupedSpec((self.restore // group_size).cpu(), self.gather.view(groups, -1).cpu())
+
+    def dense(self) -> nn.Conv2d:
+        """The convolution of the same function that this was, the kernels that went being zero."""
+        spec, small = self.spec, self.conv
+        conv = nn.Conv2d(
+            self.in_channels,
+            small.out_channels,
+            small.kernel_size,  # type: ignore[arg-type]
+            small.stride,  # type: ignore[arg-type]
+            small.padding,  # type: ignore[arg-type]
+            small.dilation,  # type: ignore[arg-type]
+            bias=small.bias is not None,
+            padding_mode=small.padding_mode,
+            device=small.weight.device,
+            dtype=small.weight.dtype,
+        )
+        with torch.no_grad():
+            conv.weight.zero_()
+            kept_of_filter = spec.kept[spec.group_of_filter]  # (C_out, K)
+            conv.weight[torch.arange(conv.out_channels)[:, None], kept_of_filter] = small.weight[self.restore]
+            if conv.bias is not None and small.bias is not None:
+                conv.bias.copy_(small.bias[self.restore])
+        return conv.requires_grad_(small.weight.requires_grad)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x.index_select(1, self.gather)).index_select(1, self.restore)

@@ -82,7 +82,7 @@ class Plan(Mapping[str, Spec]):
     def make_twin(self, net: nn.Module) -> None:
         """Put the trainable form of every pruned layer into the dense `net`, in place."""
         for name, conv in self.convs(net).items():
-            _replace(net, name, self[name].twin(conv))
+            replace_layer(net, name, self[name].twin(conv))
 
     def removed(self, twin: nn.Module, cuts: Sequence[Cut]) -> dict[str, Tensor]:
         """Parameter name -> bool, broadcastable to it: what is held at zero in the `twin` that `make_twin` made."""
@@ -96,7 +96,7 @@ class Plan(Mapping[str, Spec]):
     def shrink(self, twin: nn.Module, cuts: Sequence[Cut]) -> None:
         """Make the masked `twin` really small, in place."""
         for name, spec in self.items():
-            _replace(twin, name, spec.compact(twin.get_submodule(name)))
+            replace_layer(twin, name, spec.compact(twin.get_submodule(name)))
         if cuts:
             coupling.cut(twin, cuts)
         twin.plan = self  # type: ignore[assignment]  # how `plan_of` knows it again
@@ -120,6 +120,7 @@ def plan_of(net: nn.Module) -> Plan:
     return plan if isinstance(plan, Plan) else Plan({})
 
 
-def _replace(net: nn.Module, name: str, layer: nn.Module) -> None:
+def replace_layer(net: nn.Module, name: str, layer: nn.Module) -> None:
+    """Puts `layer` in the place of the module `name` of `net`."""
     parent, _, child = name.rpartition(".")
     setattr(net.get_submodule(parent), child, layer)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gkp.plans.plan import Plan
+from gkp.plans.grouped import GroupedKernelConv2d, GroupedSpec
+from gkp.plans.plan import Plan, plan_of, replace_layer
 
 CLASSIFIER_NAMES = ("architecture", "mean", "std", "num_classes", "from_normalised")  # of gkp.models.Classifier
 
@@ -63,6 +64,23 @@ class PrunedModel(nn.Module):
         small = copy.deepcopy(self.net)
         self.plan.shrink(small, self._cuts)
         return small
+
+
+def masked_twin(small: nn.Module) -> nn.Module:
+    """The masked twin that the compact network `small` came from, bit for bit, where nothing but grouped kernels went.
+
+    Any other network is returned as it is: only grouped convolutions take longer than the dense ones that they come from.
+    """
+    plan = plan_of(small)
+    if isinstance(small, PrunedModel) or not plan or not all(isinstance(spec, GroupedSpec) for spec in plan.values()):
+        return small
+    dense = copy.deepcopy(small)
+    for name in plan:
+        layer = dense.get_submodule(name)
+        assert isinstance(layer, GroupedKernelConv2d)
+        replace_layer(dense, name, layer.dense())
+    del dense.plan  # it is no compact network any more
+    return PrunedModel(dense, plan)
 
 
 def _mask_name(parameter: str) -> str:
