@@ -7,6 +7,7 @@ Cost: milliseconds, and reading one small file of each committed cell.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -99,7 +100,8 @@ def _line(row: pd.Series) -> str:
         f"n {int(row['n']):,}" if row["n"] else "",
         f"{int(row['seeds'])} seeds" if row["seeds"] > 1 else "",
     ]
-    ours = "; ".join([text["ours"] or "", *filter(None, support)]) if text["ours"] else text["reason"].partition(";")[0]
+    why_not = re.split(r", about|[;(]", text["reason"])[0].strip()  # the rest is in the other files
+    ours = "; ".join([text["ours"], *filter(None, support)]) if text["ours"] else why_not
     only = next(word for word in text["command"].split() if word.startswith("ONLY="))
     verdict = text["verdict"] if text["verdict"] == NOT_RUN else f"**{text['verdict']}**"
     cells = (text["statement"], text["reported"], ours, verdict, f"`{only}`", f"{float(row['minutes']):,.0f}")
