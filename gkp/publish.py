@@ -146,8 +146,9 @@ def publish_baselines(cells: Iterable[Cell], data: Path, store: Store) -> None:
 def publish_minutes(build: Path, data: Path, store: Store) -> None:
     """Writes what each notebook of each profile under `build` costs; profiles that were not executed here keep their rows.
 
-    minutes: seconds of all cells that it used, ancestors included, times the threads of each, on CORES cores; plus its own
+    minutes: seconds of all cells that it ran, ancestors included, times the threads of each, on CORES cores; plus its own
     seconds, where it computed none of them. The row "all" counts each cell once. missing: cells it asked for in vain.
+    Cells that verdicts only looked at are no cost of the notebook.
     """
     found: dict[str, list[Record]] = {}
     for file in sorted(build.glob("*/.executed/*.json")):
@@ -167,7 +168,7 @@ def publish_minutes(build: Path, data: Path, store: Store) -> None:
 
 def _cost(records: Sequence[Record], store: Store) -> dict[str, Any]:
     """What these notebooks cost together, as a row of minutes.csv."""
-    cells = {used.id: used for record in records for used in record.cells}
+    cells = {used.id: used for record in records for used in record.cells if not used.looked_at}
     runs = [run for used in cells.values() if used.sha256 and (run := _run_of(used.id, store))]
     seconds = sum(run["seconds"] * max(1, run["threads"]) for run in runs) / CORES
     own = sum(record.seconds for record in records if not any(used.computed for used in record.cells))

@@ -225,8 +225,9 @@ class _Reproduction:
         counts += f", {len(self.failures)} failed" if self.failures else ""
         cells: dict[str, ledger.Used] = {}
         for used in (used for done in self.done.values() for used in done.used if used.asked):
-            if used.hash not in cells or used.computed:
-                cells[used.hash] = replace(used, computed=used.computed or used.hash in self.computed_before)
+            looked_at = used.looked_at and (used.hash not in cells or cells[used.hash].looked_at)
+            computed = used.computed or used.hash in self.computed_before or (used.hash in cells and cells[used.hash].computed)
+            cells[used.hash] = replace(used, computed=computed, looked_at=looked_at)
         total = len(self._number)
         seconds = time.perf_counter() - self._started
         return (
@@ -251,12 +252,13 @@ class _Reproduction:
         elif record is None:
             why = "for the first time"
         else:
-            missing = sum(cell.asked and cell.sha256 is None for cell in record.cells) if self.compute else 0
+            needed = (cell for cell in record.cells if cell.asked and not cell.looked_at)
+            missing = sum(cell.sha256 is None for cell in needed) if self.compute else 0
             why = record.outdated(came_from, self.out) or (f"{missing} cells were missing" if missing else "")
         if why or record is None:
             print(f"{self._number[file]} ({self._profile}): to be executed, {why}", flush=True)
             return False
-        cells = tuple(ledger.Used(cell.id, cell.hash, cell.sha256, cell.asked, False) for cell in record.cells)
+        cells = tuple(replace(cell, computed=False) for cell in record.cells)
         self.done[file.stem] = done = Executed(file.stem, self.out / file.name, 0.0, cells, ran=False)
         print(f"{self._number[file]} ({self._profile}): up to date; {done.cells}", flush=True)
         return True

@@ -30,7 +30,8 @@ LEDGER, TURN, FINISHED = "GKP_LEDGER", "GKP_TURN", "GKP_FINISHED"
 class Used:
     """A cell that a notebook used. sha256: of its result.json, None when it was asked for and there was none.
 
-    asked: whether a run asked for it, or only needed it as an ancestor; computed: whether it was computed there and then.
+    asked: whether it was asked for, or only needed as an ancestor; computed: whether it was computed there and then; looked_at:
+    whether it was only looked at, to be used if it was there (verdicts do that with every cell of a profile), and never run.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Used:
     sha256: str | None
     asked: bool
     computed: bool
+    looked_at: bool = False
 
     def is_unchanged(self, store: Store) -> bool:
         """Whether the store has the very result that was used; for a cell that was missing, whether it still is."""
@@ -49,30 +51,35 @@ def sha256_of(entry: Entry | None) -> str | None:
     return None if entry is None else hashlib.sha256((entry.folder / "result.json").read_bytes()).hexdigest()
 
 
-def note(plan: Plan, computed: Iterable[str], store: Store) -> None:
-    """Writes what a run used into the ledger, if there is one. computed: hashes of the cells it computed."""
+def note(plan: Plan, computed: Iterable[str], store: Store, *, looked_at: bool) -> None:
+    """Writes what a run used into the ledger, if there is one. computed: hashes of cells it computed; looked_at: see Used."""
     if not (file := os.environ.get(LEDGER)):
         return
     asked, computed = {cell.hash for cell in plan.cells}, set(computed)
     with open(file, "a", encoding="utf-8") as ledger:
         for key, cell in family(plan.cells).items():
             sha256 = sha256_of(plan.finished.get(key) or store.lookup(cell.id, key))
-            ledger.write(json.dumps(asdict(Used(cell.id, key, sha256, key in asked, key in computed))) + "\n")
+            ledger.write(json.dumps(asdict(Used(cell.id, key, sha256, key in asked, key in computed, looked_at))) + "\n")
 
 
 def read(file: Path) -> list[Used]:
-    """The cells in a ledger, each once: asked for or computed if any run did so, with the last run's result."""
+    """The cells in a ledger, each once: asked for, computed or run if any run did so, with the last run's result."""
     found: dict[str, Used] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         used = Used(**json.loads(line))
         before = found.get(used.hash, used)
-        found[used.hash] = Used(used.id, used.hash, used.sha256, used.asked or before.asked, used.computed or before.computed)
+        asked, computed = used.asked or before.asked, used.computed or before.computed
+        found[used.hash] = Used(used.id, used.hash, used.sha256, asked, computed, used.looked_at and before.looked_at)
     return list(found.values())
 
 
 def headline(cells: Iterable[Used]) -> str:
-    """The cells asked for in one line: "42 cells: 40 cached, 1 computed, 1 missing"; "no cells" when there are none."""
-    asked = [cell for cell in cells if cell.asked]
+    """The cells asked for in one line: "42 cells: 40 cached, 1 computed, 1 missing"; "no cells" when there are none.
+
+    Those that were only looked at count where there are no others.
+    """
+    every = [cell for cell in cells if cell.asked]
+    asked = [cell for cell in every if not cell.looked_at] or every
     if not asked:
         return "no cells"
     missing, computed = sum(cell.sha256 is None for cell in asked), sum(cell.computed for cell in asked)

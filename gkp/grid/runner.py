@@ -89,7 +89,7 @@ def run(
 def load(cells: Iterable[Cell], *, store: Store | None = None) -> Report:
     """The stored results of the cells, computing nothing; `Report.missing` lists those that are not there."""
     store = store or default_store()
-    return _report(make_plan(cells, store), store)
+    return _report(make_plan(cells, store), store, looked_at=True)
 
 
 def _compute(
@@ -236,9 +236,9 @@ class _Running:
             heapq.heappush(self._ready, (self._order[key], key))
 
 
-def _report(plan: Plan, store: Store, running: _Running | None = None) -> Report:
+def _report(plan: Plan, store: Store, running: _Running | None = None, *, looked_at: bool = False) -> Report:
     computed = running.computed if running else set()
-    ledger.note(plan, computed, store)
+    ledger.note(plan, computed, store, looked_at=looked_at)
     asked = {cell.hash for cell in plan.cells}
     results = tuple(
         Result(cell, entry.figures, entry.folder, cell.hash not in computed)
