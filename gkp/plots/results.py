@@ -116,7 +116,7 @@ def pareto(points: pd.DataFrame, *, x: str, x_label: str) -> Figure:
     """Accuracy against a cost, a panel an attack, a dot a network with its 95 % interval; the line joins what nothing beats.
 
     points: one row a network and attack, with columns method, attack, accuracy, low, high, n, and `x`, the cost; networks whose
-    cost is NaN are left out.
+    cost is NaN are left out. Named are those on the line, SR-GKP and the unpruned ones; the CSV names all.
     """
     points = points.dropna(subset=[x]) if len(points) else points
     if points.empty:
@@ -127,12 +127,13 @@ def pareto(points: pd.DataFrame, *, x: str, x_label: str) -> Figure:
         shown = points[points["attack"] == attack].sort_values(x)
         for row, bar, cost in zip(shown.itertuples(), _bars(shown).T, shown[x], strict=True):
             ax.errorbar(cost, 100 * row.accuracy, yerr=bar[:, None], marker="o", color=method_colour(row.method), capsize=2)
-        _label(ax, shown, x)
         front = shown[shown["accuracy"] > shown["accuracy"].cummax().shift(fill_value=-1.0)]
+        _label(ax, shown[shown["method"].isin({*front["method"], "sr-gkp"}) | shown["method"].str.startswith("unpruned")], x)
         ax.step(front[x], 100 * front["accuracy"], where="post", color="#999999", linewidth=1, zorder=0)
         counts = ", ".join(f"{n:,}" for n in dict.fromkeys(shown["n"]))
         ax.set(title=f"{attack}, n = {counts}", xlabel=x_label, ylabel="accuracy (%)")
         sns.despine(ax=ax)
+    _families(drawing, points["method"])
     drawing.suptitle("accuracy against cost, 95 % intervals")
     return Figure(drawing, points.reset_index(drop=True))
 
@@ -194,13 +195,14 @@ def frequency_lines(points: pd.DataFrame) -> Figure:
 
 
 def _label(ax: Axes, shown: pd.DataFrame, x: str) -> None:
-    """The name of each dot beside it, those of one cost spread so that none covers another."""
+    """The name of each dot beside it, those of about one cost spread so that none covers another."""
     low, high = ax.get_ylim()
     step, placed = 0.05 * (high - low), dict[int, float]()
     for row, cost in sorted(zip(shown.itertuples(), shown[x], strict=True), key=lambda pair: pair[0].accuracy):
-        column = round(20 * float(np.log(cost)))  # within a few percent: the budget is kept to 1 %
+        column = round(5 * float(np.log(cost)))  # within about 20 %: a name is as wide as that
         placed[column] = max(100 * row.accuracy, placed.get(column, low - step) + step)
-        ax.annotate(row.method, (cost, 100 * row.accuracy), xytext=(1.02 * cost, placed[column]), fontsize=6, va="center")
+        right = {"xytext": (6, placed[column]), "textcoords": ("offset points", "data")}
+        ax.annotate(row.method, (cost, 100 * row.accuracy), **right, fontsize=6, va="center")
 
 
 def _families(drawing: MatplotlibFigure, rows: Iterable[str]) -> None:
