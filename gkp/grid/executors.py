@@ -149,6 +149,14 @@ class SchedulerLost(Exception):
     """The Dask scheduler went away in the middle of a run."""
 
 
+_QUIET = {  # what Dask watches itself with took 12 % of a core from the cells
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.admin.system-monitor.gil.enabled": False,
+}
+
+
 def start_local(jobs: int) -> OnDask:
     """A local cluster of `jobs` single-threaded worker processes on the loopback interface, gone with this process."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
@@ -160,7 +168,7 @@ def start_local(jobs: int) -> OnDask:
     from distributed import Client, LocalCluster
 
     try:
-        with dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1}):
+        with dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1, **_QUIET}):
             cluster = LocalCluster(
                 n_workers=jobs,
                 threads_per_worker=1,
