@@ -21,6 +21,7 @@ from grid_stages import Number, TinyTraining, Trouble
 from gkp import grid
 from gkp.errors import BadInput
 from gkp.grid import executors
+from gkp.grid.supervise import Child
 
 T = TypeVar("T")
 PATIENCE = 60  # seconds: a limit for broken code, not an expectation; this machine may be busy
@@ -298,3 +299,15 @@ def test_a_scheduler_that_dies_is_a_clear_error_and_finished_cells_are_kept(stor
     note.unlink()
     report = compute([*(Number(x=x) for x in range(3))], store, jobs=1)
     assert report.cached == 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_a_child_keeps_the_memory_that_dask_would_have_it_give_back(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")  # as in a worker of Dask's
+    child = Child()
+    try:
+        assert child.is_ready()
+        environment = Path(f"/proc/{child.pid}/environ").read_bytes().split(b"\0")
+        assert b"MALLOC_TRIM_THRESHOLD_=1073741824" in environment and b"MALLOC_TRIM_THRESHOLD_=65536" not in environment
+    finally:
+        child.kill()
