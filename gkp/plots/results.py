@@ -201,8 +201,8 @@ def _label(ax: Axes, shown: pd.DataFrame, x: str) -> None:
     for row, cost in sorted(zip(shown.itertuples(), shown[x], strict=True), key=lambda pair: pair[0].accuracy):
         column = round(5 * float(np.log(cost)))  # within about 20 %: a name is as wide as that
         placed[column] = max(100 * row.accuracy, placed.get(column, low - step) + step)
-        right = {"xytext": (6, placed[column]), "textcoords": ("offset points", "data")}
-        ax.annotate(row.method, (cost, 100 * row.accuracy), **right, fontsize=6, va="center")
+        spot = (6, placed[column])
+        ax.annotate(row.method, (cost, 100 * row.accuracy), spot, textcoords=("offset points", "data"), fontsize=6, va="center")
 
 
 def _families(drawing: MatplotlibFigure, rows: Iterable[str]) -> None:
