@@ -226,3 +226,4 @@ def test_a_training_that_failed_after_its_last_epoch_resumes_and_gives_the_same_
     again = grid.run([BASELINE], jobs=1, store=store, progress=False)[0]
     for name in ("result.json", "model/model.safetensors", "trace.safetensors"):
         assert again.file(name).read_bytes() == report[0].file(name).read_bytes(), name
+    assert again.run["seconds"] >= sum(again.run["epoch_seconds"]) > 0.1  # what the first run spent on it is part of its cost

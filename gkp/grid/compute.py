@@ -72,7 +72,8 @@ class Context:
     """What a stage gets beside its parameters, parents and folder.
 
     threads: how many CPU threads the stage may use (already set for torch and BLAS). notes: plain values about this run
-    that are no figures, such as seconds of a part: they go to run.json.
+    that are no figures, such as seconds of a part: they go to run.json. Its "seconds" have those of the note
+    "taken_over_seconds", if there is one: what killed runs of the cell had spent on what this one found in `scratch`.
     """
 
     cell_id: str
@@ -169,8 +170,9 @@ def _run_stage(job: Job, store: Store, partial: Path, stream: TextIO, guard: Gua
             f"stage {job.stage!r} returned figures that cannot be written as JSON ({error}); return "
             "finite numbers, strings, booleans, None, and lists or dictionaries of those"
         ) from None
+    seconds = time.perf_counter() - started + context.notes.get("taken_over_seconds", 0.0)
     return figures, provenance.describe_run(
-        seconds=time.perf_counter() - started, threads=context.threads, peak=peak, work=job.work, notes=context.notes
+        seconds=seconds, threads=context.threads, peak=peak, work=job.work, notes=context.notes
     )
 
 

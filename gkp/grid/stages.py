@@ -183,7 +183,7 @@ def _fit(
     net: nn.Module, params: Mapping[str, Any], dataset: str, context: Context, callbacks: Sequence[Callback] = ()
 ) -> dict[str, Any]:
     """Trains `net` in place as the parameters say, going on where a killed run left off; the figures of the training."""
-    data = load_pinned(dataset, params["split"])
+    data, started = load_pinned(dataset, params["split"]), time.perf_counter()
     log = train(
         net,
         data,
@@ -195,6 +195,9 @@ def _fit(
         device=_device(),
         callbacks=callbacks,
     )
+    spent, now = sum(row["seconds"] for row in log.rows), time.perf_counter() - started
+    if spent > now:  # by so much at least
+        context.notes["taken_over_seconds"] = round(spent - now, 3)
     return {"epochs": _rows(log, context), "n": len(data), "seed": params["seed"], "data_sha256": data.sha256}
 
 
