@@ -73,7 +73,7 @@ def opening(root: Path, verdicts: pd.DataFrame, profile: str) -> str:
     lines = [
         "",
         f"{len(verdicts)} claims: {counted}. The main ones; every one with its reason is in "
-        "[notebooks/99_verdict.ipynb](notebooks/99_verdict.ipynb) and [data/verdicts.csv](data/verdicts.csv):",
+        '[data/verdicts.csv](data/verdicts.csv). Minutes are recorded, or estimated from the work where they say "about":',
         "",
         f"| claim | reported | ours | verdict | `make reproduce PROFILE={profile} COMPUTE=1` ... | minutes, {hardware(root)} |",
         "|---|---|---|---|---|---|",
@@ -104,7 +104,9 @@ def _line(row: pd.Series) -> str:
     ours = "; ".join([text["ours"], *filter(None, support)]) if text["ours"] else why_not
     only = next(word for word in text["command"].split() if word.startswith("ONLY="))
     verdict = text["verdict"] if text["verdict"] == NOT_RUN else f"**{text['verdict']}**"
-    cells = (text["statement"], text["reported"], ours, verdict, f"`{only}`", f"{float(row['minutes']):,.0f}")
+    estimated = row["minutes"] > 0 and row["minutes"] == row.get("stated_minutes")  # it has those until all cells are recorded
+    minutes = f"{'about ' if estimated else ''}{row['minutes']:,.0f}"
+    cells = (text["statement"], text["reported"], ours, verdict, f"`{only}`", minutes)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

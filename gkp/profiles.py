@@ -164,8 +164,13 @@ def start_here(profile: str) -> dict[str, EvaluateCell]:
     They are the networks of the other tables where they are trained here; `paper`, which has several, takes public weights.
     """
     check_profile(profile)
+    return _start_here(PROFILES[profile]() if profile in PROFILES else {})
+
+
+def _start_here(found: Groups) -> dict[str, EvaluateCell]:
+    """The same from the groups of a profile."""
     nets: dict[str, Network | PruneCell] = {}
-    if "main" in (found := PROFILES[profile]() if profile in PROFILES else {}):
+    if "main" in found:
         baseline: Network = next(cell for cell in found["main"] if isinstance(cell, TrainCell))
         tuned = next(cell for cell in found["main"] if isinstance(cell, PruneCell) and cell.method == "sr-gkp")
         nets = {"unpruned": baseline, _ONE_SHOT: PruneCell(net=baseline, epochs=0), "SR-GKP, fine-tuned": tuned}
@@ -265,8 +270,9 @@ def groups(profile: str) -> Groups:
     check_profile(profile)
     if profile not in PROFILES:
         return {"all": _cells_of_file(Path(profile))}
-    start = start_here(profile).values()
-    return {**PROFILES[profile](), "start": [*(cell.net for cell in start), *start]}
+    found = PROFILES[profile]()
+    start = _start_here(found).values()
+    return {**found, "start": [*(cell.net for cell in start), *start]}
 
 
 def cells(profile: str, *wanted: str) -> list[Cell]:

@@ -188,28 +188,25 @@ def _run_of(cell_id: str, store: Store) -> dict | None:
 
 def publish_notebooks(notebooks: Path, executed: Path, profile: str, store: Store) -> tuple[str, ...]:
     """Replaces each notebook by the reading copy of its execution; RunFailed, with none replaced, unless all are up to date."""
-    copies, stale = {}, []
+    copies, stale = dict[str, bytes](), []
     for file in sorted(notebooks.glob("[0-9]*.ipynb")):
         record = Record.load(executed, file.stem)
         why = "not executed" if record is None else record.outdated(origin(file, {"profile": profile}), executed, store)
         if why:
             stale.append(f"{file.name}: {why}")
         else:
-            copies[file] = reading_copy(read_notebook(executed / file.name), profile)
+            book = reading_copy(read_notebook(executed / file.name), profile)
+            copies[file.name] = (json.dumps(book, indent=1, ensure_ascii=False) + "\n").encode()
     if stale:
         again = f"run `make reproduce PROFILE={profile}` first"
         raise RunFailed(f"no notebook was written, {len(stale)} are not up to date ({'; '.join(stale)}); {again}")
-    for file, book in copies.items():
-        replace_files(file.parent, {file.name: (json.dumps(book, indent=1, ensure_ascii=False) + "\n").encode()}, "notebooks")
-    return tuple(file.name for file in copies)
+    replace_files(notebooks, copies, "notebooks")
+    return tuple(copies)
 
 
 def publish_figures(drawn: Path, figures: Path) -> None:
     """Replaces what is in `figures` by what the notebooks have drawn."""
-    figures.mkdir(exist_ok=True)
-    new = {file.name: file for file in drawn.iterdir() if file.suffix in {".svg", ".png", ".csv"}}
-    for file in figures.iterdir():
+    new = {file.name: file.read_bytes() for file in drawn.iterdir() if file.suffix in {".svg", ".png", ".csv"}}
+    for file in replace_files(figures, new, "figures").iterdir():
         if file.name not in new:
             file.unlink()
-    for name, file in new.items():
-        shutil.copyfile(file, figures / name)

@@ -223,22 +223,22 @@ class _Reproduction:
         ran = sum(done.ran for done in self.done.values())
         counts = f"{len(self.done) - ran} up to date, {ran} executed"
         counts += f", {len(self.failures)} failed" if self.failures else ""
-        cells: dict[str, ledger.Used] = {}
-        for used in (used for done in self.done.values() for used in done.used if used.asked):
-            looked_at = used.looked_at and (used.hash not in cells or cells[used.hash].looked_at)
-            computed = used.computed or used.hash in self.computed_before or (used.hash in cells and cells[used.hash].computed)
-            cells[used.hash] = replace(used, computed=computed, looked_at=looked_at)
+        cells = [replace(cell, computed=cell.computed or cell.hash in self.computed_before) for cell in self._cells()]
         total = len(self._number)
         seconds = time.perf_counter() - self._started
         return (
-            f"{total} notebook{'' if total == 1 else 's'}: {counts}; {ledger.headline(cells.values())}; "
+            f"{total} notebook{'' if total == 1 else 's'}: {counts}; {ledger.headline(cells)}; "
             f"{seconds:.0f} s; all in {self.out}"
         )
 
+    def _cells(self) -> list[ledger.Used]:
+        """The distinct cells that the notebooks asked for."""
+        return ledger.merged(cell for done in self.done.values() for cell in done.used if cell.asked)
+
     def missing_lines(self) -> list[str]:
         """A line on the cells that are not finished, where they are not computed."""
-        used = {cell.hash: cell for done in self.done.values() for cell in done.used if cell.asked}
-        missing = sum(cell.sha256 is None for cell in used.values())
+        used = self._cells()
+        missing = sum(cell.sha256 is None for cell in used)
         if self.compute or not missing:
             return []
         command = f"make reproduce PROFILE={self.parameters['profile']} COMPUTE=1"
@@ -252,8 +252,7 @@ class _Reproduction:
         elif record is None:
             why = "for the first time"
         else:
-            needed = (cell for cell in record.cells if cell.asked and not cell.looked_at)
-            missing = sum(cell.sha256 is None for cell in needed) if self.compute else 0
+            missing = sum(cell.needed and cell.sha256 is None for cell in record.cells) if self.compute else 0
             why = record.outdated(came_from, self.out) or (f"{missing} cells were missing" if missing else "")
         if why or record is None:
             print(f"{self._number[file]} ({self._profile}): to be executed, {why}", flush=True)

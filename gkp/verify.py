@@ -9,7 +9,6 @@ Cost: a hash of every file under data/ and the verdicts once, seconds in all; no
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from gkp import front_page, manifest
+from gkp import claims, front_page, manifest
 from gkp.errors import BadInput
 from gkp.executed import read_notebook, source_sha256, was_executed
 from gkp.files import checkout
@@ -123,7 +122,6 @@ def check_opening(root: Path, profile: str = COMMITTED) -> Check:
 
 def verdicts_csv(data: Path, profile: str = COMMITTED) -> str:
     """The verdicts of `gkp.claims` as CSV, from the cells committed under `data` and no others."""
-    claims = importlib.import_module("gkp.claims")
     with only_cells(data / "results"):
         found = claims.verdicts(profile)
     frame: pd.DataFrame = getattr(found, "points", found)

@@ -289,6 +289,8 @@ def test_what_is_not_run_says_why_in_readme(root):
     assert "| They \\| differ | 15 points | not finished | not run | `ONLY=00_a` | 61 |" in front_page.opening(
         root, rows, "cifar10"
     )
+    estimated = front_page.opening(root, rows.assign(stated_minutes=61.2), "cifar10")
+    assert "| not finished | not run | `ONLY=00_a` | about 61 |" in estimated
 
 
 def test_the_figures_that_the_notebooks_drew_replace_those_of_before(root):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gkp.grid.cell import Cell, later, not_hashed
@@ -237,6 +238,11 @@ class LatencyCell(Cell):
         return self.seconds * len(self.batch_sizes)
 
 
+def network_in(folder: Path) -> str:
+    """Which folder in that of a finished network holds it: "compact" where something was pruned, else "model"."""
+    return "compact" if (folder / "compact").exists() else "model"
+
+
 def evaluations(nets: Iterable[Network | PruneCell], **options: Any) -> list[EvaluateCell]:
     """One evaluation with these options for each network."""
     return [EvaluateCell(net=net, **options) for net in nets]
@@ -252,4 +258,5 @@ __all__ = [
     "TrainCell",
     "evaluations",
     "later",
+    "network_in",
 ]

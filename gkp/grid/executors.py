@@ -149,7 +149,7 @@ class SchedulerLost(Exception):
     """The Dask scheduler went away in the middle of a run."""
 
 
-_QUIET = {  # what Dask watches itself with took 12 % of a core from the cells
+_QUIET = {  # what Dask watches itself with took a tenth of a core from the cells
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "10s",

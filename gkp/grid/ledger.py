@@ -41,6 +41,11 @@ class Used:
     computed: bool
     looked_at: bool = False
 
+    @property
+    def needed(self) -> bool:
+        """Whether a run asked for it, so that the notebook's own tables rest on it."""
+        return self.asked and not self.looked_at
+
     def is_unchanged(self, store: Store) -> bool:
         """Whether the store has the very result that was used; for a cell that was missing, whether it still is."""
         return sha256_of(store.lookup(self.id, self.hash)) == self.sha256
@@ -63,10 +68,15 @@ def note(plan: Plan, computed: Iterable[str], store: Store, *, looked_at: bool) 
 
 
 def read(file: Path) -> list[Used]:
-    """The cells in a ledger, each once: asked for, computed or run if any run did so, with the last run's result."""
+    """The cells in a ledger, `merged`; none where there is no ledger."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return merged(Used(**json.loads(line)) for line in lines)
+
+
+def merged(cells: Iterable[Used]) -> list[Used]:
+    """These cells, each once: asked for, computed or run if any of the runs did so, with the last run's result."""
     found: dict[str, Used] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        used = Used(**json.loads(line))
+    for used in cells:
         before = found.get(used.hash, used)
         asked, computed = used.asked or before.asked, used.computed or before.computed
         found[used.hash] = Used(used.id, used.hash, used.sha256, asked, computed, used.looked_at and before.looked_at)
@@ -79,7 +89,7 @@ def headline(cells: Iterable[Used]) -> str:
     Those that were only looked at count where there are no others.
     """
     every = [cell for cell in cells if cell.asked]
-    asked = [cell for cell in every if not cell.looked_at] or every
+    asked = [cell for cell in every if cell.needed] or every
     if not asked:
         return "no cells"
     missing, computed = sum(cell.sha256 is None for cell in asked), sum(cell.computed for cell in asked)

@@ -25,9 +25,10 @@ from gkp.datasets import Dataset, load_dataset
 from gkp.errors import BadInput
 from gkp.evaluation import benchmark, state_sha256
 from gkp.grid.cell import stage
+from gkp.grid.cells import network_in
 from gkp.grid.compute import Context
 from gkp.grid.data import PINNED
-from gkp.grid.store import read_json
+from gkp.grid.store import figures_of
 from gkp.methods import prune, scratch, train_pruned
 from gkp.methods.registry import method_info
 from gkp.methods.tmi_gkp import WeightTrace, snapshot_epochs
@@ -69,7 +70,7 @@ def prune_and_finetune(
     What is fine-tuned is the faster one of two networks of the same function: the masked twin, and where only filters go the
     compact one (`Plan.only_cuts`). Only the compact one is kept; `gkp.plans.masked_twin` has the other one from it.
     """
-    parent = _figures_of(parents["net"])
+    parent = figures_of(parents["net"])
     dataset, shape = parent["dataset"], tuple(parent["input_shape"])
     started = time.perf_counter()
     net, soft_rows = _pruned(load_model(parents["net"] / "model"), params, parent, parents["net"] / TRACE, context)
@@ -136,9 +137,8 @@ def _soft_epochs(params: Mapping[str, Any]) -> int:
 @stage("evaluate", revision=2)
 def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
     """The parent network's outcome matrix; figures: accuracy and interval under each attack, as fractions, with n and seed."""
-    compact = parents["net"] / "compact"
-    net = masked_twin(load_model(compact if compact.exists() else parents["net"] / "model"))
-    data = variant(load_pinned(_figures_of(parents["net"])["dataset"], "test"), params.get("variant", ""))
+    net = masked_twin(load_model(parents["net"] / network_in(parents["net"])))
+    data = variant(load_pinned(figures_of(parents["net"])["dataset"], "test"), params.get("variant", ""))
     outcomes = benchmark(
         net,
         data,
@@ -230,13 +230,6 @@ def _network_figures(net: nn.Module, dataset: str, model: str, shape: tuple[int,
         "paper_macs": counted.paper_macs,
         "model_sha256": state_sha256(net),
     }
-
-
-def _figures_of(folder: Path) -> dict[str, Any]:
-    """The figures of a parent; the store has checked them."""
-    found = read_json(folder / "result.json")
-    assert found is not None
-    return found["figures"]
 
 
 def _device() -> str:

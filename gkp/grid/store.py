@@ -232,6 +232,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def figures_of(folder: Path) -> dict[str, Any]:
+    """The figures of a finished cell in this folder, which the store has checked."""
+    found = read_json(folder / "result.json")
+    assert found is not None
+    return found["figures"]
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes indented JSON with sorted keys. ValueError for NaN and infinity, TypeError for what is no plain value."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)

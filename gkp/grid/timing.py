@@ -1,8 +1,8 @@
 """The stages "timing", what grouping and pruning a network costs, and "latency", how fast a pruned one runs (Tables 7, 8).
 
 Their figures are seconds, so they differ from run to run: what can be compared is their ratios, which are taken within one
-process, the two sides in turn. Cost for ResNet-20 on one core: a minute, of which TMI-GKP's clusterings take half; ten
-seconds for a latency.
+process, the two sides in turn. Cost for ResNet-20 on one core: a minute, of which TMI-GKP's clusterings take half; a
+latency takes `seconds` for each of two networks at each batch size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gkp.checkpoints import load_model
 from gkp.cost import latency
 from gkp.grid.cell import stage
 from gkp.grid.compute import Context
-from gkp.grid.store import read_json
+from gkp.grid.store import figures_of
 from gkp.grouping import smoothness_snaking
 from gkp.methods import prune
 from gkp.methods.tmi_gkp.clusterings import CLUSTERINGS, cluster
@@ -38,16 +38,15 @@ def timing(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path,
     seconds; "latency": rows of form, batch_size, median and interquartile range in seconds, number of measurements.
     """
     net = load_model(parents["net"] / "model")
-    parent = read_json(parents["net"] / "result.json")
-    assert parent is not None  # the store has checked it
-    shape = tuple(parent["figures"]["input_shape"])
+    parent = figures_of(parents["net"])
+    shape = tuple(parent["input_shape"])
     pruned = prune(net, "sr-gkp", rate=params["rate"], groups=params["groups"], input_shape=shape)
     convs = dict(net.named_modules())
     weights = [cast(nn.Conv2d, convs[name]).weight.detach() for name in pruned.plan][: params["clustered"]]
     slim = prune(net, "l1norm-b", rate=params["rate"], input_shape=shape).compact()
     forms = {"dense": net, "grouped": pruned.compact(), "filters removed": slim}
     return {
-        "model": parent["figures"]["model"],
+        "model": parent["model"],
         "threads": context.threads,
         "grouping": {"layers": len(weights), "of": len(pruned.plan), **_grouping(weights, params["groups"])},
         "pruning": {name: _pruning(net, name, params, shape) for name in METHODS},
@@ -62,9 +61,8 @@ def latency_of(params: Mapping[str, Any], parents: Mapping[str, Path], folder: P
     "latency": a row a batch size: seconds of both (medians of ROUNDS rounds, taken in turn), and the median, lowest and
     highest quotient of a round.
     """
-    parent = read_json(parents["net"] / "result.json")
-    assert parent is not None  # the store has checked it
-    shape = tuple(parent["figures"]["input_shape"])
+    parent = figures_of(parents["net"])
+    shape = tuple(parent["input_shape"])
     compact = cast(Classifier, load_model(parents["net"] / "compact"))
     made = compact.architecture
     forms = [build_model(made.name, num_classes=made.num_classes, shortcut=made.shortcut), compact]  # weights cost no time
@@ -76,7 +74,7 @@ def latency_of(params: Mapping[str, Any], parents: Mapping[str, Path], folder: P
         dense, small = (statistics.median(column) for column in zip(*rounds, strict=True))
         facts = {"ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios), "rounds": ROUNDS}
         rows.append({"batch_size": size, "dense": dense, "compact": small, **facts})
-    return {"model": parent["figures"]["model"], "threads": context.threads, "latency": rows}
+    return {"model": parent["model"], "threads": context.threads, "latency": rows}
 
 
 def _grouping(weights: list[Tensor], groups: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gkp.errors import BadInput
 from gkp.methods._filters import Budgeted, kept_width
 from gkp.methods.registry import register
-from gkp.plans import Plan, Spec, spec_kind
+from gkp.plans import Plan, Spec, conv_like, spec_kind
 from gkp.plans.spec import ints
 
 RIDGE = 1e-9  # of the mean squared norm: lets a filter be an exact combination of others
@@ -127,17 +127,7 @@ class BetweenPointwise(nn.Module):
         inputs, filters = len(spec.kept_inputs), len(spec.kept_filters)
         where: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
         self.before = nn.Conv2d(conv.in_channels, inputs, 1, bias=False, **where)
-        self.conv = nn.Conv2d(
-            inputs,
-            filters,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            bias=False,
-            padding_mode=conv.padding_mode,
-            **where,
-        )
+        self.conv = conv_like(conv, inputs, filters, bias=False)
         self.after = nn.Conv2d(filters, conv.out_channels, 1, bias=conv.bias is not None, **where)
         if not conv.weight.is_meta:  # there, only shapes are wanted
             self._fill(conv, spec)

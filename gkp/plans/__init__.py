@@ -31,7 +31,7 @@ from gkp.plans.coupling import Couplings, Cut, find_input_shape, shape_copy
 from gkp.plans.filters import FilterSpec
 from gkp.plans.grouped import GroupedKernelConv2d, GroupedSpec, kept_count
 from gkp.plans.plan import Plan, plan_of
-from gkp.plans.spec import Spec, spec_kind
+from gkp.plans.spec import Spec, conv_like, spec_kind
 from gkp.plans.twin import PrunedModel, masked_twin
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "Plan",
     "PrunedModel",
     "Spec",
+    "conv_like",
     "find_input_shape",
     "kept_count",
     "masked_twin",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.plans.spec import Spec, ints, spec_kind
+from gkp.plans.spec import Spec, conv_like, ints, spec_kind
 
 
 @spec_kind("group_of_filter")
@@ -100,19 +100,7 @@ class GroupedKernelConv2d(nn.Module):
         self.in_channels = conv.in_channels  # as before: those that no group keeps are not gathered
         self.register_buffer("gather", spec.kept.flatten().to(weight.device))
         self.register_buffer("restore", torch.argsort(order).to(weight.device))
-        self.conv = nn.Conv2d(
-            spec.kept.numel(),
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            groups=spec.groups,
-            bias=conv.bias is not None,
-            padding_mode=conv.padding_mode,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        self.conv = conv_like(conv, spec.kept.numel(), conv.out_channels, groups=spec.groups, bias=conv.bias is not None)
         kept_of_filter = spec.kept[spec.group_of_filter]  # (C_out, K)
         with torch.no_grad():
             small = weight[torch.arange(conv.out_channels)[:, None], kept_of_filter]
@@ -131,18 +119,7 @@ class GroupedKernelConv2d(nn.Module):
     def dense(self) -> nn.Conv2d:
         """The convolution of the same function that this was, the kernels that went being zero."""
         spec, small = self.spec, self.conv
-        conv = nn.Conv2d(
-            self.in_channels,
-            small.out_channels,
-            small.kernel_size,  # type: ignore[arg-type]
-            small.stride,  # type: ignore[arg-type]
-            small.padding,  # type: ignore[arg-type]
-            small.dilation,  # type: ignore[arg-type]
-            bias=small.bias is not None,
-            padding_mode=small.padding_mode,
-            device=small.weight.device,
-            dtype=small.weight.dtype,
-        )
+        conv = conv_like(small, self.in_channels, small.out_channels, bias=small.bias is not None)
         with torch.no_grad():
             conv.weight.zero_()
             kept_of_filter = spec.kept[spec.group_of_filter]  # (C_out, K)

@@ -96,3 +96,20 @@ def ints(values: Any, what: str, dims: int) -> Tensor:
     if tensor.dtype != torch.int64 or tensor.ndim != dims:
         raise BadInput(f"not {what}: wants whole numbers in {dims} dimension{'s' * (dims > 1)}, not {str(values)[:60]}")
     return tensor
+
+
+def conv_like(conv: nn.Conv2d, in_channels: int, out_channels: int, *, bias: bool, groups: int = 1) -> nn.Conv2d:
+    """A convolution of so many channels that slides over images as `conv` does, of its device and type; its weights are new."""
+    return nn.Conv2d(
+        in_channels,
+        out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        conv.dilation,  # type: ignore[arg-type]
+        groups=groups,
+        bias=bias,
+        padding_mode=conv.padding_mode,
+        device=conv.weight.device,
+        dtype=conv.weight.dtype,
+    )

@@ -9,7 +9,7 @@ from torch import nn
 
 from gkp.checkpoints import load_model
 from gkp.grid.cell import Cell
-from gkp.grid.cells import EvaluateCell, LatencyCell, Network, PruneCell
+from gkp.grid.cells import EvaluateCell, LatencyCell, Network, PruneCell, network_in
 from gkp.grid.report import Result
 from gkp.outcomes import Outcomes
 from gkp.published import ATTACKED
@@ -31,8 +31,7 @@ def load_networks(results: Sequence[Result], *names: str) -> dict[str, nn.Module
     for result in results:
         cell = result.cell
         if isinstance(cell, Network | PruneCell) and row_name(cell) in names and row_name(cell) not in found:
-            compact = result.folder / "compact"
-            found[row_name(cell)] = load_model(compact if compact.exists() else result.file("model")).eval()
+            found[row_name(cell)] = load_model(result.file(network_in(result.folder))).eval()
     return found
 
 

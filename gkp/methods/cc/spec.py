@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.plans import Spec, spec_kind
+from gkp.plans import Spec, conv_like, spec_kind
 from gkp.plans.spec import ints
 
 
@@ -65,17 +65,7 @@ class LowRankConv2d(nn.Module):
         rank, has_bias = spec.rank, conv.bias is not None
         where: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
         self.register_buffer("gather", spec.kept_inputs.to(conv.weight.device))
-        self.conv = nn.Conv2d(
-            len(spec.kept_inputs),
-            rank or conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            bias=has_bias and rank is None,
-            padding_mode=conv.padding_mode,
-            **where,
-        )
+        self.conv = conv_like(conv, len(spec.kept_inputs), rank or conv.out_channels, bias=has_bias and rank is None)
         self.expand = nn.Identity() if rank is None else nn.Conv2d(rank, conv.out_channels, 1, bias=has_bias, **where)
         if not conv.weight.is_meta:  # there, only shapes are wanted
             self._fill(conv, spec)
