@@ -562,6 +562,15 @@ def test_estimates_are_medians_over_seeds_and_else_scale_with_work(monkeypatch):
     assert durations.estimate(Number(x=8)) == 2 * 12.0
 
 
+def test_many_small_cells_do_not_say_how_long_a_large_one_takes(monkeypatch):
+    monkeypatch.setattr(Number, "work", property(lambda cell: cell.x))
+    durations = Durations()
+    for seed in range(90):
+        durations.add(Number(x=1, seed=seed), 10.0)  # nine of ten seconds are for starting
+    durations.add(Number(x=100), 109.0)
+    assert durations.estimate(Number(x=200)) == pytest.approx(2 * 109.0)
+
+
 @pytest.mark.parametrize(("seconds", "words"), [(3.4, "3 s"), (120, "2 min"), (7200, "2.0 h")])
 def test_durations_are_given_as_people_say_them(seconds, words):
     assert in_words(seconds) == words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from statistics import median
 from typing import Any
 
@@ -14,11 +15,15 @@ AT_MOST = 2000  # stored cells read; more would not change a median
 
 
 class Durations:
-    """Recorded seconds by kind of cell: same stage and parameters but for the seed, else same stage per unit of work."""
+    """Recorded seconds by kind of cell: same stage and parameters but for the seed, else same stage per unit of work.
+
+    Both are medians. The one per unit of work weighs each cell by its work: hundreds of cells of the digits, which take seconds
+    to start, would else say that the few large ones take twice as long as they do.
+    """
 
     def __init__(self) -> None:
         self._like: dict[bytes, list[float]] = defaultdict(list)
-        self._rate: dict[str, list[float]] = defaultdict(list)
+        self._rates: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
     @classmethod
     def of(cls, store: Store) -> Durations:
@@ -40,7 +45,7 @@ class Durations:
 
     def _add(self, kind: bytes, stage: str, seconds: float, work: float) -> None:
         self._like[kind].append(seconds)
-        self._rate[stage].append(seconds / work)
+        self._rates[stage].append((seconds / work, work))
 
     def estimate(self, cell: Cell) -> float | None:
         """Seconds the cell should take; None when no cell of its stage has ever been timed."""
@@ -49,7 +54,7 @@ class Durations:
     def _estimate(self, kind: bytes, stage: str, work: float) -> float | None:
         if kind in self._like:
             return median(self._like[kind])
-        return median(self._rate[stage]) * work if stage in self._rate else None
+        return _weighted_median(self._rates[stage]) * work if stage in self._rates else None
 
     def total(self, kinds: Mapping[tuple[bytes, str, float], int]) -> tuple[float, int]:
         """(seconds of all cells that can be estimated, how many cannot), for counts as `count_kinds` gives."""
@@ -61,6 +66,13 @@ class Durations:
             else:
                 seconds += each * count
         return seconds, unknown
+
+
+def _weighted_median(pairs: Iterable[tuple[float, float]]) -> float:
+    """The lowest value that, with those below it, has half of all weight; of (value, weight)."""
+    ordered = sorted(pairs)
+    half = sum(weight for _, weight in ordered) / 2
+    return next(value for (value, _), below in zip(ordered, accumulate(w for _, w in ordered), strict=True) if below >= half)
 
 
 def count_kinds(cells: Iterable[Cell]) -> Counter[tuple[bytes, str, float]]:
