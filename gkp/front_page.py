@@ -20,6 +20,7 @@ from gkp.grid.store import read_json
 
 README, BEGIN, END = "README.md", "<!-- verdicts, written by gkp publish -->", "<!-- end of verdicts -->"
 FIGURE, CAPTION = "figures/methods_paper.png", "Accuracy of every method without attack and under the paper's attacks"
+UNDECIDED = "undecided"
 HEADLINES = (  # of the claims, in this order
     "fragility",
     "modern-worse",
@@ -67,8 +68,8 @@ def problems(root: Path, verdicts: pd.DataFrame, profile: str) -> list[str]:
 def opening(root: Path, verdicts: pd.DataFrame, profile: str) -> str:
     """The Markdown between the markers. verdicts: the rows of `gkp.claims.verdicts(profile).points`."""
     rows = verdicts.set_index("id")
-    counts = Counter(verdicts["verdict"])
-    counted = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    counts = Counter(_word(row) for _, row in verdicts.iterrows())
+    counted = ", ".join(f"{counts[word]} {word}" for word in (*VERDICTS, UNDECIDED) if counts[word])
     figure = [f"![{CAPTION}]({FIGURE})", ""] if (root / FIGURE).exists() else []
     lines = [
         "",
@@ -91,6 +92,11 @@ def hardware(root: Path) -> str:
     return " and ".join(f"{cores} cores of {processor}" for cores, processor in sorted(machines)) or "nothing measured yet"
 
 
+def _word(row: pd.Series) -> str:
+    """The verdict, or UNDECIDED where that is "not run" because what was run says too little."""
+    return UNDECIDED if row["verdict"] == NOT_RUN and row["ours"] and pd.notna(row["ours"]) else str(row["verdict"])
+
+
 def _line(row: pd.Series) -> str:
     """One row of the table."""
     # what is not there is NaN where the row was read from a file
@@ -103,7 +109,8 @@ def _line(row: pd.Series) -> str:
     why_not = re.split(r", about|[;(]", text["reason"])[0].strip()  # the rest is in the other files
     ours = "; ".join([text["ours"], *filter(None, support)]) if text["ours"] else why_not
     only = next(word for word in text["command"].split() if word.startswith("ONLY="))
-    verdict = text["verdict"] if text["verdict"] == NOT_RUN else f"**{text['verdict']}**"
+    word = _word(row)
+    verdict = word if word in (NOT_RUN, UNDECIDED) else f"**{word}**"
     estimated = row["minutes"] > 0 and row["minutes"] == row.get("stated_minutes")  # it has those until all cells are recorded
     minutes = f"{'about ' if estimated else ''}{row['minutes']:,.0f}"
     cells = (text["statement"], text["reported"], ours, verdict, f"`{only}`", minutes)

@@ -293,6 +293,13 @@ def test_what_is_not_run_says_why_in_readme(root):
     assert "| not finished | not run | `ONLY=00_a` | about 61 |" in estimated
 
 
+def test_what_was_run_and_leaves_a_claim_open_is_undecided_in_readme(root):
+    with verify.only_cells(root / "data" / "results"):
+        rows = verdicts("cifar10").points
+    text = front_page.opening(root, rows.assign(verdict="not run"), "cifar10")
+    assert "2 claims: 2 undecided." in text and "| 5 points; [1, 9]; n 50 | undecided | `ONLY=00_a` | 61 |" in text
+
+
 def test_the_figures_that_the_notebooks_drew_replace_those_of_before(root):
     figures = root / "figures"
     assert sorted(file.name for file in figures.iterdir()) == [f"methods_paper.{kind}" for kind in ("csv", "png", "svg")]
