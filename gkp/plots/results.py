@@ -82,7 +82,7 @@ def method_bars(points: pd.DataFrame, *, attacks: Sequence[str] | None = None) -
     for ax, attack in zip(axes, attacks, strict=True):
         shown = chosen[chosen["attack"] == attack].iloc[::-1]
         ax.barh(shown["method"], 100 * shown["accuracy"], xerr=_bars(shown), color=_colours(shown["method"]), capsize=2)
-        ax.set(title=attack, xlabel="accuracy (%)")
+        ax.set(title=attack, xlabel="accuracy (%)", ylim=(-0.7, len(shown) - 0.3))
         ax.tick_params(labelleft=ax is axes[0])
         sns.despine(ax=ax)
     n = int(chosen["n"].iloc[0])
