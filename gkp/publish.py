@@ -7,7 +7,7 @@
     data/minutes.csv       what each notebook costs, from the seconds recorded in its cells
     README.md              its opening: the main verdicts
     data/MANIFEST          size, sha256, source and licence of every file under data/
-    notebooks/, figures/   the executed notebooks, times stripped, and their figures; only when `gkp verify` finds nothing wrong
+    notebooks/, figures/   the executed notebooks, times stripped, and their figures; only when nothing is wrong with the data
 
 What is committed already is checked first: an edited number is refused, not made official.
 
@@ -33,7 +33,7 @@ from gkp.grid.cell import Cell
 from gkp.grid.cells import Network, PretrainedCell, PruneCell, TrainCell
 from gkp.grid.store import Store, default_store, read_json
 from gkp.profiles import COMMITTED
-from gkp.verify import VERDICTS, Check, check_cells, check_outcomes, root_of, verdicts_csv, verify
+from gkp.verify import VERDICTS, Check, check_cells, check_data, check_notebooks, check_outcomes, root_of, verdicts_csv
 
 MINUTES, CORES = "minutes.csv", 2  # the machine that costs are stated for
 _NETWORKS = ("*.safetensors",)
@@ -63,7 +63,7 @@ def publish(
 
     cells_only: leave the notebooks alone. root: the checkout, and store: where its cells are, if not those of this package.
     Raises BadInput for a profile whose cells are not committed; RunFailed when something committed was edited, and when a
-    notebook is not up to date or `verify` finds something wrong (cells are copied all the same, notebooks are not).
+    notebook is not up to date or something is wrong with the data (cells are copied all the same, notebooks are not).
     """
     from gkp.profiles import cells, check_profile  # torch comes with it
 
@@ -81,7 +81,7 @@ def publish(
     publish_minutes(root / "build", data, store)
     front_page.write_opening(root, pd.read_csv(data / VERDICTS), profile)
     rows = manifest.write(data)
-    checks = tuple(verify(root, profile=profile))
+    checks = check_data(root, profile)
     notebooks: tuple[str, ...] = ()
     if not cells_only:
         refuse_problems(checks)
@@ -89,7 +89,8 @@ def publish(
         notebooks = publish_notebooks(root / "notebooks", executed, profile, store)
         publish_figures(executed / "figures", root / "figures")
         front_page.write_opening(root, pd.read_csv(data / VERDICTS), profile)  # its figure may be new
-    return Published(len(finished), len(wanted), sum(row.bytes for row in rows) / 1e6, notebooks, checks)
+    checks.append(check_notebooks(root / "notebooks"))
+    return Published(len(finished), len(wanted), sum(row.bytes for row in rows) / 1e6, notebooks, tuple(checks))
 
 
 def refuse_edited(data: Path) -> None:

@@ -50,6 +50,11 @@ class Check:
 def verify(root: Path | None = None, *, profile: str = COMMITTED) -> list[Check]:
     """The six checks of the checkout `root` (default: the one this package runs from). Raises BadInput outside one."""
     root = root_of(root)
+    return [*check_data(root, profile), check_notebooks(root / "notebooks")]
+
+
+def check_data(root: Path, profile: str = COMMITTED) -> list[Check]:
+    """The checks of data/ and of what README takes from it: all but that of the notebooks, which `gkp publish` replaces."""
     data = root / "data"
     return [
         Check("files in data/MANIFEST", len(manifest.read(data)), tuple(manifest.problems(data))),
@@ -57,7 +62,6 @@ def verify(root: Path | None = None, *, profile: str = COMMITTED) -> list[Check]
         check_outcomes(data / "results"),
         check_verdicts(data, profile),
         check_opening(root, profile),
-        check_notebooks(root / "notebooks"),
     ]
 
 
@@ -152,7 +156,9 @@ def check_notebooks(folder: Path) -> Check:
         if not published:
             problems.append(f"notebooks/{file.name}: has outputs that `make publish` did not write; strip it with nbstripout")
         elif published.get("sources_sha256") != source_sha256(book):
-            problems.append(f"notebooks/{file.name}: was edited after it was executed; `make publish` executes it anew")
+            problems.append(
+                f"notebooks/{file.name}: was edited after it was executed; `make reproduce` and `make publish` for its profile"
+            )
     rest = len(books) - len(executed)
     note = f"{rest} without outputs" if rest else ""
     return Check("executed notebooks against their sources", len(executed), tuple(problems), note)
