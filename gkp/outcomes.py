@@ -250,7 +250,8 @@ def wilson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     if not 0 < confidence < 1:
         raise BadInput(f"confidence must lie between 0 and 1, not {confidence}; the usual is 0.95")
     low, high = proportion_confint(count, n, alpha=1 - confidence, method="wilson")
-    return max(0.0, float(low)), min(1.0, float(high))
+    share = count / n  # an end of the interval for none and for all, where rounding puts that end 1e-19 inside
+    return max(0.0, min(share, float(low))), min(1.0, max(share, float(high)))
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

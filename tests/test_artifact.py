@@ -33,6 +33,7 @@ from gkp import executed, grid, manifest, verify
 from gkp.__main__ import main, parser
 from gkp.grid.cells import EvaluateCell, PruneCell, TrainCell
 from gkp.grid.publish import PROVENANCE
+from gkp.outcomes import Outcomes
 from gkp.profiles import PROFILES
 
 __all__ = ["nothing_left_running"]  # a fixture: ends what a failing test left
@@ -430,10 +431,9 @@ def test_R3_every_number_has_n_seeds_and_an_interval():
         figures = json.loads((folder / "result.json").read_text())["figures"]
         if "accuracy" in figures:
             assert figures["n"] > 0 and isinstance(figures["seed"], int), folder
-            ends = figures["interval"]
-            tiny = 1e-12  # Wilson's lower end for 0 of n is 0, rounded
-            for key, value in figures["accuracy"].items():
-                assert ends[key][0] - tiny <= value <= ends[key][1] + tiny, (folder, key)
+            assert figures["interval"].keys() == figures["accuracy"].keys(), folder
+            ends = Outcomes.load(folder).interval()  # R2 holds those of the file to it; older ones have 0 of n from 2e-19 on
+            assert all(ends[key][0] <= value <= ends[key][1] for key, value in figures["accuracy"].items()), folder
     rows = verdicts("cifar10")
     decided = rows[rows["verdict"] != "not run"]
     assert {"n", "seeds", "interval"} <= set(rows.columns) and (decided["n"] > 0).all()

@@ -33,6 +33,8 @@ def test_the_interval_of_a_perfect_score_ends_at_one_and_of_none_at_zero():
     z2 = 1.959963985**2
     assert intervals["clean"] == pytest.approx((10 / (10 + z2), 1.0)) and intervals["clean"][1] <= 1
     assert intervals["fgsm-1/255"] == pytest.approx((0.0, z2 / (10 + z2)), abs=1e-9) and intervals["fgsm-1/255"][0] >= 0
+    many = made([True] * 10_000, [False] * 10_000).interval()  # where statsmodels rounds 0 to 2e-19
+    assert many["clean"][1] == 1 and many["fgsm-1/255"][0] == 0
 
 
 def test_the_frame_shows_accuracy_interval_and_n_for_every_key():
