@@ -242,7 +242,7 @@ class _Reproduction:
         if self.compute or not missing:
             return []
         command = f"make reproduce PROFILE={self.parameters['profile']} COMPUTE=1"
-        return [f"{missing} of {len(used)} cells are not finished, and no claim rests on them; `{command}` computes them"]
+        return [f"{missing} of {len(used)} cells are not finished, what they decide is not run; `{command}` computes them"]
 
     def is_up_to_date(self, file: Path, came_from: Mapping[str, str]) -> bool:
         """Whether the notebook need not be executed; says so, or why it must."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +75,16 @@ def test_the_first_notebook_shows_networks_of_the_other_tables_where_they_are_tr
 def test_planning_a_profile_needs_no_data(monkeypatch):
     monkeypatch.setattr("gkp.datasets.load_dataset", lambda *_: pytest.fail("data was asked for"))
     assert all(cell.data for cell in profiles.cells("cifar10") if isinstance(cell, EvaluateCell | TrainCell))
+
+
+@pytest.mark.parametrize("profile", profiles.PROFILES)
+def test_every_group_is_asked_for_by_a_notebook_so_that_reproduce_computes_the_whole_profile(profile):
+    asked = {cell.hash: cell for cell in profiles.start_here(profile).values()}  # by 00_start_here
+    asked |= {cell.net.hash: cell.net for cell in asked.values()}
+    for notebook in (Path(__file__).parent.parent / "notebooks").glob("*.ipynb"):
+        for groups in re.findall(r"profiles\.cells\(profile, (.*?)\)", notebook.read_text(encoding="utf-8")):
+            asked |= {cell.hash: cell for cell in profiles.cells(profile, *re.findall(r"[\w-]+", groups))}
+    assert not [cell.id for cell in profiles.cells(profile) if cell.hash not in asked]
 
 
 def test_a_group_is_a_part_of_its_profile_and_an_unknown_one_is_refused():

@@ -3,12 +3,16 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from gkp.files import locate
 from gkp.methods import registry
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+_SECTION = README.partition("## What came out\n")[2].partition("\n## ")[0]
+FINDINGS = re.findall(r"^- (.*(?:\n  .*)*)", _SECTION, flags=re.MULTILINE)
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -44,3 +48,19 @@ def test_the_resnet18_example_prints_what_the_readme_says():
 def test_every_fact_the_readme_links_is_there():
     for word in ("Pjky9XG8zP", "10.5281/zenodo.10677218", "make reproduce", "make test"):
         assert word in README
+
+
+@pytest.mark.parametrize("finding", FINDINGS, ids=lambda finding: finding.split("**")[1])
+def test_every_number_of_a_finding_is_one_of_the_claims_it_names(finding):
+    verdicts = pd.read_csv(ROOT / "data" / "verdicts.csv", dtype=str, keep_default_na=False).set_index("id")
+    claims = re.findall(r"`(.*?)`", finding)
+    assert claims and set(claims) <= set(verdicts.index)
+    number = re.compile(r"(?<![\w-])[+-]?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?!\w)")
+    said = re.sub(r"`.*?`", "", finding)
+    found = " ".join(verdicts.loc[claims, ["statement", "ours", "interval", "reason"]].to_numpy().ravel())
+    known = {value.rstrip(",") for value in number.findall(found)}
+    assert {value.rstrip(",") for value in number.findall(said)} <= known | {value.lstrip("+-") for value in known}
+
+
+def test_the_readme_has_findings():
+    assert len(FINDINGS) >= 5

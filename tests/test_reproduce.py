@@ -179,7 +179,7 @@ def test_what_is_not_to_be_computed_is_missing_and_said_to_be(three, out, tmp_pa
     said = capsys.readouterr().out.splitlines()
     assert not (tmp_path / "counter").exists() and outputs(out / "99_sum.ipynb") == "0\n"
     command = "make reproduce PROFILE=quick COMPUTE=1"
-    assert said[-2] == f"3 of 3 cells are not finished, and no claim rests on them; `{command}` computes them"
+    assert said[-2] == f"3 of 3 cells are not finished, what they decide is not run; `{command}` computes them"
     assert said[-1].startswith("3 notebooks: 0 up to date, 3 executed; 3 cells: 0 cached, 0 computed, 3 missing; ")
     three(jobs=2, compute=True)  # a notebook that showed nothing is executed again once its cells are there
     said = capsys.readouterr().out.splitlines()
