@@ -37,6 +37,8 @@ HEADLINES = (  # of the claims, in this order
     "snaking-not-worse",
     "beam-over-greedy",
     "beam-over-least-smooth",
+    "csb-selects",
+    "norm-selects",
     "no-transfer",
     "high-frequencies",
     "fgsm-labels",

@@ -1,6 +1,7 @@
 """Verdicts follow from hand-made cells as the arithmetic says; every table and figure has a claim; no digits give a verdict."""
 
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from gkp import profiles
+from gkp.checkpoints import save_model
 from gkp.claims import KINDS, NO_VERDICT, VERDICTS, claims, verdicts
 from gkp.claims.claim import DIFFERS, DIRECTION, NOT_RUN, REPRODUCED, NotRun
 from gkp.claims.evidence import BASELINE, SR, TMI, Case, Index, Net, case_of
@@ -19,6 +21,8 @@ from gkp.claims.verdicts import decide
 from gkp.errors import BadInput
 from gkp.grid.cells import EvaluateCell, PretrainedCell, PruneCell, TimingCell, TrainCell
 from gkp.grid.report import Result
+from gkp.methods import prune
+from gkp.models import build_model
 from gkp.outcomes import AttackSpec, Outcomes
 from gkp.published import FIGURES, TABLES
 
@@ -470,3 +474,23 @@ def test_minutes_are_stated_for_the_cores_a_cell_takes_and_the_attacks_it_makes(
     frequency = EvaluateCell(net=one, examples=1000, attacks=(), variant="high-frequency-0.3")
     cost = [60 * (stated_minutes([cell]) - stated_minutes([one])) for cell in (paper, frequency)]
     assert cost == pytest.approx([8 * 1000 / 400, 1000 / 400])
+
+
+@pytest.mark.parametrize(("model", "verdict"), [("resnet20", DIRECTION), ("resnet32", REPRODUCED)])
+def test_whether_a_balancer_selects_at_all_is_counted_from_the_plans(tmp_path, model, verdict):
+    lab = Lab(tmp_path, model=model)
+    for options in ({}, {"alpha": 0.1}):
+        lab.net("sr-gkp", options=options)
+    found, _ = decide(claim("csb-selects"), lab.case())
+    assert found.verdict == NOT_RUN and "was kept without it" in found.reason  # their networks are not there
+    nets = [result for result in lab.results.values() if isinstance(result.cell, PruneCell)]
+    net = build_model(model)
+    same, other = (prune(net, name).compact() for name in ("l2-gkp", "random-gkp"))
+    for result in nets:
+        save_model(same, result.folder / "compact")
+    found, _ = decide(claim("csb-selects"), lab.case())
+    assert (found.verdict, found.ours, found.value) == (DIFFERS, "0.0 % of the kernels are others", 0)
+    shutil.rmtree(nets[1].folder / "compact")
+    save_model(other, nets[1].folder / "compact")
+    found, _ = decide(claim("csb-selects"), lab.case())
+    assert found.verdict == verdict and found.value == pytest.approx(7 / 16, abs=0.02)

@@ -13,7 +13,7 @@ from gkp.cost import cost
 from gkp.errors import BadInput
 from gkp.methods import methods, prune
 from gkp.models import build_model
-from gkp.plans import GroupedKernelConv2d, GroupedSpec, Plan, PrunedModel, kept_count, masked_twin, plan_of
+from gkp.plans import FilterSpec, GroupedKernelConv2d, GroupedSpec, Plan, PrunedModel, kept_count, masked_twin, overlap, plan_of
 
 
 def largest_difference(a, b, x):
@@ -216,3 +216,33 @@ def test_every_grouped_kernel_method_is_registered_with_a_fidelity():
     assert {"sr-gkp", "greedy-gkp", "least-smooth-gkp", "l2-gkp"} <= set(known)
     assert all(info.fidelity == "faithful" or info.fidelity.startswith("adapted: ") for info in known.values())
     assert known["sr-gkp"].options["alpha"] == 0.9
+
+
+def grouped(group_of_filter, kept):
+    return GroupedSpec(torch.tensor(group_of_filter), torch.tensor(kept))
+
+
+def test_the_overlap_of_two_plans_is_counted_filter_by_filter_whatever_the_names_of_the_groups():
+    one = Plan({"a": grouped([0, 0, 1, 1], [[0, 1], [2, 3]]), "b": grouped([0, 1], [[0], [1]])})
+    renamed = Plan({"a": grouped([1, 1, 0, 0], [[2, 3], [0, 1]]), "b": grouped([0, 1], [[0], [1]])})
+    other = Plan({"a": grouped([0, 1, 0, 1], [[0, 1], [2, 5]]), "b": grouped([0, 1], [[0], [1]])})
+    same = overlap(one, renamed)
+    assert (same.filters, same.differing, same.share) == (6, 0, 1.0)
+    found = overlap(
+        one, other
+    )  # filters 1, 2 and 3 of "a" keep others: 2 + 0 + 0 + 1 of 8 kernels are common there, 2 of 2 in "b"
+    assert (found.filters, found.differing, found.share) == (6, 3, 5 / 10)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (Plan({}), "same layers"),
+        (Plan({"b": grouped([0, 1], [[0], [1]])}), "same layers"),
+        (Plan({"a": FilterSpec(torch.tensor([0]))}), "not pruned by grouped kernels"),
+        (Plan({"a": grouped([0, 1], [[0], [1]])}), "4 filters in one plan, 2 in the other"),
+    ],
+)
+def test_plans_that_cannot_be_compared_are_refused(other, said):
+    with pytest.raises(BadInput, match=said):
+        overlap(Plan({"a": grouped([0, 0, 1, 1], [[0, 1], [2, 3]])}), other)

@@ -11,6 +11,7 @@ from gkp.checkpoints import load_model
 from gkp.cost import cost
 from gkp.evaluation import benchmark
 from gkp.methods import prune
+from gkp.plans import overlap
 
 
 def test_one_shot_sr_gkp_gives_the_published_figures_on_10000_images(official_weights, cifar10_root):
@@ -24,3 +25,16 @@ def test_one_shot_sr_gkp_gives_the_published_figures_on_10000_images(official_we
     rows = ["fgsm-0.01-true", "fgsm-0.1-true"]
     true = benchmark(pruned, "cifar10", protocol="paper", true_labels=True, attacks=rows, n_examples=1000).accuracy()
     assert [round(1000 * true[key]) for key in rows] == pytest.approx([129, 18], abs=1)
+
+
+@pytest.mark.parametrize(("model", "filters"), [("resnet20", 672), ("resnet32", 1120)])
+def test_with_the_beta_of_the_public_code_the_balancer_selects_next_to_nothing_on_public_networks(model, filters):
+    net = load_model(model, weights="akamaster")
+    plans = {
+        (alpha, beta): prune(net, "sr-gkp", alpha=alpha, beta=beta).plan
+        for alpha in (0.1, 0.9)
+        for beta in ("released", "paper")
+    }
+    released = overlap(plans[0.9, "released"], plans[0.1, "released"])
+    assert released.filters == filters and released.differing <= 8  # one filter group
+    assert overlap(plans[0.9, "paper"], plans[0.1, "paper"]).differing > 0.2 * filters

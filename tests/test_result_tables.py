@@ -154,9 +154,32 @@ def test_networks_are_loaded_by_the_name_of_their_row_the_small_one_where_there_
     assert list(loaded) == ["unpruned", "l2-gkp"] and not isinstance(loaded["l2-gkp"], PrunedModel)
 
 
+def test_networks_are_compared_by_the_kernels_that_they_keep(tmp_path):
+    from gkp.checkpoints import save_model
+    from gkp.methods import prune
+    from gkp.models import build_model
+
+    net = build_model("resnet20")
+    found = []
+    for at, (method, options, rate) in enumerate(
+        [("random-gkp", {}, 7 / 16), ("sr-gkp", {"alpha": 0.0}, 7 / 16), ("sr-gkp", {}, 7 / 16), ("sr-gkp", {}, 10 / 16),
+         ("l1norm-b", {}, 7 / 16)]
+    ):  # fmt: skip
+        cell = PruneCell(net=BASELINE, method=method, options=options, rate=rate, epochs=2)
+        save_model(prune(net, method, rate=rate, **options).compact(), tmp_path / str(at) / "compact")
+        found.append(result(cell, tmp_path / str(at)))
+    table = tables.kept_kernels(found)
+    points = table.points.set_index("method")
+    assert list(points.index) == ["random-gkp", "sr-gkp (alpha 0.0)", "sr-gkp"] and set(points["n"]) == {672}
+    assert points["share"]["sr-gkp"] == 1 and points["differing"]["sr-gkp"] == 0
+    assert points["share"]["random-gkp"] == pytest.approx(9 / 16, abs=0.02)
+    assert "56 % of the kernels would be common by chance" in table.title
+
+
 @pytest.mark.parametrize(
     "table", [tables.label_choice, tables.epoch_choice, tables.space_choice, tables.seed_spread, tables.high_frequency,
-              tables.strong_attacks, tables.grouping_times, tables.latencies, tables.leaderboard],
+              tables.strong_attacks, tables.grouping_times, tables.latencies, tables.leaderboard,
+              tables.kept_kernels],
 )  # fmt: skip
 def test_without_finished_cells_a_table_says_that_it_was_not_run(table):
     made = table([])

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from gkp.checkpoints import load_model
 from gkp.claims.claim import DIFFERS, DIRECTION, REPRODUCED, Claim, Decision, NotRun
 from gkp.claims.evidence import SR, TMI, Case, Index, Net
 from gkp.claims.hours import GpuRun
 from gkp.claims.orders import Contrast, Decide, Find, contrasts
 from gkp.claims.robustness import ATTACKS, points
+from gkp.errors import BadInput
 from gkp.grid.cell import Cell
+from gkp.grid.cells import network_in
 from gkp.methods.tmi_gkp.clusterings import CLUSTERINGS
+from gkp.plans import Plan, overlap, plan_of
 from gkp.published import published, superscores
 
 BENIGN_MARGIN, ATTACK_MARGIN = 0.005, 0.01  # "not worse": epoch to epoch, the published log moves by 0.4 points under attack
@@ -19,6 +23,7 @@ ABLATION_NETS = ("resnet32", "resnet56", "resnet20")
 PRINTED = ("resnet32", "resnet56")
 ABOVE = "interval of the paired difference lies above 0"
 NOT_WORSE = "not more than 0.5 points below without attack, 1 point under attack"
+FEW = 0.1  # of the kernels that stay; by chance 0.44 are others at 7/16
 AB = ("fgsm-0.01", "fgsm-0.1")  # Tables 4, 5 and 14-16 have no (c)
 NOTEBOOK = "03_ablations"
 
@@ -80,6 +85,45 @@ def _balance() -> Iterator[Claim]:
         parts = [Contrast(f"{used} less {other}", (Net("sr-gkp", more),), (Net("sr-gkp", less),), AB, reported=gain)]
         yield _order(f"csb-{models[0]}", f"Table {table}", f"{network}: {used}, as in the main table, is better than {other}",
                      parts, f"{points(gain)}, mean of (a) and (b)", ABOVE, models=models, same=models[:1])  # fmt: skip
+    told = []
+    for table, network, *_ in rows:
+        attacked = superscores(table)[list(AB)].mean(axis=1)
+        told.append(f"{network} {attacked[attacked.index != 'Unpruned'].agg(lambda mean: mean.max() - mean.min()):.1f}")
+    for name, item, other, statement, reported in (
+        ("csb-selects", ", ".join(f"Table {table}" for table, *_ in rows), Net("sr-gkp", (("alpha", 0.1),)),
+         "The balancer decides which kernels stay: CSB 0.1 keeps others than CSB 0.9",
+         f"points between the best and the worst CSB, mean of (a) and (b): {'; '.join(told)}"),
+        ("norm-selects", "Figure 4, text", Net("l2-gkp"),
+         "Smooth Beam Greedy keeps other kernels than those of largest norm",
+         "not reported: the paper has no such control"),
+    ):  # fmt: skip
+        yield Claim(name, item, statement, "direction", reported, f"at least {FEW:.0%} of the kernels that stay are others",
+                    *_other_kernels(SR, other), ABLATION_NETS, PRINTED, NOTEBOOK, (GpuRun("resnet32", 3),))  # fmt: skip
+
+
+def _other_kernels(one: Net, other: Net) -> tuple[Decide, Find]:
+    """Whether the two keep other kernels of one baseline: counted, so there is no interval."""
+
+    def plan(case: Case, net: Net) -> Plan:
+        result = next(iter(case.finished(net).values()))
+        try:
+            return plan_of(load_model(result.file(network_in(result.folder))))
+        except BadInput as error:
+            raise NotRun(str(error)) from None
+
+    def decide(case: Case) -> Decision:
+        found = overlap(plan(case, one), plan(case, other))
+        others = 1 - found.share
+        verdict = DIFFERS if others < FEW else REPRODUCED if case.model in PRINTED else DIRECTION
+        reason = f"{other.label} against {one.label} on {case.model}: {found.differing} of {found.filters} filters keep others"
+        return Decision(verdict, f"{100 * others:.1f} % of the kernels are others", reason, found.filters, 1,
+                        "none: counted, not measured", others)  # fmt: skip
+
+    def find(index: Index, model: str) -> list[Cell]:
+        groups = [list(index.networks(net, model).values())[:1] for net in (one, other)]
+        return [cell for group in groups for cell in group] if all(groups) else []
+
+    return decide, find
 
 
 def _transfer() -> Iterator[Claim]:

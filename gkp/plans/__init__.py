@@ -30,6 +30,7 @@ A `Plan` goes: `convs` (check) -> `cuts` (coupled channels) -> `make_twin` -> `r
 from gkp.plans.coupling import Couplings, Cut, find_input_shape, shape_copy
 from gkp.plans.filters import FilterSpec
 from gkp.plans.grouped import GroupedKernelConv2d, GroupedSpec, kept_count
+from gkp.plans.overlap import Overlap, overlap
 from gkp.plans.plan import Plan, plan_of
 from gkp.plans.spec import Spec, conv_like, spec_kind
 from gkp.plans.twin import PrunedModel, masked_twin
@@ -40,6 +41,7 @@ __all__ = [
     "FilterSpec",
     "GroupedKernelConv2d",
     "GroupedSpec",
+    "Overlap",
     "Plan",
     "PrunedModel",
     "Spec",
@@ -47,6 +49,7 @@ __all__ = [
     "find_input_shape",
     "kept_count",
     "masked_twin",
+    "overlap",
     "plan_of",
     "shape_copy",
     "spec_kind",

@@ -14,6 +14,7 @@ from gkp.tables.board import leaderboard
 from gkp.tables.checklist import method_checklist
 from gkp.tables.cost import costs, grouping_times, latencies, published_counts
 from gkp.tables.foot import provenance
+from gkp.tables.kept import kept_kernels
 from gkp.tables.protocol import epoch_choice, label_choice, seed_spread, space_choice
 from gkp.tables.table import Table
 
@@ -24,6 +25,7 @@ __all__ = [
     "epoch_choice",
     "grouping_times",
     "high_frequency",
+    "kept_kernels",
     "label_choice",
     "latencies",
     "leaderboard",
