@@ -33,6 +33,7 @@ HEADLINES = (  # of the claims, in this order
     "sr-over-tmi",
     "sr-over-random-gkp",
     "sr-over-l2-gkp",
+    "high-rate-resnet32",
     "snaking-cheaper",
     "snaking-not-worse",
     "beam-over-greedy",

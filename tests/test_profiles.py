@@ -72,6 +72,12 @@ def test_the_first_notebook_shows_networks_of_the_other_tables_where_they_are_tr
         assert all(cell.net.hash in others for name, cell in start.items() if "shot" not in name) is trained
 
 
+@pytest.mark.parametrize("profile", profiles.PROFILES)
+def test_methods_that_prune_while_they_train_get_epochs_to_do_so(profile):
+    pruned = [cell for cell in profiles.cells(profile) if isinstance(cell, PruneCell) and cell.method != "none"]
+    assert not [cell.id for cell in pruned if "training" in gkp.methods()[cell.method].needs and not cell.epochs]
+
+
 def test_planning_a_profile_needs_no_data(monkeypatch):
     monkeypatch.setattr("gkp.datasets.load_dataset", lambda *_: pytest.fail("data was asked for"))
     assert all(cell.data for cell in profiles.cells("cifar10") if isinstance(cell, EvaluateCell | TrainCell))
