@@ -27,6 +27,7 @@ from gkp import grid
 from gkp.errors import BadInput
 from gkp.grid import store as store_module
 from gkp.grid.cell import Cell, find_stage, later, stage
+from gkp.grid.cells import EvaluateCell, TrainCell
 from gkp.grid.compute import compute as compute_job
 from gkp.grid.compute import isolated, make_job
 from gkp.grid.estimate import Durations, in_words
@@ -560,6 +561,15 @@ def test_estimates_are_medians_over_seeds_and_else_scale_with_work(monkeypatch):
         durations.add(Number(x=4, seed=seed), seconds)
     assert durations.estimate(Number(x=4, seed=9)) == 12.0
     assert durations.estimate(Number(x=8)) == 2 * 12.0
+
+
+def test_an_evaluation_of_a_larger_network_is_not_estimated_by_that_of_a_small_one():
+    small, large = (
+        EvaluateCell(net=TrainCell(dataset="cifar10", model=model), protocol="paper") for model in ("resnet20", "resnet56")
+    )
+    durations = Durations()
+    durations.add(small, 150.0)
+    assert durations.estimate(small) == 150.0 and durations.estimate(large) == pytest.approx(3.1 * 150.0)
 
 
 def test_many_small_cells_do_not_say_how_long_a_large_one_takes(monkeypatch):

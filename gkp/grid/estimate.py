@@ -15,14 +15,15 @@ AT_MOST = 2000  # stored cells read; more would not change a median
 
 
 class Durations:
-    """Recorded seconds by kind of cell: same stage and parameters but for the seed, else same stage per unit of work.
+    """Recorded seconds by kind of cell: same stage, parameters but for the seed, and work (parameters do not say of which
+    network an evaluation is), else same stage per unit of work.
 
     Both are medians. The one per unit of work weighs each cell by its work: hundreds of cells of the digits, which take seconds
     to start, would else say that the few large ones take twice as long as they do.
     """
 
     def __init__(self) -> None:
-        self._like: dict[bytes, list[float]] = defaultdict(list)
+        self._like: dict[tuple[bytes, float], list[float]] = defaultdict(list)
         self._rates: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
     @classmethod
@@ -44,7 +45,7 @@ class Durations:
         self._add(kind_of(cell.spec), cell.stage, seconds, cell.work)
 
     def _add(self, kind: bytes, stage: str, seconds: float, work: float) -> None:
-        self._like[kind].append(seconds)
+        self._like[kind, work].append(seconds)
         self._rates[stage].append((seconds / work, work))
 
     def estimate(self, cell: Cell) -> float | None:
@@ -52,8 +53,8 @@ class Durations:
         return self._estimate(kind_of(cell.spec), cell.stage, cell.work)
 
     def _estimate(self, kind: bytes, stage: str, work: float) -> float | None:
-        if kind in self._like:
-            return median(self._like[kind])
+        if (kind, work) in self._like:
+            return median(self._like[kind, work])
         return _weighted_median(self._rates[stage]) * work if stage in self._rates else None
 
     def total(self, kinds: Mapping[tuple[bytes, str, float], int]) -> tuple[float, int]:
