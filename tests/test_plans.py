@@ -228,9 +228,7 @@ def test_the_overlap_of_two_plans_is_counted_filter_by_filter_whatever_the_names
     other = Plan({"a": grouped([0, 1, 0, 1], [[0, 1], [2, 5]]), "b": grouped([0, 1], [[0], [1]])})
     same = overlap(one, renamed)
     assert (same.filters, same.differing, same.share) == (6, 0, 1.0)
-    found = overlap(
-        one, other
-    )  # filters 1, 2 and 3 of "a" keep others: 2 + 0 + 0 + 1 of 8 kernels are common there, 2 of 2 in "b"
+    found = overlap(one, other)  # of "a", filters 1, 2, 3 keep others and 2 + 0 + 0 + 1 of 8 kernels are common; all of "b"
     assert (found.filters, found.differing, found.share) == (6, 3, 5 / 10)
 
 

@@ -27,6 +27,7 @@ def test_one_shot_sr_gkp_gives_the_published_figures_on_10000_images(official_we
     assert [round(1000 * true[key]) for key in rows] == pytest.approx([129, 18], abs=1)
 
 
+@pytest.mark.usefixtures("public_weights")
 @pytest.mark.parametrize(("model", "filters"), [("resnet20", 672), ("resnet32", 1120)])
 def test_with_the_beta_of_the_public_code_the_balancer_selects_next_to_nothing_on_public_networks(model, filters):
     net = load_model(model, weights="akamaster")
