@@ -1,42 +1,29 @@
-"""The reproducible artifact of SR-GKP: grouped kernel pruning with kernel smoothness, and the attacks it is judged by.
+"""Grouped kernel pruning with kernel smoothness (SR-GKP), the methods it competes with, and the attacks it is judged by.
 
-Names are imported when they are first used: `import gkp` takes milliseconds, and a worker process of the grid that only hands
-cells on never loads torch.
+The library is `gkp.data`, `gkp.networks`, `gkp.training`, `gkp.pruning`, `gkp.attacks` and `gkp.evaluation`; the names below are
+what most users need of it. `gkp.artifact` makes the paper's tables and figures with it, and nothing here imports that.
+
+Names are imported on first use: `import gkp` takes milliseconds and loads neither torch nor numpy.
 """
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gkp import claims, grid, profiles
     from gkp.attacks import attack
     from gkp.checkpoints import load_model, save_model
-    from gkp.cost import cost, latency
-    from gkp.datasets import Dataset, load_dataset
+    from gkp.data.dataset import Dataset
+    from gkp.data.sources import load_dataset
     from gkp.errors import BadInput
-    from gkp.evaluation import benchmark
-    from gkp.methods import methods, prune
-    from gkp.plans import Plan, PrunedModel
+    from gkp.evaluation.benchmark import benchmark
+    from gkp.pruning.cost import cost, latency
+    from gkp.pruning.plan import Plan
+    from gkp.pruning.prune import prune
+    from gkp.pruning.registry import methods
+    from gkp.pruning.twin import PrunedModel
 
-_HOME = {
-    "BadInput": "errors",
-    "Dataset": "datasets",
-    "Plan": "plans",
-    "PrunedModel": "plans",
-    "attack": "attacks",
-    "benchmark": "evaluation",
-    "cost": "cost",
-    "latency": "cost",
-    "load_dataset": "datasets",
-    "load_model": "checkpoints",
-    "methods": "methods",
-    "prune": "methods",
-    "save_model": "checkpoints",
-}
 __all__ = [
     "BadInput",
     "Dataset",
@@ -44,37 +31,38 @@ __all__ = [
     "PrunedModel",
     "attack",
     "benchmark",
-    "claims",
     "cost",
-    "grid",
     "latency",
     "load_dataset",
     "load_model",
     "methods",
-    "profiles",
     "prune",
     "save_model",
 ]
 
-
-class _Package(ModuleType):
-    """Where a function and a submodule share a name (`cost`, `methods`), the function is the public one."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("claims", "grid", "profiles"):
-            return import_module(f"gkp.{name}")
-        if name not in _HOME:
-            raise AttributeError(f"module 'gkp' has no attribute {name!r}")
-        value = getattr(import_module(f"gkp.{_HOME[name]}"), name)
-        self.__dict__[name] = value
-        return value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):  # the import system binds submodules here
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
+_HOME = {
+    "BadInput": "errors",
+    "Dataset": "data.dataset",
+    "Plan": "pruning.plan",
+    "PrunedModel": "pruning.twin",
+    "attack": "attacks",
+    "benchmark": "evaluation.benchmark",
+    "cost": "pruning.cost",
+    "latency": "pruning.cost",
+    "load_dataset": "data.sources",
+    "load_model": "checkpoints",
+    "methods": "pruning.registry",
+    "prune": "pruning.prune",
+    "save_model": "checkpoints",
+}
 
 
-sys.modules[__name__].__class__ = _Package
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gkp' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"gkp.{_HOME[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from gkp.errors import BadInput
 from gkp.files import fetch, locate, not_found, replace_file
-from gkp.models import BUILDERS, IMAGENET_MEAN, IMAGENET_STD, Architecture, Classifier, build_model
-from gkp.plans import Plan, PrunedModel, plan_of
+from gkp.networks.build import BUILDERS, build, build_model
+from gkp.networks.classifier import IMAGENET_MEAN, IMAGENET_STD, Architecture, Classifier
+from gkp.pruning.plan import Plan, plan_of
+from gkp.pruning.twin import PrunedModel
 
 FORMAT = 1
 AKAMASTER = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/d5489e8/pretrained_models/"
@@ -96,7 +98,7 @@ def load_model(
 ) -> nn.Module:
     """A network in eval mode that takes [0, 1] NCHW images and returns logits.
 
-    source: an architecture name (`gkp.models.BUILDERS`), or a folder that `save_model` wrote. weights, for a name: "akamaster"
+    source: an architecture name (`gkp.networks.build.BUILDERS`), or a folder that `save_model` wrote. weights, for a name: "akamaster"
     (ResNet-20/32/44/56/110 by Yerlan Idelbayev), "srgkp-official" (ResNet-20 of the paper's authors), "gkp" (trained here, in
     data/checkpoints), a folder of ours, or None for a new initialisation by `seed` with `fields` (num_classes, shortcut, mean,
     std). into: for a saved network that is not one of ours, a dense instance of it to fill.
@@ -201,7 +203,7 @@ def _load_folder(folder: Path, into: nn.Module | None, expected: str | None = No
         raise BadInput(f"{folder} holds a {name}, not a {expected}; load it as that, or give other weights")
     if name in BUILDERS:
         architecture = Architecture.from_json(header["architecture"])
-        net: nn.Module = BUILDERS[name](architecture)
+        net: nn.Module = build(architecture)
     elif into is not None:
         net = into
     else:

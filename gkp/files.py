@@ -10,7 +10,6 @@ import hashlib
 import os
 import shlex
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gkp.attacks import evaluating
+from gkp.attacks.network import evaluating
 
 W = torch.tensor([[0.5, -2.0, 0.0, 1.5]])  # ||w||_1 = 4, ||w||_2 = sqrt(6.5)
 

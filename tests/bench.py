@@ -20,10 +20,11 @@ import torch
 from torch.nn import functional as F
 
 import gkp
-from gkp.grouping import smoothness_snaking
-from gkp.methods.tmi_gkp.clusterings import CLUSTERINGS, cluster
-from gkp.models import build_model
-from gkp.training import Recipe, train
+from gkp.networks.build import build_model
+from gkp.pruning.methods.tmi_gkp.clusterings import CLUSTERINGS, cluster
+from gkp.pruning.sr_gkp.grouping import smoothness_snaking
+from gkp.training.loop import train
+from gkp.training.recipe import Recipe
 
 
 class Row(NamedTuple):

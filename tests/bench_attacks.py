@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import gkp
-from gkp.attacks import fgsm, folded, logits_of, pgd
+from gkp.attacks.gradient import fgsm, pgd
+from gkp.attacks.network import logits_of
 from gkp.errors import BadInput
+from gkp.evaluation.folding import folded
 
 IMAGES, BATCH = 500, 200
 RADII = {8: (100 / 8, 100 / 5), 1: (100 / 2.5, 100 / 5)}  # k of k/255: most that PGD-20 and a cascade may take, in % of theirs

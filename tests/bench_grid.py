@@ -48,7 +48,7 @@ def measure_running(folder: Path) -> dict[str, float]:
     """Wall time of whole runs, from planning to the end of the last worker; medians of three."""
     from grid_stages import Number
 
-    from gkp import grid
+    from gkp.artifact import experiments as grid
 
     cells = [Number(x=x) for x in range(CELLS)]
 
@@ -68,8 +68,8 @@ def measure_planning(folder: Path) -> dict[str, float]:
 
     from grid_stages import Number
 
-    from gkp import grid
-    from gkp.grid.store import signature, write_json
+    from gkp.artifact import experiments as grid
+    from gkp.artifact.experiments.store import signature, write_json
 
     parents = [Number(x=x) for x in range(MANY // 10)]
     cells = [

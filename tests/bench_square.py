@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from gkp.attacks import logits_of, square
-from gkp.models import build_model
+from gkp.attacks.network import logits_of
+from gkp.attacks.square import square
+from gkp.networks.build import build_model
 
 
 class Row(NamedTuple):

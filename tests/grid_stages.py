@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gkp.grid import Cell, stage
+from gkp.artifact.experiments.cell import Cell, stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gkp.checkpoints import load_model, save_model
-from gkp.datasets import Dataset
+from gkp.data.dataset import Dataset
 
 CHEAP = {  # options that make a method quick where only its budget or its mechanics matter
     "cc": {"n_batches": 1, "batch_size": 4, "step": 0.1},

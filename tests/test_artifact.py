@@ -29,12 +29,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from test_cluster import RUNNER, end, nothing_left_running, pids_in, python, until
 
-from gkp import executed, grid, manifest, verify
 from gkp.__main__ import main, parser
-from gkp.grid.cells import EvaluateCell, PruneCell, TrainCell
-from gkp.grid.publish import PROVENANCE
-from gkp.outcomes import Outcomes
-from gkp.profiles import PROFILES
+from gkp.artifact import executed, manifest, verify
+from gkp.artifact import experiments as grid
+from gkp.artifact.experiments.copies import PROVENANCE
+from gkp.artifact.experiments.kinds import EvaluateCell, PruneCell, TrainCell
+from gkp.artifact.profiles import PROFILES
+from gkp.evaluation.outcomes import Outcomes
 
 __all__ = ["nothing_left_running"]  # a fixture: ends what a failing test left
 
@@ -157,7 +158,7 @@ def test_F2_ci_runs_the_readme_s_own_two_commands_in_a_new_environment(tmp_path)
 
 
 TINY = """
-from gkp.grid.cells import EvaluateCell, PruneCell, TrainCell
+from gkp.artifact.experiments.kinds import EvaluateCell, PruneCell, TrainCell
 
 def cells():
     baseline = TrainCell(dataset="digits", epochs=1, schedule="one-cycle", batch_size=128)
@@ -182,13 +183,15 @@ def without_network(tmp_path_factory) -> Path:
     (folder / "tiny.py").write_text(TINY)
     cells = [
         nbformat.v4.new_code_cell("profile = ''\njobs = 1", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell("import gkp\nprint(gkp.grid.run(gkp.profiles.cells(profile), jobs=jobs, progress=False))"),
+        nbformat.v4.new_code_cell(
+            "import gkp\nprint(gkp.artifact.experiments.run.run(gkp.artifact.profiles.cells(profile), jobs=jobs, progress=False))"
+        ),
     ]
     book = nbformat.v4.new_notebook(cells=cells)
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(book, folder / "notebooks" / "00_tiny.ipynb")
     script = (
-        "import sys; from pathlib import Path; from gkp.reproduce import run_notebook; folder = Path(sys.argv[1])\n"
+        "import sys; from pathlib import Path; from gkp.artifact.notebooks import run_notebook; folder = Path(sys.argv[1])\n"
         "done = run_notebook(folder / 'notebooks' / '00_tiny.ipynb', folder / 'out',"
         " {'profile': str(folder / 'tiny.py'), 'jobs': 2})\n"
         "print(done.cells)"
@@ -220,8 +223,8 @@ def test_F3_a_notebook_trains_prunes_and_attacks_without_a_network(without_netwo
 
 @cache
 def verdicts(profile: str) -> pd.DataFrame:
-    """The rows of `gkp.claims`."""
-    claims = pytest.importorskip("gkp.claims", exc_type=ImportError)
+    """The rows of `gkp.artifact.claims`."""
+    claims = pytest.importorskip("gkp.artifact.claims", exc_type=ImportError)
     found = claims.verdicts(profile)
     return getattr(found, "points", found)
 
@@ -440,7 +443,7 @@ def test_R3_every_number_has_n_seeds_and_an_interval():
 
 
 def test_R4_fewer_images_widen_the_tolerance():
-    paired = pytest.importorskip("gkp.claims.paired", exc_type=ImportError)
+    paired = pytest.importorskip("gkp.evaluation.statistics", exc_type=ImportError)
     assert paired.tolerance(0.9, 10_000) == pytest.approx(1.959964 * (0.9 * 0.1 / 10_000) ** 0.5, rel=1e-6)
     assert paired.tolerance(0.9, 100) == pytest.approx(10 * paired.tolerance(0.9, 10_000))
 
@@ -533,9 +536,11 @@ def test_a_method_that_returns_the_unpruned_network_is_refused(cheat, monkeypatc
 
     import gkp
     from gkp.errors import BadInput
-    from gkp.grouping import default_grouping
-    from gkp.methods import register, registry
-    from gkp.plans import GroupedSpec, Plan
+    from gkp.pruning import registry
+    from gkp.pruning.grouped import GroupedSpec
+    from gkp.pruning.plan import Plan
+    from gkp.pruning.registry import register
+    from gkp.pruning.sr_gkp.grouping import default_grouping
 
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 

@@ -11,8 +11,8 @@ from attack_nets import conv_net, lengths, own_labels, right
 from torch import Tensor, nn
 
 import gkp
-from gkp.attacks import folded
 from gkp.checkpoints import load_model
+from gkp.evaluation.folding import folded
 
 
 @pytest.fixture(scope="module", params=["small network", "akamaster ResNet-20"])

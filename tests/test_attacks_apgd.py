@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gkp
-from gkp.attacks import ATTACKS, apgd_ce, apgd_dlr, apgd_t, logits_and_gradient
-from gkp.attacks.apgd import checkpoints, watch
+from gkp.attacks.apgd import apgd_ce, apgd_dlr, apgd_t, checkpoints, watch
 from gkp.attacks.balls import uniform_start
-from gkp.attacks.losses import dlr, targeted_dlr
+from gkp.attacks.network import dlr, logits_and_gradient, targeted_dlr
+from gkp.attacks.options import ATTACKS
 from gkp.errors import BadInput
 
 

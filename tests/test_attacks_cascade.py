@@ -7,9 +7,11 @@ import torch
 from attack_nets import Counting, Linear, conv_net, images, lengths, own_labels
 
 import gkp
-from gkp.attacks import ATTACKS, cascade, fgsm, pgd
+from gkp.attacks.cascade import cascade
+from gkp.attacks.gradient import fgsm, pgd
+from gkp.attacks.options import ATTACKS
 from gkp.errors import BadInput
-from gkp.outcomes import AttackSpec
+from gkp.evaluation.outcomes import AttackSpec
 
 PARTS = ("fgsm", {"attack": "pgd", "steps": 5}, {"attack": "apgd-dlr", "steps": 10})
 

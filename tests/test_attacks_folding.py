@@ -8,9 +8,10 @@ from attack_nets import conv_net, images, own_labels
 from torch import Tensor, nn
 
 import gkp
-from gkp.attacks import folded, logits_and_gradient, logits_of
-from gkp.evaluation import state_sha256
-from gkp.models import build_model
+from gkp.attacks.network import logits_and_gradient, logits_of
+from gkp.evaluation.folding import folded
+from gkp.evaluation.subject import state_sha256
+from gkp.networks.build import build_model
 
 
 def norms(net: nn.Module) -> int:

@@ -13,16 +13,21 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from gkp.audit import CHECKS, Card, Effort, audit, judge, probing, reevaluate
-from gkp.audit.evidence import BLACK, Evidence, Gradients, InputPath, Probe, Row
-from gkp.audit.gather import planned
-from gkp.audit.verdict import share_status, strength_status
 from gkp.checkpoints import load_model
-from gkp.datasets import Dataset, load_dataset
+from gkp.data.dataset import Dataset
+from gkp.data.sources import load_dataset
 from gkp.errors import BadInput, ModelWarning
-from gkp.evaluation import benchmark, state_sha256
-from gkp.outcomes import AttackSpec, Outcomes
-from gkp.training import Recipe, train
+from gkp.evaluation.audit import audit, judge, probing
+from gkp.evaluation.audit.card import Card
+from gkp.evaluation.audit.evidence import BLACK, Evidence, Gradients, InputPath, Probe, Row
+from gkp.evaluation.audit.measure import Effort, planned
+from gkp.evaluation.audit.replay import reevaluate
+from gkp.evaluation.audit.verdict import CHECKS, share_status, strength_status
+from gkp.evaluation.benchmark import benchmark
+from gkp.evaluation.outcomes import AttackSpec, Outcomes
+from gkp.evaluation.subject import state_sha256
+from gkp.training.loop import train
+from gkp.training.recipe import Recipe
 
 EPS, N = 24 / 255, 40
 QUICK = Effort(steps=10, apgd_steps=10, queries=200, draws=3, probes=6)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import gkp
-from gkp.attacks import logits_of
 from gkp.attacks.autoattack import autoattack, build, fenced
+from gkp.attacks.network import logits_of
 from gkp.errors import ModelWarning
 
 CHEAP = {"version": "custom", "attacks_to_run": ["apgd-ce"]}

@@ -4,14 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from gkp.budget import Counter, check_budget, grouped_kernel_macs, match_macs
-from gkp.cost import Cost, cost, macs_of_layers
 from gkp.errors import BadInput
-from gkp.methods import make_method, methods, prune
-from gkp.methods._filters import filter_plan, lowest_of_all
-from gkp.methods.l1norm import KEPT, SKIPPED, WIDTHS, stage_of
-from gkp.models import build_model
-from gkp.plans import FilterSpec, Plan, PrunedModel
+from gkp.networks.build import build_model
+from gkp.pruning.budget import Counter, check_budget, grouped_kernel_macs, match_macs
+from gkp.pruning.cost import Cost, cost, macs_of_layers
+from gkp.pruning.filters import FilterSpec
+from gkp.pruning.methods.filter_method import filter_plan, lowest_of_all
+from gkp.pruning.methods.l1norm import KEPT, SKIPPED, WIDTHS, stage_of
+from gkp.pruning.plan import Plan
+from gkp.pruning.prune import prune
+from gkp.pruning.registry import make_method, methods
+from gkp.pruning.twin import PrunedModel
 
 
 def uniform(net):

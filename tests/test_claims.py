@@ -9,22 +9,21 @@ import pytest
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from gkp import profiles
+from gkp.artifact import profiles
+from gkp.artifact.claims.decision import DIFFERS, DIRECTION, KINDS, NO_VERDICT, NOT_RUN, REPRODUCED, VERDICTS, NotRun
+from gkp.artifact.claims.evidence import BASELINE, SR, TMI, Case, Index, Net, case_of
+from gkp.artifact.claims.gpu_hours import GpuRun, gpu_hours, stated_minutes
+from gkp.artifact.claims.rules import Contrast, contrasts, equal_but_fragile, ranked
+from gkp.artifact.claims.verdicts import claims, decide, verdicts
+from gkp.artifact.experiments.kinds import EvaluateCell, PretrainedCell, PruneCell, TimingCell, TrainCell
+from gkp.artifact.experiments.report import Result
+from gkp.artifact.published import FIGURES, TABLES
 from gkp.checkpoints import save_model
-from gkp.claims import KINDS, NO_VERDICT, VERDICTS, claims, verdicts
-from gkp.claims.claim import DIFFERS, DIRECTION, NOT_RUN, REPRODUCED, NotRun
-from gkp.claims.evidence import BASELINE, SR, TMI, Case, Index, Net, case_of
-from gkp.claims.hours import GpuRun, gpu_hours, stated_minutes
-from gkp.claims.orders import Contrast, contrasts, equal_but_fragile, ranked
-from gkp.claims.paired import Spread, difference, judge, quantile, together, tolerance
-from gkp.claims.verdicts import decide
 from gkp.errors import BadInput
-from gkp.grid.cells import EvaluateCell, PretrainedCell, PruneCell, TimingCell, TrainCell
-from gkp.grid.report import Result
-from gkp.methods import prune
-from gkp.models import build_model
-from gkp.outcomes import AttackSpec, Outcomes
-from gkp.published import FIGURES, TABLES
+from gkp.evaluation.outcomes import AttackSpec, Outcomes
+from gkp.evaluation.statistics import Spread, difference, judge, quantile, together, tolerance
+from gkp.networks.build import build_model
+from gkp.pruning.prune import prune
 
 N = 2000
 PAPER_KEYS = ("fgsm-0.01", "fgsm-0.1", "pgd-8/255", "fgsm-0.01-true", "fgsm-0.1-true")

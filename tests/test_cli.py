@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 from grid_stages import Number
 
-from gkp import grid
 from gkp.__main__ import main, parser
+from gkp.artifact import experiments as grid
 from gkp.checkpoints import load_model, save_model
-from gkp.methods import prune
-from gkp.models import build_model
+from gkp.networks.build import build_model
+from gkp.pruning.prune import prune
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_the_module_runs_as_a_process_and_a_closed_pipe_is_no_error():
 def test_a_finished_cell_is_computed_again_and_compared_with_what_there_was(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("GKP_CELLS", str(tmp_path / "cells"))
     cells = [Number(x=1), Number(x=2)]
-    monkeypatch.setattr("gkp.profiles.cells", lambda profile: cells)
+    monkeypatch.setattr("gkp.artifact.profiles.cells", lambda profile: cells)
     assert run(capsys, "run", "--jobs", "1")[0] == 0
     status, out, _ = run(capsys, "run", "--jobs", "1", "--only", "number-1", "--again")
     assert status == 0 and "1 cell: 0 cached, 1 computed" in out and f"the same as before: {cells[0].id}" in out

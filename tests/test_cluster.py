@@ -18,10 +18,10 @@ import psutil
 import pytest
 from grid_stages import Number, TinyTraining, Trouble
 
-from gkp import grid
+from gkp.artifact import experiments as grid
+from gkp.artifact.experiments import executors
+from gkp.artifact.experiments.supervise import Child
 from gkp.errors import BadInput
-from gkp.grid import executors
-from gkp.grid.supervise import Child
 
 T = TypeVar("T")
 PATIENCE = 60  # seconds: a limit for broken code, not an expectation; this machine may be busy
@@ -31,7 +31,7 @@ RUNNER = """
 import sys
 from pathlib import Path
 from grid_stages import Number, Trouble
-from gkp import grid
+from gkp.artifact import experiments as grid
 root, jobs, note, counter = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 cells = [Number(x=x, counter=counter) for x in range(20)]
 if note:

@@ -12,11 +12,12 @@ from scipy import stats
 from torch import Tensor, nn
 from toys import made
 
-from gkp.comparison import common_accuracy, compare, mean_ranks, paired_interval, rank_groups, transfer
-from gkp.datasets import Dataset
+from gkp.data.dataset import Dataset
 from gkp.errors import BadInput
-from gkp.evaluation import benchmark
-from gkp.outcomes import AttackSpec, Outcomes
+from gkp.evaluation.benchmark import benchmark
+from gkp.evaluation.compare import common_accuracy, compare, mean_ranks, rank_groups, transfer
+from gkp.evaluation.outcomes import AttackSpec, Outcomes
+from gkp.evaluation.statistics import paired_interval
 
 
 def table(both: int, only_a: int, only_b: int, neither: int) -> dict[str, Outcomes]:

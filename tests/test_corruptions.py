@@ -11,10 +11,13 @@ import torch
 from scipy import stats
 from torch import nn
 
-from gkp import corruptions, files
-from gkp.corruptions import corruption_accuracy, gaussian_noise, ladder, load_cifar10c, rotate, shift
-from gkp.datasets import Dataset
+from gkp import files
+from gkp.data.dataset import Dataset
+from gkp.data.shifts import gaussian_noise, rotate, shift
+from gkp.data.sources import load_cifar10c
 from gkp.errors import BadInput
+from gkp.evaluation import corruptions
+from gkp.evaluation.corruptions import corruption_accuracy, ladder
 
 PER_SEVERITY = 4  # images in the small CIFAR-10-C of these tests, for 10,000
 

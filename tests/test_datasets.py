@@ -19,9 +19,12 @@ import torchvision.datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gkp import datasets, files
-from gkp.datasets import Dataset, augmented_batches, crop_and_flip, fetch, load_dataset, locate, searched_folders
+from gkp import files
+from gkp.data import dataset as datasets
+from gkp.data.dataset import Dataset, augmented_batches, crop_and_flip
+from gkp.data.sources import load_dataset
 from gkp.errors import BadInput
+from gkp.files import fetch, locate, searched_folders
 
 
 def toy(n: int = 10, **changes: object) -> Dataset:

@@ -12,13 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toys import GREY, SPREAD, Net, Threshold, noise, pixels_apart
 
-from gkp import protocols
 from gkp.checkpoints import load_model
-from gkp.datasets import load_dataset
+from gkp.data.sources import load_dataset
 from gkp.errors import BadInput
-from gkp.evaluation import PIXEL_EPS, AttackSpec, accuracy, benchmark, predict, state_sha256
-from gkp.models import build_model
-from gkp.plans import Plan, PrunedModel
+from gkp.evaluation import protocols
+from gkp.evaluation.benchmark import accuracy, benchmark, predict
+from gkp.evaluation.outcomes import AttackSpec
+from gkp.evaluation.protocols import PIXEL_EPS
+from gkp.evaluation.subject import state_sha256
+from gkp.networks.build import build_model
+from gkp.pruning.plan import Plan
+from gkp.pruning.twin import PrunedModel
 
 PAPER_KEYS = ["clean", "fgsm-0.01", "fgsm-0.1", "pgd-8/255"]
 

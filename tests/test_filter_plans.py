@@ -11,11 +11,16 @@ import torchvision
 from torch import Tensor, nn
 
 from gkp.checkpoints import load_model, save_model
-from gkp.cost import cost
 from gkp.errors import BadInput
-from gkp.methods import prune
-from gkp.models import build_model
-from gkp.plans import Couplings, FilterSpec, GroupedSpec, Plan, PrunedModel, Spec, plan_of, spec_kind
+from gkp.networks.build import build_model
+from gkp.pruning.cost import cost
+from gkp.pruning.coupling import Couplings
+from gkp.pruning.filters import FilterSpec
+from gkp.pruning.grouped import GroupedSpec
+from gkp.pruning.plan import Plan, plan_of
+from gkp.pruning.prune import prune
+from gkp.pruning.spec import Spec, spec_kind
+from gkp.pruning.twin import PrunedModel
 
 
 def with_lived_in_norms(net, seed=0):

@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gkp.datasets import Dataset, load_dataset
+from gkp.artifact.figures.frequency import reconstructions
+from gkp.data.dataset import Dataset
+from gkp.data.shifts import CONVENTIONS, THETAS, high_frequency, high_pass, low_frequency, low_mask, low_pass
+from gkp.data.sources import load_dataset
 from gkp.errors import BadInput
-from gkp.evaluation import accuracy, predict
-from gkp.frequency import CONVENTIONS, THETAS, high_frequency, high_pass, low_frequency, low_mask, low_pass
-from gkp.plots import reconstructions
+from gkp.evaluation.benchmark import accuracy, predict
 
 N = 32
 
@@ -142,7 +143,7 @@ def test_the_test_set_of_table_1_is_clipped_rounded_and_says_what_it_is():
 def test_more_than_one_chunk_of_images_is_changed_as_one_would_be(monkeypatch):
     data = load_dataset("digits", "test").first(7)
     whole = high_frequency(data, 0.5)
-    monkeypatch.setattr("gkp.frequency._CHUNK", 3)
+    monkeypatch.setattr("gkp.data.shifts._CHUNK", 3)
     assert torch.equal(high_frequency(data, 0.5).images, whole.images)
 
 

@@ -23,16 +23,16 @@ import pytest
 import torch
 from grid_stages import Number, TinyTraining, Trouble
 
-from gkp import grid
+from gkp.artifact import experiments as grid
+from gkp.artifact.experiments import store as store_module
+from gkp.artifact.experiments.cell import Cell, find_stage, later, stage
+from gkp.artifact.experiments.compute import compute as compute_job
+from gkp.artifact.experiments.compute import isolated, make_job
+from gkp.artifact.experiments.estimate import Durations, in_words
+from gkp.artifact.experiments.kinds import EvaluateCell, TrainCell
+from gkp.artifact.experiments.lock import Busy, locked
+from gkp.artifact.experiments.todo import take_shard
 from gkp.errors import BadInput
-from gkp.grid import store as store_module
-from gkp.grid.cell import Cell, find_stage, later, stage
-from gkp.grid.cells import EvaluateCell, TrainCell
-from gkp.grid.compute import compute as compute_job
-from gkp.grid.compute import isolated, make_job
-from gkp.grid.estimate import Durations, in_words
-from gkp.grid.lock import Busy, locked
-from gkp.grid.plan import take_shard
 
 
 @pytest.fixture
@@ -468,7 +468,7 @@ def test_a_machine_that_does_not_see_the_shared_folder_says_so_and_makes_none(tm
 # --- locks ----------------------------------------------------------------------------------------------------------
 
 _HOLD = (
-    "import sys, time; from pathlib import Path; from gkp.grid.lock import locked\n"
+    "import sys, time; from pathlib import Path; from gkp.artifact.experiments.lock import locked\n"
     "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
 )
 

@@ -13,8 +13,10 @@ from xml.etree import ElementTree
 import pytest
 
 import gkp
-from gkp.leaderboard import grouped, leaderboard
-from gkp.robustbench import check_entry, load_entries, save_entry
+from gkp.artifact.leaderboard import leaderboard
+from gkp.artifact.leaderboard.ranking import grouped
+from gkp.evaluation.robustbench.entry import load_entries, save_entry
+from gkp.evaluation.robustbench.schema import check_entry
 
 
 def made(name: str, accuracy: float, **fields: object) -> dict:

@@ -13,13 +13,16 @@ from method_checks import CHEAP, assert_usable, largest_difference, pictures
 from torch import nn
 from torch.nn import functional as F
 
-from gkp.budget import grouped_kernel_macs
-from gkp.cost import cost
 from gkp.errors import BadInput
-from gkp.methods import FilterMethod, make_method, methods, prune, register, scratch
-from gkp.methods._images import feature_maps
-from gkp.methods.chip import independence
-from gkp.models import build_model
+from gkp.networks.build import build_model
+from gkp.pruning.budget import grouped_kernel_macs
+from gkp.pruning.cost import cost
+from gkp.pruning.methods.chip import independence
+from gkp.pruning.methods.controls import scratch
+from gkp.pruning.methods.filter_method import FilterMethod
+from gkp.pruning.methods.image_method import feature_maps
+from gkp.pruning.prune import prune
+from gkp.pruning.registry import make_method, methods, register
 
 ONE_SHOT = tuple(name for name, info in methods().items() if info.procedure == "one-shot")
 DATA_DRIVEN = ("hrank", "chip", "taylor-fo")

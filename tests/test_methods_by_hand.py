@@ -6,15 +6,16 @@ from method_checks import conv_of, images_of_ranks, reading_net
 from torch import nn
 
 from gkp.errors import BadInput
-from gkp.grouping import grouped_kernels
-from gkp.methods import make_method, methods, prune
-from gkp.methods.cc import channel_sensitivity, rank_sensitivity
-from gkp.methods.chip import independence
-from gkp.methods.fpgm import distance_to_others
-from gkp.methods.lrf import combination, removal_order
-from gkp.methods.taylor_fo import gate_gradients
-from gkp.methods.tmi_gkp.vote import intervals
-from gkp.selection import greedy
+from gkp.pruning.methods.cc.sensitivity import channel_sensitivity, rank_sensitivity
+from gkp.pruning.methods.chip import independence
+from gkp.pruning.methods.fpgm import distance_to_others
+from gkp.pruning.methods.lrf import combination, removal_order
+from gkp.pruning.methods.taylor_fo import gate_gradients
+from gkp.pruning.methods.tmi_gkp.vote import intervals
+from gkp.pruning.prune import prune
+from gkp.pruning.registry import make_method, methods
+from gkp.pruning.sr_gkp.grouping import grouped_kernels
+from gkp.pruning.sr_gkp.selection import greedy
 
 EXAMPLES: set[str] = set()
 

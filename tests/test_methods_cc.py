@@ -9,14 +9,16 @@ import torch
 from method_checks import largest_difference
 from torch import nn
 
-from gkp.datasets import load_dataset
+from gkp.data.sources import load_dataset
 from gkp.errors import BadInput
-from gkp.methods import prune
-from gkp.methods.cc import LowRankConv2d, LowRankSpec, mean_gradients
-from gkp.methods.cc.rates import exponential, savings
-from gkp.methods.cc.sensitivity import Removal, redundancy_curve, saved_share
-from gkp.models import build_model
-from gkp.plans import Plan, PrunedModel
+from gkp.networks.build import build_model
+from gkp.pruning.methods.cc import mean_gradients
+from gkp.pruning.methods.cc.rates import exponential, savings
+from gkp.pruning.methods.cc.sensitivity import Removal, redundancy_curve, saved_share
+from gkp.pruning.methods.cc.spec import LowRankConv2d, LowRankSpec
+from gkp.pruning.plan import Plan
+from gkp.pruning.prune import prune
+from gkp.pruning.twin import PrunedModel
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,13 @@ import torch
 from method_checks import largest_difference
 from torch import nn
 
-from gkp.cost import cost
 from gkp.errors import BadInput
-from gkp.methods import prune
-from gkp.methods.lrf import BetweenPointwise, BetweenSpec, combination, narrow, removal_order, widths
-from gkp.models import build_model
-from gkp.plans import Plan, PrunedModel
+from gkp.networks.build import build_model
+from gkp.pruning.cost import cost
+from gkp.pruning.methods.lrf import BetweenPointwise, BetweenSpec, combination, narrow, removal_order, widths
+from gkp.pruning.plan import Plan
+from gkp.pruning.prune import prune
+from gkp.pruning.twin import PrunedModel
 
 
 def slow_order(rows, count):

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 from method_checks import CHEAP, pictures
 
-from gkp import budget
-from gkp.budget import Counter, grouped_kernel_macs
 from gkp.errors import BadInput
-from gkp.methods import make_method, methods
-from gkp.methods.registry import layers_for
-from gkp.models import build_model
-from gkp.plans import FilterSpec, Plan
+from gkp.networks.build import build_model
+from gkp.pruning import budget
+from gkp.pruning.budget import Counter, grouped_kernel_macs
+from gkp.pruning.filters import FilterSpec
+from gkp.pruning.plan import Plan
+from gkp.pruning.prune import layers_for
+from gkp.pruning.registry import make_method, methods
 
 NETWORKS = ("resnet32", "resnet56", "resnet110", "vgg16_bn")
 RATE = 7 / 16

@@ -10,16 +10,20 @@ from method_checks import largest_difference
 from safetensors.torch import save_file
 from torch import nn
 
-from gkp.cost import cost
-from gkp.datasets import load_dataset
+from gkp.data.sources import load_dataset
 from gkp.errors import BadInput
-from gkp.methods import prune, tmi_gkp
-from gkp.methods.tmi_gkp import TMIGKP, Trace, WeightTrace, clusterings, snapshot_epochs
-from gkp.methods.tmi_gkp.clusterings import CLUSTERINGS, assign_equally, cluster, equal_k_means
-from gkp.methods.tmi_gkp.vote import intervals, vote, winner
-from gkp.models import build_model
-from gkp.selection import Balance, greedy
-from gkp.training import Callback, Recipe, train
+from gkp.networks.build import build_model
+from gkp.pruning.cost import cost
+from gkp.pruning.methods import tmi_gkp
+from gkp.pruning.methods.tmi_gkp import TMIGKP, clusterings
+from gkp.pruning.methods.tmi_gkp.clusterings import CLUSTERINGS, assign_equally, cluster, equal_k_means
+from gkp.pruning.methods.tmi_gkp.trace import Trace, WeightTrace, snapshot_epochs
+from gkp.pruning.methods.tmi_gkp.vote import intervals, vote, winner
+from gkp.pruning.prune import prune
+from gkp.pruning.sr_gkp.selection import Balance, greedy
+from gkp.training.callback import Callback
+from gkp.training.loop import train
+from gkp.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=4, lr=0.05, batch_size=16)
 

@@ -7,12 +7,13 @@ import torch
 import torchvision
 
 from gkp.checkpoints import load_model, save_model, tensors_sha256
-from gkp.cost import cost, latency
-from gkp.datasets import load_dataset
+from gkp.data.sources import load_dataset
 from gkp.errors import BadInput
-from gkp.evaluation import accuracy
-from gkp.methods import prune
-from gkp.models import ShortcutA, build_model
+from gkp.evaluation.benchmark import accuracy
+from gkp.networks.build import build_model
+from gkp.networks.classifier import ShortcutA
+from gkp.pruning.cost import cost, latency
+from gkp.pruning.prune import prune
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_unknown_networks_and_weights_are_refused_with_the_known_ones(wrong, mes
         ("resnet56", {"num_classes": 200}, 64, 0.375, (506.254, 0.865), (318.690, 0.547)),
         ("resnet101", {"num_classes": 200}, 64, 0.875, (10081.092, 42.902), (5721.113, 24.226)),
         ("resnet50", {"num_classes": 1000}, 224, 0.75, (4122.828, 25.557), (2725.954, 17.069)),
-        ("vgg16_bn", {}, 32, 0.4375, (314.433, 14.728), (178.184, 8.293)),  # the paper prints 313.433: see gkp.cost
+        ("vgg16_bn", {}, 32, 0.4375, (314.433, 14.728), (178.184, 8.293)),  # the paper prints 313.433: see gkp.pruning.cost
     ],
 )
 def test_costs_equal_the_papers_tables_to_the_last_digit(name, fields, side, rate, dense, pruned):

@@ -12,7 +12,9 @@ import pytest
 from toys import Net, made, noise
 
 from gkp.errors import BadInput
-from gkp.evaluation import AttackSpec, Outcomes, benchmark, predict, state_sha256
+from gkp.evaluation.benchmark import benchmark, predict
+from gkp.evaluation.outcomes import AttackSpec, Outcomes
+from gkp.evaluation.subject import state_sha256
 
 # --- statistics -----------------------------------------------------------------------------------------------------
 

@@ -9,11 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gkp.cost import cost
 from gkp.errors import BadInput
-from gkp.methods import methods, prune
-from gkp.models import build_model
-from gkp.plans import FilterSpec, GroupedKernelConv2d, GroupedSpec, Plan, PrunedModel, kept_count, masked_twin, overlap, plan_of
+from gkp.networks.build import build_model
+from gkp.pruning.cost import cost
+from gkp.pruning.filters import FilterSpec
+from gkp.pruning.grouped import GroupedKernelConv2d, GroupedSpec, kept_count
+from gkp.pruning.overlap import overlap
+from gkp.pruning.plan import Plan, plan_of
+from gkp.pruning.prune import prune
+from gkp.pruning.registry import methods
+from gkp.pruning.twin import PrunedModel, masked_twin
 
 
 def largest_difference(a, b, x):

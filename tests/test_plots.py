@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gkp import plots
-from gkp.datasets import load_dataset
+from gkp.artifact import figures as plots
+from gkp.data.sources import load_dataset
 from gkp.errors import BadInput
-from gkp.evaluation import benchmark
-from gkp.methods import prune
-from gkp.models import build_model
-from gkp.smoothness import smoothness
+from gkp.evaluation.benchmark import benchmark
+from gkp.networks.build import build_model
+from gkp.pruning.prune import prune
+from gkp.pruning.sr_gkp.smoothness import smoothness
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,17 @@ import pytest
 import torch
 
 import gkp
-from gkp import grid, profiles
-from gkp.datasets import load_dataset
+from gkp.artifact import experiments as grid
+from gkp.artifact import profiles
+from gkp.artifact.experiments import stages
+from gkp.artifact.experiments import store as store_module
+from gkp.artifact.experiments.kinds import EvaluateCell, LatencyCell, Network, PruneCell, TimingCell, TrainCell
+from gkp.data.pinned import PINNED
+from gkp.data.sources import load_dataset
 from gkp.errors import BadInput
-from gkp.grid import stages
-from gkp.grid import store as store_module
-from gkp.grid.cells import EvaluateCell, LatencyCell, Network, PruneCell, TimingCell, TrainCell
-from gkp.grid.data import PINNED
-from gkp.outcomes import Outcomes
-from gkp.plans import PrunedModel, masked_twin, plan_of
+from gkp.evaluation.outcomes import Outcomes
+from gkp.pruning.plan import plan_of
+from gkp.pruning.twin import PrunedModel, masked_twin
 
 BASELINE = TrainCell(dataset="digits", model="resnet20", epochs=1, schedule="one-cycle", split="train+val", batch_size=128)
 PRUNED = PruneCell(net=BASELINE, method="sr-gkp", epochs=1, split="train+val", batch_size=128, log_examples=10)
@@ -26,7 +28,7 @@ EVALUATED = EvaluateCell(net=PRUNED, examples=20, eps=("8/255",))
 
 OWN = """
 from dataclasses import dataclass
-from gkp.grid import Cell, stage
+from gkp.artifact.experiments.cell import Cell, stage
 
 @dataclass(frozen=True, kw_only=True)
 class Square(Cell):
@@ -79,7 +81,7 @@ def test_methods_that_prune_while_they_train_get_epochs_to_do_so(profile):
 
 
 def test_planning_a_profile_needs_no_data(monkeypatch):
-    monkeypatch.setattr("gkp.datasets.load_dataset", lambda *_: pytest.fail("data was asked for"))
+    monkeypatch.setattr("gkp.data.sources.load_dataset", lambda *_: pytest.fail("data was asked for"))
     assert all(cell.data for cell in profiles.cells("cifar10") if isinstance(cell, EvaluateCell | TrainCell))
 
 
@@ -190,7 +192,7 @@ def test_a_pruned_cell_keeps_its_plan_through_fine_tuning_and_ships_the_small_ne
     result = report[1]
     small = gkp.load_model(result.file("compact"))
     twin = masked_twin(small)
-    assert isinstance(twin, PrunedModel) and gkp.evaluation.state_sha256(twin) == result["model_sha256"]
+    assert isinstance(twin, PrunedModel) and gkp.evaluation.subject.state_sha256(twin) == result["model_sha256"]
     assert result["params"] == sum(p.numel() for p in small.parameters()) == 152_794  # PAPER A3: 0.153 M at 7/16
     x = load_dataset("digits").pixels(slice(0, 8))
     assert (twin(x) - small(x)).abs().max() <= 1e-5
@@ -240,7 +242,7 @@ def test_a_training_that_failed_after_its_last_epoch_resumes_and_gives_the_same_
     assert grid.run([BASELINE], jobs=1, store=store, progress=False, check=False).failures[0].kind == "error"
     monkeypatch.undo()
     assert (store.scratch(BASELINE.id) / "training.pt").exists()
-    monkeypatch.setattr("gkp.training._epoch", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr("gkp.training.loop._epoch", lambda *_, **__: pytest.fail("trained again"))
     again = grid.run([BASELINE], jobs=1, store=store, progress=False)[0]
     for name in ("result.json", "model/model.safetensors", "trace.safetensors"):
         assert again.file(name).read_bytes() == report[0].file(name).read_bytes(), name

@@ -3,13 +3,7 @@
 import pandas as pd
 import pytest
 
-from gkp.budget import Counter
-from gkp.errors import BadInput
-from gkp.methods import methods
-from gkp.methods.registry import layers_for, make_method, method_info
-from gkp.models import build_model
-from gkp.plans import Plan
-from gkp.published import (
+from gkp.artifact.published import (
     ATTACKED,
     CODE,
     LOG,
@@ -24,6 +18,12 @@ from gkp.published import (
     published_file,
     superscores,
 )
+from gkp.errors import BadInput
+from gkp.networks.build import build_model
+from gkp.pruning.budget import Counter
+from gkp.pruning.plan import Plan
+from gkp.pruning.prune import layers_for
+from gkp.pruning.registry import make_method, method_info, methods
 
 RANDOM = method_info("random-gkp")
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from gkp.files import locate
-from gkp.methods import registry
+from gkp.pruning import registry
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,10 +8,10 @@ About a minute on two cores.
 import pytest
 
 from gkp.checkpoints import load_model
-from gkp.cost import cost
-from gkp.evaluation import benchmark
-from gkp.methods import prune
-from gkp.plans import overlap
+from gkp.evaluation.benchmark import benchmark
+from gkp.pruning.cost import cost
+from gkp.pruning.overlap import overlap
+from gkp.pruning.prune import prune
 
 
 def test_one_shot_sr_gkp_gives_the_published_figures_on_10000_images(official_weights, cifar10_root):

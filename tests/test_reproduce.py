@@ -10,11 +10,13 @@ import nbformat
 import pytest
 from grid_stages import Number
 
-from gkp import executed, grid, reproduce
+from gkp.artifact import executed
+from gkp.artifact import experiments as grid
+from gkp.artifact import notebooks as reproduce
+from gkp.artifact.executed import Record
+from gkp.artifact.experiments import ledger
+from gkp.artifact.notebooks import notebook_files, run_notebook
 from gkp.errors import BadInput, RunFailed
-from gkp.executed import Record
-from gkp.grid import ledger
-from gkp.reproduce import notebook_files, run_notebook
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 COMPUTE_CELLS = reproduce.compute_cells
@@ -22,7 +24,7 @@ PARAMETERS = {"profile": "quick", "jobs": 1}
 CELLS = f"""
 import sys
 sys.path.append({str(Path(__file__).parent)!r})
-from gkp import grid
+from gkp.artifact import experiments as grid
 from gkp.files import output_folder
 from grid_stages import Number
 """
@@ -166,7 +168,7 @@ def test_a_second_reproduce_executes_nothing_and_says_what_was_cached(three, not
 
 def test_cells_are_computed_before_several_notebooks_and_counted_as_computed(three, tmp_path, capsys, monkeypatch):
     counter = str(tmp_path / "counter")
-    monkeypatch.setattr("gkp.profiles.cells", lambda profile: [Number(x=x, counter=counter) for x in (1, 2, 3)])
+    monkeypatch.setattr("gkp.artifact.profiles.cells", lambda profile: [Number(x=x, counter=counter) for x in (1, 2, 3)])
     monkeypatch.setattr(reproduce, "compute_cells", COMPUTE_CELLS)
     three(jobs=2)
     said = capsys.readouterr().out

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gkp import plots, tables
-from gkp.grid.cells import EvaluateCell, LatencyCell, PruneCell, TimingCell, TrainCell
-from gkp.grid.report import Result
+from gkp.artifact import figures as plots
+from gkp.artifact import tables
+from gkp.artifact.experiments.kinds import EvaluateCell, LatencyCell, PruneCell, TimingCell, TrainCell
+from gkp.artifact.experiments.report import Result
 
 BASELINE = TrainCell(dataset="digits", epochs=1)
 PRUNED = {
@@ -141,9 +142,9 @@ def test_what_is_counted_here_equals_what_the_paper_prints_for_its_residual_netw
 
 def test_networks_are_loaded_by_the_name_of_their_row_the_small_one_where_there_is_one(tmp_path):
     from gkp.checkpoints import save_model
-    from gkp.methods import prune
-    from gkp.models import build_model
-    from gkp.plans import PrunedModel
+    from gkp.networks.build import build_model
+    from gkp.pruning.prune import prune
+    from gkp.pruning.twin import PrunedModel
 
     net = build_model("resnet20")
     save_model(net, tmp_path / "a" / "model")
@@ -156,8 +157,8 @@ def test_networks_are_loaded_by_the_name_of_their_row_the_small_one_where_there_
 
 def test_networks_are_compared_by_the_kernels_that_they_keep(tmp_path):
     from gkp.checkpoints import save_model
-    from gkp.methods import prune
-    from gkp.models import build_model
+    from gkp.networks.build import build_model
+    from gkp.pruning.prune import prune
 
     net = build_model("resnet20")
     found = []

@@ -16,16 +16,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toys import Net, noise
 
-from gkp import evaluation, protocols
-from gkp.attacks import ATTACKS, pgd
+from gkp.artifact.experiments import stages
+from gkp.artifact.experiments.compute import Context
+from gkp.attacks.gradient import pgd
+from gkp.attacks.options import ATTACKS
 from gkp.checkpoints import save_model
-from gkp.datasets import Dataset, load_dataset
+from gkp.data.dataset import Dataset
+from gkp.data.sources import load_dataset
 from gkp.errors import BadInput, ModelWarning
-from gkp.evaluation import AttackSpec, Outcomes, benchmark
-from gkp.evaluation_checkpoint import Pieces
-from gkp.grid import stages
-from gkp.grid.compute import Context
-from gkp.models import build_model
+from gkp.evaluation import benchmark as evaluation
+from gkp.evaluation import protocols
+from gkp.evaluation.benchmark import benchmark
+from gkp.evaluation.outcomes import AttackSpec, Outcomes
+from gkp.evaluation.resume import Pieces
+from gkp.networks.build import build_model
 
 L2 = {"attack": "pgd", "eps": 0.3, "options": {"norm": "l2", "steps": 2}}
 ROWS = ["fgsm", {"attack": "pgd", "options": {"steps": 3}}, L2]  # what the evaluations below run, at 2/255

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 import gkp
-from gkp.models import build_model
-from gkp.outcomes import AttackSpec, Outcomes
-from gkp.robustbench import best_known, check_entry, entry, load_entries, robustbench_benchmark, save_entry
-from gkp.robustbench.adapter import AutoAttack, _evaluation_module
-from gkp.subjects import state_sha256
+from gkp.evaluation.outcomes import AttackSpec, Outcomes
+from gkp.evaluation.robustbench.adapter import AutoAttack, _evaluation_module, robustbench_benchmark
+from gkp.evaluation.robustbench.entry import entry, load_entries, save_entry
+from gkp.evaluation.robustbench.schema import best_known, check_entry
+from gkp.evaluation.subject import state_sha256
+from gkp.networks.build import build_model
 
 CHEAP = {"version": "custom", "attacks_to_run": ["apgd-ce"]}
 
@@ -84,7 +85,7 @@ def test_an_autoattack_that_is_really_installed_is_not_shadowed(tmp_path: Path):
     (package / "__init__.py").write_text("class AutoAttack:\n    real = True\n")
     (package / "state.py").write_text("class EvaluationState:\n    real = True\n")
     script = (
-        "import gkp.robustbench.adapter as adapter\n"
+        "import gkp.evaluation.robustbench.adapter as adapter\n"
         "module = adapter._evaluation_module()\n"
         "assert module.AutoAttack.real and module.EvaluationState.real\n"
         "import autoattack\n"
@@ -97,7 +98,7 @@ def test_an_autoattack_that_is_really_installed_is_not_shadowed(tmp_path: Path):
 def test_importing_it_warns_of_nothing_and_leaves_no_stand_in():
     script = (
         "import sys, warnings\n"
-        "from gkp.robustbench.adapter import _evaluation_module\n"
+        "from gkp.evaluation.robustbench.adapter import _evaluation_module\n"
         "warnings.simplefilter('error')\n"
         "_evaluation_module()\n"
         "assert 'autoattack' not in sys.modules and 'robustbench.eval' in sys.modules\n"
@@ -111,7 +112,7 @@ def test_a_robustbench_that_does_not_import_is_one_clear_error(monkeypatch: pyte
         raise ImportError("No module named 'pkg_resources'")
 
     monkeypatch.delitem(sys.modules, "robustbench.eval", raising=False)
-    monkeypatch.setattr("gkp.robustbench.adapter.import_module", fail)
+    monkeypatch.setattr("gkp.evaluation.robustbench.adapter.import_module", fail)
     with pytest.raises(gkp.BadInput, match=r"robustbench cannot be imported .*requirements\.lock"):
         _evaluation_module()
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gkp.checkpoints import load_model
 from gkp.errors import BadInput
-from gkp.methods import prune
-from gkp.selection import Balance, greedy, largest_norm, least_smooth, smooth_beam_greedy, watch_beam
+from gkp.pruning.prune import prune
+from gkp.pruning.sr_gkp.selection import Balance, greedy, largest_norm, least_smooth, smooth_beam_greedy, watch_beam
 
 
 def similarity(kernels):
@@ -109,7 +109,7 @@ def test_blocks_of_starts_do_not_change_the_choice(monkeypatch):
     generator = torch.Generator().manual_seed(5)
     kernels, rough = torch.randn(2, 24, 6, generator=generator), torch.rand(2, 24, generator=generator)
     whole = smooth_beam_greedy(kernels, rough, 13)
-    monkeypatch.setattr("gkp.selection.BLOCK_BYTES", 1)  # one start at a time
+    monkeypatch.setattr("gkp.pruning.sr_gkp.selection.BLOCK_BYTES", 1)  # one start at a time
     assert torch.equal(smooth_beam_greedy(kernels, rough, 13), whole)
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gkp.errors import BadInput
-from gkp.grouping import deal_snakewise, default_grouping, grouped_kernels, magnitude_snaking, smoothness_snaking
-from gkp.smoothness import grouped_roughness, smoothness
+from gkp.pruning.sr_gkp.grouping import deal_snakewise, default_grouping, grouped_kernels, magnitude_snaking, smoothness_snaking
+from gkp.pruning.sr_gkp.smoothness import grouped_roughness, smoothness
 
 
 def kernel(*rows):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import gkp
-from gkp.attacks import logits_of
+from gkp.attacks.network import logits_of
 from gkp.attacks.square import _bump, _hill, _Search, _sides, _squares, square
 
 

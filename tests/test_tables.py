@@ -3,13 +3,14 @@
 import pandas as pd
 import pytest
 
-from gkp import tables
-from gkp.datasets import load_dataset
-from gkp.evaluation import benchmark
-from gkp.grid.cells import EvaluateCell, PruneCell, TrainCell
-from gkp.grid.report import Result
-from gkp.methods import methods, prune
-from gkp.models import build_model
+from gkp.artifact import tables
+from gkp.artifact.experiments.kinds import EvaluateCell, PruneCell, TrainCell
+from gkp.artifact.experiments.report import Result
+from gkp.data.sources import load_dataset
+from gkp.evaluation.benchmark import benchmark
+from gkp.networks.build import build_model
+from gkp.pruning.prune import prune
+from gkp.pruning.registry import methods
 
 
 @pytest.fixture(scope="module")

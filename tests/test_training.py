@@ -18,9 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gkp.datasets import Dataset, load_dataset
+from gkp.data.dataset import Dataset
+from gkp.data.sources import load_dataset
 from gkp.errors import BadInput
-from gkp.training import PAPER_BASELINE, PAPER_FINETUNE, Callback, Recipe, TrainingLog, train
+from gkp.training.callback import Callback
+from gkp.training.loop import TrainingLog, train
+from gkp.training.recipe import PAPER_BASELINE, PAPER_FINETUNE, Recipe
 
 FAST = Recipe(epochs=3, lr=0.05, batch_size=16)
 
@@ -49,7 +52,7 @@ class Tiny(nn.Module):
 
 
 class MaskedTiny(Tiny):
-    """Tiny with every second filter of conv2 held at zero, as gkp.plans.PrunedModel does it."""
+    """Tiny with every second filter of conv2 held at zero, as gkp.pruning.twin.PrunedModel does it."""
 
     def apply_masks(self) -> None:
         with torch.no_grad():

@@ -7,15 +7,16 @@ import torch
 from method_checks import assert_usable
 from torch import nn
 
-from gkp.cost import cost
-from gkp.datasets import Dataset
+from gkp.artifact.experiments.kinds import PruneCell, TrainCell, Training
+from gkp.data.dataset import Dataset
 from gkp.errors import BadInput
-from gkp.grid.cells import PruneCell, TrainCell, Training
-from gkp.methods import make_method, methods, prune, train_pruned
-from gkp.methods.depgraph import group_squares
-from gkp.models import build_model
-from gkp.plans import Couplings
-from gkp.training import Recipe
+from gkp.networks.build import build_model
+from gkp.pruning.cost import cost
+from gkp.pruning.coupling import Couplings
+from gkp.pruning.methods.depgraph import group_squares
+from gkp.pruning.prune import prune, train_pruned
+from gkp.pruning.registry import make_method, methods
+from gkp.training.recipe import Recipe
 
 TRAINING_TIME = tuple(name for name, info in methods().items() if info.procedure != "one-shot")
 RECIPE = Recipe(epochs=2, lr=0.05, batch_size=16)
@@ -179,7 +180,7 @@ def test_a_killed_training_goes_on_to_the_same_plan_and_weights(method, tmp_path
 
 def test_each_kind_of_method_has_its_own_way_in():
     net = build_model("resnet20")
-    with pytest.raises(BadInput, match=r"sfp prunes while it trains \(soft\); use gkp.methods.train_pruned"):
+    with pytest.raises(BadInput, match=r"sfp prunes while it trains \(soft\); use gkp.pruning.prune.train_pruned"):
         prune(net, "sfp")
     with pytest.raises(BadInput, match=r"l2 prunes in one shot; use gkp.prune"):
         train_pruned(net, "l2", pictures(), RECIPE)

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from gkp.artifact.experiments.kinds import EvaluateCell, PretrainedCell, TrainCell
+from gkp.artifact.experiments.stages import evaluate
 from gkp.checkpoints import save_model
-from gkp.corruptions import gaussian_noise, rotate, shift
-from gkp.datasets import CIFAR10_MEAN, CIFAR10_STD, Dataset, load_dataset
+from gkp.data.dataset import Dataset
+from gkp.data.shifts import CONVENTIONS, DEFAULT, gaussian_noise, high_frequency, low_frequency, rotate, shift
+from gkp.data.sources import CIFAR10_MEAN, CIFAR10_STD, load_dataset
+from gkp.data.variants import EXAMPLES, parse_variant, variant
 from gkp.errors import BadInput
-from gkp.evaluation import Outcomes, benchmark
-from gkp.frequency import CONVENTIONS, DEFAULT, high_frequency, low_frequency
-from gkp.grid.cells import EvaluateCell, PretrainedCell, TrainCell
-from gkp.grid.stages import evaluate
-from gkp.models import build_model
-from gkp.variants import EXAMPLES, parse_variant, variant
+from gkp.evaluation.benchmark import benchmark
+from gkp.evaluation.outcomes import Outcomes
+from gkp.networks.build import build_model
 
 BASELINE = TrainCell(dataset="digits", model="resnet20", epochs=1)
 
@@ -84,7 +85,7 @@ def test_a_name_that_stands_for_nothing_or_is_not_the_name_is_refused(name, mess
 
 
 def test_reading_a_name_loads_neither_torch_nor_data():
-    read = f"from gkp.variants import parse_variant; [parse_variant(name) for name in {EXAMPLES}]"
+    read = f"from gkp.data.variants import parse_variant; [parse_variant(name) for name in {EXAMPLES}]"
     code = f"{read}; import sys; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
@@ -122,7 +123,7 @@ def test_a_change_is_part_of_the_hash_and_of_the_label_once():
 def test_a_misspelt_change_is_refused_when_the_cell_is_made():
     with pytest.raises(BadInput, match="unknown changed test set 'high-frequency'"):
         EvaluateCell(net=BASELINE, variant="high-frequency")
-    assert parse_variant("rotate-10") == ("gkp.corruptions", "rotate", {"degrees": 10.0})
+    assert parse_variant("rotate-10") == ("rotate", {"degrees": 10.0})
 
 
 def test_the_evaluate_stage_evaluates_the_changed_test_set_and_says_so(tmp_path):

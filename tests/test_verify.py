@@ -14,15 +14,17 @@ import pytest
 from grid_stages import Number
 
 import gkp
-from gkp import claims, executed, front_page, grid, manifest, profiles, publish, verify
+from gkp.artifact import claims, executed, manifest, profiles, publish, verify
+from gkp.artifact import experiments as grid
+from gkp.artifact import readme as front_page
+from gkp.artifact.executed import Record, reading_copy, sha256_of_file, source_sha256
+from gkp.artifact.experiments.kinds import EvaluateCell, PretrainedCell, PruneCell, TrainCell
+from gkp.artifact.experiments.ledger import Used
+from gkp.artifact.experiments.store import signature, write_json
+from gkp.artifact.html_report import html_report
 from gkp.errors import BadInput, RunFailed
-from gkp.executed import Record, reading_copy, sha256_of_file, source_sha256
-from gkp.grid.cells import EvaluateCell, PretrainedCell, PruneCell, TrainCell
-from gkp.grid.ledger import Used
-from gkp.grid.store import signature, write_json
-from gkp.html_report import html_report
-from gkp.models import build_model
-from gkp.outcomes import AttackSpec, Outcomes
+from gkp.evaluation.outcomes import AttackSpec, Outcomes
+from gkp.networks.build import build_model
 
 BASELINE = TrainCell(dataset="digits", epochs=1)
 PRUNED = PruneCell(net=BASELINE, epochs=0)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gkp.datasets import Dataset
-from gkp.outcomes import AttackSpec, Outcomes
+from gkp.data.dataset import Dataset
+from gkp.evaluation.outcomes import AttackSpec, Outcomes
 
 GREY, SPREAD = 0.5, 0.2  # mean and std of the grey data sets below
 

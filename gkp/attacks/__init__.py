@@ -26,11 +26,9 @@ from gkp.attacks.apgd import apgd_ce, apgd_dlr, apgd_t
 from gkp.attacks.autoattack import autoattack
 from gkp.attacks.balls import NORMS, Bounds
 from gkp.attacks.cascade import cascade
-from gkp.attacks.checks import check_images, check_labels, checked_ids, parse_eps
-from gkp.attacks.folding import folded
 from gkp.attacks.gradient import fgsm, pgd, single_step
-from gkp.attacks.losses import LOSSES
 from gkp.attacks.network import (
+    LOSSES,
     MIN_ROWS,
     Model,
     evaluating,
@@ -39,7 +37,14 @@ from gkp.attacks.network import (
     logits_of,
     probe,
 )
-from gkp.attacks.registry import ATTACKS, check_options
+from gkp.attacks.options import (
+    ATTACKS,
+    check_images,
+    check_labels,
+    check_options,
+    checked_ids,
+    parse_eps,
+)
 from gkp.attacks.square import square
 from gkp.errors import BadInput
 
@@ -60,7 +65,6 @@ __all__ = [
     "check_options",
     "evaluating",
     "fgsm",
-    "folded",
     "input_gradient",
     "logits_and_gradient",
     "logits_of",

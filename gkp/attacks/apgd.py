@@ -20,9 +20,17 @@ from torch import Tensor
 
 from gkp.attacks.ascent import State, ascend, rounds
 from gkp.attacks.balls import Bounds, direction, project, uniform_start
-from gkp.attacks.checks import check_counts, known_norm
-from gkp.attacks.losses import Loss, check_classes, cross_entropy, dlr, targeted_dlr
-from gkp.attacks.network import Model, logits_of, probe
+from gkp.attacks.network import (
+    Loss,
+    Model,
+    check_classes,
+    cross_entropy,
+    dlr,
+    logits_of,
+    probe,
+    targeted_dlr,
+)
+from gkp.attacks.options import check_counts, known_norm
 
 RHO = 0.75  # share of the steps since the last checkpoint that must have raised the loss, or the step size is halved
 MOMENTUM = 0.75  # share of a move that is new, the rest being the last move; alpha in the paper

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gkp.attacks.losses import Loss
-from gkp.attacks.network import Model, climb, predictions_and_losses
+from gkp.attacks.network import Loss, Model, climb, predictions_and_losses
 
 State = dict[str, Tensor]  # what an attack knows of the images in the batch, one row each; "now": where each one is
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from gkp.attacks.balls import Bounds
-from gkp.attacks.checks import known_norm
 from gkp.attacks.network import Model, probe
+from gkp.attacks.options import known_norm
 from gkp.errors import BadInput, ModelWarning
 
 VERSIONS = ("standard", "custom")

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 Bounds = tuple[float, float]
-
 NORMS = ("linf", "l2")
 
 

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from gkp.attacks.ascent import rounds
 from gkp.attacks.balls import Bounds
-from gkp.attacks.checks import check_counts, known_norm
 from gkp.attacks.network import Model
-from gkp.attacks.registry import ATTACKS, members
+from gkp.attacks.options import ATTACKS, check_counts, known_norm, members
 
 
 def cascade(

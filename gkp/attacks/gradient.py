@@ -10,9 +10,8 @@ from torch import Tensor
 
 from gkp.attacks.ascent import State, ascend, rounds
 from gkp.attacks.balls import Bounds, direction, project, uniform_start
-from gkp.attacks.checks import check_counts, known_norm
-from gkp.attacks.losses import cross_entropy
-from gkp.attacks.network import Model, input_gradient
+from gkp.attacks.network import Model, cross_entropy, input_gradient
+from gkp.attacks.options import check_counts, known_norm
 from gkp.errors import BadInput
 
 

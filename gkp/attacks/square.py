@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from gkp.attacks.balls import Bounds
-from gkp.attacks.checks import known_norm
 from gkp.attacks.network import Model, logits_of
+from gkp.attacks.options import known_norm
 from gkp.errors import BadInput
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which p is halved, of 10,000 (section 3.2 there)
@@ -151,9 +151,6 @@ def _inside(x: Tensor, u: Tensor, sides: Tensor) -> tuple[Tensor, Tensor, Tensor
     return (row >= 0) & (row < side) & (column >= 0) & (column < side), row, column
 
 
-# --- Linf: algorithm 2 of the paper ---------------------------------------------------------------------------------
-
-
 def _stripes(search: _Search, x: Tensor, ids: Tensor) -> Tensor:
     """Vertical stripes one pixel wide, of eps up or down in each channel."""
     channels, width = x.shape[1], x.shape[3]
@@ -170,9 +167,6 @@ def _squares(search: _Search, x: Tensor, best: Tensor, u: Tensor, sides: Tensor)
     if bool(same.any()):
         now[same] = torch.where(inside[same], (x[same] - shift[same]).clamp(*search.bounds), best[same])
     return now
-
-
-# --- L2: algorithm 3 of the paper -----------------------------------------------------------------------------------
 
 
 def _tiles(search: _Search, x: Tensor, ids: Tensor) -> Tensor:

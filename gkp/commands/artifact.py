@@ -39,7 +39,7 @@ def declare(add: Add) -> None:
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:
-    from gkp.reproduce import reproduce
+    from gkp.artifact.notebooks import reproduce
 
     reproduce(
         arguments.profile,
@@ -53,7 +53,7 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from gkp.verify import verify
+    from gkp.artifact.verify import verify
 
     checks = verify()
     if arguments.json:
@@ -66,7 +66,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _publish(arguments: argparse.Namespace) -> int:
-    from gkp.publish import publish
+    from gkp.artifact.publish import publish
 
     done = publish(arguments.profile, cells_only=arguments.cells)
     print(*done.lines, sep="\n")
@@ -74,7 +74,7 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 
 def _html(arguments: argparse.Namespace) -> None:
-    from gkp.html_report import html_report
+    from gkp.artifact.html_report import html_report
 
     report = html_report(arguments.profile, out=arguments.out)
     print(f"{len(report.pages)} notebooks: {report.index}")

@@ -11,7 +11,7 @@ from gkp.commands.shared import Add, json_flag, print_json
 from gkp.errors import BadInput
 
 if TYPE_CHECKING:
-    from gkp.grid.report import Result
+    from gkp.artifact.experiments.report import Result
 
 
 def declare(add: Add) -> None:
@@ -34,7 +34,8 @@ def declare(add: Add) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from gkp import grid, profiles
+    from gkp.artifact import experiments as grid
+    from gkp.artifact import profiles
 
     if arguments.again and not arguments.only:
         raise BadInput("--again computes finished cells anew; say which ones with --only")
@@ -73,7 +74,8 @@ def _comparison(before: Iterable[Result], after: Iterable[Result]) -> Iterator[s
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from gkp import grid, profiles
+    from gkp.artifact import experiments as grid
+    from gkp.artifact import profiles
 
     found = grid.status(grid.select(profiles.cells(arguments.profile, *arguments.group), arguments.only))
     if arguments.json:

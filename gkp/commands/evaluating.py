@@ -7,7 +7,14 @@ import sys
 import warnings
 from pathlib import Path
 
-from gkp.commands.shared import Add, json_flag, load_network, network_flags, print_columns, print_json
+from gkp.commands.shared import (
+    Add,
+    json_flag,
+    load_network,
+    network_flags,
+    print_columns,
+    print_json,
+)
 
 
 def declare(add: Add) -> None:
@@ -19,7 +26,7 @@ def declare(add: Add) -> None:
         "gkp benchmark --checkpoint build/small --dataset cifar10 --protocol pixel --examples 1000 --json",
     )
     network_flags(sub)
-    sub.add_argument("--dataset", default="cifar10", help="see gkp.datasets (default: %(default)s)")
+    sub.add_argument("--dataset", default="cifar10", help="see gkp.data.dataset (default: %(default)s)")
     sub.add_argument(
         "--protocol", choices=("pixel", "paper"), default="pixel", help="the field's or the paper's (default: %(default)s)"
     )
@@ -46,7 +53,7 @@ def declare(add: Add) -> None:
         "gkp audit --checkpoint build/small --dataset cifar10 --examples 100 --eps 1/255 --out build/card",
     )
     network_flags(sub)
-    sub.add_argument("--dataset", default="cifar10", help="see gkp.datasets (default: %(default)s)")
+    sub.add_argument("--dataset", default="cifar10", help="see gkp.data.dataset (default: %(default)s)")
     sub.add_argument("--examples", type=int, default=None, metavar="N", help="the first N test images (default: 100)")
     sub.add_argument("--eps", default="8/255", help="radius in pixel units (default: %(default)s)")
     sub.add_argument("--seed", type=int, default=0, help="of the random starts (default: %(default)s)")
@@ -71,7 +78,7 @@ def declare(add: Add) -> None:
 
 
 def _benchmark(arguments: argparse.Namespace) -> None:
-    from gkp.evaluation import benchmark
+    from gkp.evaluation.benchmark import benchmark
 
     _warnings_in_one_line()
     out = benchmark(
@@ -113,9 +120,9 @@ def _benchmark(arguments: argparse.Namespace) -> None:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    from gkp.audit import audit
     from gkp.checkpoints import load_model
-    from gkp.outcomes import Outcomes
+    from gkp.evaluation.audit import audit
+    from gkp.evaluation.outcomes import Outcomes
 
     _warnings_in_one_line()
     card = audit(
@@ -143,8 +150,8 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 
 def _leaderboard(arguments: argparse.Namespace) -> None:
-    from gkp.leaderboard import leaderboard
-    from gkp.robustbench import load_entries
+    from gkp.artifact.leaderboard import leaderboard
+    from gkp.evaluation.robustbench.entry import load_entries
 
     print(leaderboard(load_entries(arguments.folders), arguments.out, title=arguments.title))
 

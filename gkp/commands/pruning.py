@@ -7,7 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gkp.commands.shared import Add, json_flag, load_network, network_flags, print_columns, print_json
+from gkp.commands.shared import (
+    Add,
+    json_flag,
+    load_network,
+    network_flags,
+    print_columns,
+    print_json,
+)
 from gkp.errors import BadInput
 
 
@@ -37,7 +44,7 @@ def declare(add: Add) -> None:
 
 
 def _methods(arguments: argparse.Namespace) -> None:
-    from gkp.methods import methods
+    from gkp.pruning.registry import methods
 
     known = methods()
     if arguments.json:
@@ -56,10 +63,10 @@ def _methods(arguments: argparse.Namespace) -> None:
 
 def _prune(arguments: argparse.Namespace) -> None:
     from gkp.checkpoints import save_model
-    from gkp.cost import cost
-    from gkp.datasets import load_dataset
-    from gkp.methods import prune
-    from gkp.plans import find_input_shape
+    from gkp.data.sources import load_dataset
+    from gkp.pruning.cost import cost
+    from gkp.pruning.coupling import find_input_shape
+    from gkp.pruning.prune import prune
 
     net = load_network(arguments)
     options = dict(_option(text) for text in arguments.option)

@@ -1,0 +1,1 @@
+"""The artifact built on the library: experiments that are computed once, the paper's tables, figures and claims."""

@@ -1,0 +1,23 @@
+"""The paper's statements as claims that data decide, and what the data say: one row for each, `make reproduce`'s last table.
+
+    gkp.artifact.claims.verdicts("cifar10")                       # every claim
+    gkp.artifact.claims.verdicts("cifar10", item="Table 2")       # those of one table
+    gkp.artifact.claims.verdicts("quick", results)                # digits: the arithmetic runs, no verdict is given
+
+Costs seconds: it reads finished cells and computes none.
+"""
+
+from gkp.artifact.claims.claim import Claim
+from gkp.artifact.claims.decision import KINDS, NO_VERDICT, VERDICTS, Decision, NotRun
+from gkp.artifact.claims.verdicts import claims, verdicts
+
+__all__ = [
+    "KINDS",
+    "NO_VERDICT",
+    "VERDICTS",
+    "Claim",
+    "Decision",
+    "NotRun",
+    "claims",
+    "verdicts",
+]

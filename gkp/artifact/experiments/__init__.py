@@ -1,0 +1,40 @@
+"""The experiment grid: cells that are computed once, on one core or on a cluster, and never again.
+
+    results = gkp.artifact.experiments.run.run(cells)            # 42 cells: 42 cached, 0 computed
+    gkp.artifact.experiments.run.run(cells, jobs=8)              # eight local workers; scheduler="tcp://..." for a Dask cluster
+    gkp.artifact.experiments.status(cells).to_json()         # finished, running, failed, blocked, missing, minutes left
+
+`cell` says what a cell is, `store` where results live, `compute` how one is made, `plan` which are needed, `runner` how
+many are made at once.
+"""
+
+from gkp.artifact.experiments.cell import Cell, find_stage, select, stage
+from gkp.artifact.experiments.compute import Context
+from gkp.artifact.experiments.copies import publish
+from gkp.artifact.experiments.kinds import EvaluateCell, PretrainedCell, PruneCell, TrainCell
+from gkp.artifact.experiments.report import CellsFailed, Report, Result
+from gkp.artifact.experiments.run import load, run
+from gkp.artifact.experiments.status import Status, status
+from gkp.artifact.experiments.store import Store, default_store
+
+__all__ = [
+    "Cell",
+    "CellsFailed",
+    "Context",
+    "EvaluateCell",
+    "PretrainedCell",
+    "PruneCell",
+    "Report",
+    "Result",
+    "Status",
+    "Store",
+    "TrainCell",
+    "default_store",
+    "find_stage",
+    "load",
+    "publish",
+    "run",
+    "select",
+    "stage",
+    "status",
+]

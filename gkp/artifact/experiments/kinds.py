@@ -1,0 +1,248 @@
+"""The kinds of cells of this project: a public checkpoint, a baseline, a pruned and fine-tuned network, an evaluation.
+
+What each computes is in `gkp.artifact.experiments.stages`; here is what distinguishes one from another. To add a field to a kind whose
+cells have been computed, declare it with `later(default)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gkp.artifact.experiments.cell import Cell, later, not_hashed
+from gkp.data.pinned import data_hashes
+from gkp.data.variants import parse_variant
+
+# How long a pass over one image takes relative to ResNet-20 at 32x32 pixels, to scale estimates; multiply-accumulates.
+_SIZE = {
+    "resnet20": 1.0,
+    "resnet32": 1.7,
+    "resnet44": 2.4,
+    "resnet56": 3.1,
+    "resnet110": 6.2,
+    "vgg16_bn": 7.7,
+    "resnet101": 246.0,
+    "resnet50": 101.0,
+}
+_IMAGES = {"digits": (1100, 0.25), "cifar10": (45_000, 1.0)}  # training images, pixels relative to 32x32
+
+
+def _training_work(dataset: str, model: str, epochs: int) -> float:
+    images, pixels = _IMAGES.get(dataset, (100_000, 4.0))
+    return max(1.0, epochs * images * pixels * _SIZE.get(model, 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(Cell):
+    """A cell that leaves a network in its folder `model`.
+
+    dataset: what it is for; model: its architecture, a name of `gkp.networks.classifier`.
+    """
+
+    dataset: str = "cifar10"
+    model: str = "resnet20"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedCell(Network):
+    """A public checkpoint, as `gkp.load_model(model, weights=weights)` gives it."""
+
+    stage = "pretrained"
+    weights: str = "akamaster"
+
+    @property
+    def label(self) -> str:
+        return f"{self.dataset}-{self.model}-{self.weights}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The fields of `gkp.training.recipe.Recipe`, with the same defaults (the paper's fine-tuning), and what else a training has.
+
+    split: what is trained on. log_examples: after each epoch the first so many test images are scored in the paper
+    protocol, for tables that show what choosing the best epoch on the test set does; nothing is chosen by it here.
+    """
+
+    epochs: int = 300
+    lr: float = 0.01
+    schedule: str = "step"
+    step_epochs: int = 100
+    gamma: float = 0.1
+    batch_size: int = 64
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = False
+    label_smoothing: float = 0.0
+    split: str = "train"
+    log_examples: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCell(Training, Network):
+    """A network trained from scratch: the baseline that methods prune. seed: of the initialisation and of the batches."""
+
+    stage = "train"
+    lr: float = 0.1
+
+    @property
+    def label(self) -> str:
+        return f"{self.dataset}-{self.model}-baseline-e{self.epochs}-s{self.seed}"
+
+    @property
+    def data(self) -> dict[str, str]:
+        return data_hashes(f"{self.dataset}/{self.split}", *([f"{self.dataset}/test"] if self.log_examples else []))
+
+    @property
+    def work(self) -> float:
+        return _training_work(self.dataset, self.model, self.epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneCell(Training, Cell):
+    """A network pruned by one method, then fine-tuned; epochs=0 leaves it as pruned, by one-shot methods only.
+
+    net: what is pruned. method: a name of `gkp.methods()`, or "none" for the unpruned network under the same fine-tuning.
+    rate, groups: as in `gkp.prune`; options: the method's own. soft_epochs: how many of the epochs a method that prunes
+    while it trains gets for that, the rest being fine-tuning; None for half of them, rounded up. scratch: throw the weights
+    away after pruning and train the pruned shape anew. Leaves the small network in `compact`, an unpruned one in `model`.
+    """
+
+    stage = "prune"
+    net: Network
+    method: str = "sr-gkp"
+    rate: float = 7 / 16
+    groups: int = 8
+    options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
+    soft_epochs: int | None = later(None)
+    scratch: bool = later(False)
+
+    def __post_init__(self) -> None:
+        pairs = self.options.items() if isinstance(self.options, Mapping) else self.options
+        object.__setattr__(self, "options", tuple(sorted((str(name), value) for name, value in pairs)))
+
+    @property
+    def dataset(self) -> str:
+        """What the network that is pruned is for."""
+        return self.net.dataset
+
+    @property
+    def model(self) -> str:
+        """The architecture of the network that is pruned."""
+        return self.net.model
+
+    @property
+    def label(self) -> str:
+        options = "".join(f"-{name}-{value}" for name, value in dict(self.options).items())
+        rate = "" if self.method == "none" else f"-r{self.rate:g}"
+        scratch = "-scratch" if self.scratch else ""
+        return f"{self.dataset}-{self.model}-{self.method}{options}{scratch}{rate}-e{self.epochs}-s{self.seed}"
+
+    @property
+    def data(self) -> dict[str, str]:
+        return data_hashes(f"{self.dataset}/{self.split}", *([f"{self.dataset}/test"] if self.log_examples else []))
+
+    @property
+    def work(self) -> float:
+        return _training_work(self.dataset, self.model, self.epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCell(Cell):
+    """A network's outcome matrix, in the protocol "paper" or "pixel" (see `gkp.benchmark`, whose options these are).
+
+    net: a cell that leaves a network. examples: test images, None for all. eps, attacks: None for the protocol's own;
+    attacks are names, or dictionaries of the fields of `gkp.evaluation.outcomes.AttackSpec`. variant: a changed test set, such as
+    "high-frequency-0.3": a name of `gkp.data.variants`, BadInput for another. purpose: a word for the id.
+    """
+
+    stage = "evaluate"
+    net: Network | PruneCell
+    protocol: str = "pixel"
+    examples: int | None = None
+    seed: int = 0
+    batch_size: int = 200
+    eps: tuple[str, ...] | None = None
+    attacks: tuple[str | Mapping[str, Any], ...] | None = None
+    true_labels: bool = False
+    variant: str = later("")
+    purpose: str = not_hashed("")
+
+    def __post_init__(self) -> None:
+        if self.variant:
+            parse_variant(self.variant)  # a misspelt one is refused here, not hours later in a worker
+
+    @property
+    def label(self) -> str:
+        n = "" if self.examples is None else f"-n{self.examples}"
+        what = self.purpose or self.protocol
+        changed = f"-{self.variant}" if self.variant not in ("", what) else ""
+        return f"{self.net.label}-{what}{changed}{n}"
+
+    @property
+    def data(self) -> dict[str, str]:
+        return data_hashes(f"{self.net.dataset}/test")
+
+    @property
+    def work(self) -> float:
+        images, pixels = _IMAGES.get(self.net.dataset, (100_000, 4.0))
+        passes = 8 if self.protocol == "paper" else 60
+        return (self.examples or images / 5) * pixels * _SIZE.get(self.net.model, 1.0) * passes
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimingCell(Cell):
+    """What pruning a network costs and what it saves, measured: seconds, so two runs differ (see `gkp.artifact.experiments.timing`).
+
+    net: whose layers are grouped, pruned and run. seconds: how long each latency is measured. clustered: how many layers
+    TMI-GKP's clusterings are timed on, from the first; None for all. batch_sizes: for latency.
+    """
+
+    stage = "timing"
+    net: Network
+    rate: float = 7 / 16
+    groups: int = 8
+    seconds: float = 2.0
+    clustered: int | None = None
+    batch_sizes: tuple[int, ...] = (1, 128)
+
+    @property
+    def label(self) -> str:
+        return f"{self.net.label}-timing"
+
+    @property
+    def work(self) -> float:
+        return _SIZE.get(self.net.model, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyCell(Cell):
+    """How fast a pruned network runs beside the dense one: seconds, of which the quotient can be compared.
+
+    net: a pruned network. seconds: how long each of the two is measured at each of batch_sizes.
+    """
+
+    stage = "latency"
+    net: PruneCell
+    seconds: float = 2.0
+    batch_sizes: tuple[int, ...] = (1, 128)
+
+    @property
+    def label(self) -> str:
+        return f"{self.net.label}-latency"
+
+    @property
+    def work(self) -> float:
+        return self.seconds * len(self.batch_sizes)
+
+
+def network_in(folder: Path) -> str:
+    """Which folder in that of a finished network holds it: "compact" where something was pruned, else "model"."""
+    return "compact" if (folder / "compact").exists() else "model"
+
+
+def evaluations(nets: Iterable[Network | PruneCell], **options: Any) -> list[EvaluateCell]:
+    """One evaluation with these options for each network."""
+    return [EvaluateCell(net=net, **options) for net in nets]

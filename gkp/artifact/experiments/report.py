@@ -1,0 +1,139 @@
+"""What a run gave: results in the order of the cells, and what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+from gkp.artifact.experiments.cell import Cell
+from gkp.artifact.experiments.compute import Outcome
+from gkp.artifact.experiments.store import Entry
+from gkp.errors import BadInput, RunFailed
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished cell: its figures, its files, and whether it came from the cache.
+
+    cell: the specification; figures: what the stage returned; folder: where its files are.
+    """
+
+    cell: Cell
+    figures: dict[str, Any]
+    folder: Path
+    cached: bool
+
+    def __getitem__(self, name: str) -> Any:
+        """One of the figures by name."""
+        return self.figures[name]
+
+    @cached_property
+    def run(self) -> dict[str, Any]:
+        """When, where and how it was computed: git commit, versions, hardware, seconds, peak memory."""
+        return Entry(self.folder, {}, {}, ()).run()
+
+    def file(self, name: str) -> Path:
+        """The path of a file or folder the stage wrote; BadInput when this copy of the cell was kept without it."""
+        path = self.folder / name
+        if not path.exists():
+            raise BadInput(
+                f"{self.cell.id}: {name} is not in {self.folder}; this copy of the cell was kept without it: "
+                "recompute the cell to have it"
+            )
+        return path
+
+
+@dataclass(frozen=True)
+class Report(Sequence[Result]):
+    """The results of a run in the order of the cells asked for; those without a result are left out of the sequence.
+
+    computed: how many of the cells asked for were computed now; extra: how many others, as parents of these;
+    failures: why each failed cell failed; blocked: id -> the failed ancestor's id; missing: cells asked for that have no
+    result (failed, blocked, or not to be computed); damaged: id -> what was wrong with a stored cell that was refused;
+    lines: one per cell of a dry run.
+    """
+
+    results: tuple[Result, ...]
+    computed: int = 0
+    extra: int = 0
+    failures: tuple[Outcome, ...] = ()
+    blocked: dict[str, str] = field(default_factory=dict)
+    missing: tuple[Cell, ...] = ()
+    damaged: dict[str, str] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+    failed_folder: Path = Path(".failed")
+
+    @overload
+    def __getitem__(self, index: int) -> Result: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Result, ...]: ...
+    def __getitem__(self, index: int | slice) -> Result | tuple[Result, ...]:
+        return self.results[index]
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self.results)
+
+    def __repr__(self) -> str:
+        return self.headline
+
+    @property
+    def cached(self) -> int:
+        """How many of the cells asked for came from the cache."""
+        return sum(result.cached for result in self.results)
+
+    @property
+    def exit_status(self) -> int:
+        """0 when nothing failed, 1 otherwise: the status for the command line."""
+        return 1 if self.failures else 0
+
+    @property
+    def headline(self) -> str:
+        """One line: "42 cells: 40 cached, 2 computed"."""
+        total, n_damaged = len(self.results) + len(self.missing), len(self.damaged)
+        parts = [f"{self.cached} cached", f"{self.computed} computed"]
+        asked_and_blocked = sum(cell.id in self.blocked for cell in self.missing)
+        asked_and_failed = len({outcome.id for outcome in self.failures} & {cell.id for cell in self.missing})
+        parts += [
+            f"{count} {word}"
+            for count, word in (
+                (asked_and_failed, "failed"),
+                (asked_and_blocked, "blocked"),
+                (len(self.missing) - asked_and_failed - asked_and_blocked, "missing"),
+            )
+            if count
+        ]
+        notes = [f"{_count(self.extra, 'parent')} computed on the way"] if self.extra else []
+        notes += [f"{n_damaged} damaged and not used"] if n_damaged else []
+        return f"{_count(total, 'cell')}: {', '.join(parts)}" + (f" ({'; '.join(notes)})" if notes else "")
+
+    def failure_lines(self) -> list[str]:
+        """One line for each failed cell, saying why and where its log is, and one for the blocked ones."""
+        lines = [
+            f"failed: {outcome.id}: {outcome.kind}: {outcome.message} (log: {self.failed_folder / outcome.id})"
+            for outcome in self.failures
+        ]
+        if self.blocked:
+            lines.append(f"blocked: {_count(len(self.blocked), 'cell')} built on a failed one")
+        return lines
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+class CellsFailed(RunFailed):
+    """Some cells failed; everything else was computed. `report` has the results and the reasons."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        first, *rest = report.failures
+        more = f" and {len(rest)} more" if rest else ""
+        super().__init__(
+            f"{report.headline}; failed: {first.id}: {first.kind}: {first.message}{more} (logs in {report.failed_folder})"
+        )

@@ -1,0 +1,242 @@
+"""What the cells of this project compute. Raise a stage's revision when it computes something else than before.
+
+Everything runs on the GPU when the worker has one, in full precision. Files: `model` and `compact` as `gkp.save_model`
+writes them, `outcomes.npz` and `outcomes.json` as `Outcomes.save` does. Nothing that depends on the clock is written among
+them: seconds go to run.json, so that the same cell gives the same bytes again on one machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import gkp.artifact.experiments.timing  # noqa: F401  (registers two stages of its own)
+from gkp.artifact.experiments.cell import stage
+from gkp.artifact.experiments.compute import Context
+from gkp.artifact.experiments.kinds import network_in
+from gkp.artifact.experiments.store import figures_of
+from gkp.checkpoints import load_model, save_model
+from gkp.data.dataset import Dataset
+from gkp.data.pinned import PINNED
+from gkp.data.sources import load_dataset
+from gkp.data.variants import variant
+from gkp.errors import BadInput
+from gkp.evaluation.benchmark import benchmark
+from gkp.evaluation.subject import state_sha256
+from gkp.networks.build import INPUT_SIDE, build_model
+from gkp.pruning.cost import cost
+from gkp.pruning.methods.controls import scratch
+from gkp.pruning.methods.tmi_gkp.trace import WeightTrace, snapshot_epochs
+from gkp.pruning.plan import plan_of
+from gkp.pruning.prune import prune, train_pruned
+from gkp.pruning.registry import method_info
+from gkp.pruning.twin import PrunedModel, masked_twin
+from gkp.training.callback import Callback
+from gkp.training.loop import TrainingLog, train
+from gkp.training.recipe import Recipe
+
+TRACE = "trace.safetensors"  # how far each filter moved during training: TMI-GKP groups by it
+
+
+@stage("pretrained", revision=1)
+def pretrained(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
+    """A public checkpoint in our format; figures: what it costs and the hash of its state."""
+    net = load_model(params["model"], weights=params["weights"])
+    save_model(net, folder / "model")
+    side = INPUT_SIDE.get(params["model"], 32)
+    return _network_figures(net, params["dataset"], params["model"], (3, side, side))
+
+
+@stage("train", revision=1)
+def train_baseline(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
+    """A network trained from its initialisation, and the trace of its weights; figures: every epoch, cost, seed, n."""
+    data = load_pinned(params["dataset"], params["split"])
+    net = build_model(params["model"], seed=params["seed"], num_classes=data.num_classes, mean=data.mean, std=data.std)
+    trace = WeightTrace(snapshot_epochs(params["epochs"]))
+    figures = _fit(net, params, params["dataset"], context, callbacks=[trace])
+    trace.save(folder / TRACE)
+    save_model(net.cpu(), folder / "model")
+    return {**figures, **_network_figures(net, params["dataset"], params["model"], tuple(data.images.shape[1:]))}
+
+
+@stage("prune", revision=2)
+def prune_and_finetune(
+    params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context
+) -> dict[str, Any]:
+    """The parent network pruned, then fine-tuned; figures: every epoch, what is left, seed, n. run.json: seconds of each.
+
+    What is fine-tuned is the faster one of two networks of the same function: the masked twin, and where only filters go the
+    compact one (`Plan.only_cuts`). Only the compact one is kept; `gkp.pruning.twin.masked_twin` has the other one from it.
+    """
+    parent = figures_of(parents["net"])
+    dataset, shape = parent["dataset"], tuple(parent["input_shape"])
+    started = time.perf_counter()
+    net, soft_rows = _pruned(load_model(parents["net"] / "model"), params, parent, parents["net"] / TRACE, context)
+    if isinstance(net, PrunedModel) and net.plan.only_cuts:
+        net = net.compact()
+    context.notes["prune_seconds"] = round(time.perf_counter() - started, 3)
+    started = time.perf_counter()
+    left = params["epochs"] - len(soft_rows)
+    figures = _fit(net, {**params, "epochs": left}, dataset, context) if left else {"epochs": [], "seed": params["seed"]}
+    context.notes["finetune_seconds"] = round(time.perf_counter() - started, 3)
+    small = (net.compact() if isinstance(net, PrunedModel) else net).cpu().eval()
+    save_model(small, folder / ("compact" if plan_of(small) else "model"))
+    evaluated = masked_twin(small)
+    return {**figures, "soft_epochs": soft_rows, **_network_figures(evaluated, dataset, parent["model"], shape)}
+
+
+def _pruned(
+    net: nn.Module, params: Mapping[str, Any], parent: Mapping[str, Any], trace: Path, context: Context
+) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """The network after pruning, and the rows of the epochs that went into it (none for a one-shot method)."""
+    if params["method"] == "none":
+        return net, []
+    info = method_info(params["method"])
+    data = load_pinned(parent["dataset"], params["split"])
+    options = {
+        "rate": params["rate"],
+        "seed": params["seed"],
+        "input_shape": tuple(parent["input_shape"]),
+        **dict(params["options"]),
+    }
+    rows: list[dict[str, Any]] = []
+    if info.procedure == "one-shot":
+        if "training snapshots" in info.needs and trace.exists():
+            options.setdefault("trace", trace)
+        pruned = prune(net, info.name, groups=params["groups"], data=data if "data" in info.needs else None, **options)
+    else:
+        recipe = _recipe({**params, "epochs": _soft_epochs(params)})
+        pruned, log = train_pruned(
+            net,
+            info.name,
+            data,
+            recipe,
+            device=_device(),
+            progress=False,
+            evaluate=_scores(parent["dataset"], params["log_examples"]),
+            checkpoint=context.scratch / "pruning.pt",
+            **options,
+        )
+        rows = _rows(log, context)
+    return (scratch(pruned, seed=params["seed"]) if params.get("scratch") else pruned), rows
+
+
+def _soft_epochs(params: Mapping[str, Any]) -> int:
+    given = params.get("soft_epochs")
+    soft = math.ceil(params["epochs"] / 2) if given is None else given
+    if not 1 <= soft <= params["epochs"]:
+        raise BadInput(
+            f"{params['method']} prunes while it trains: {soft} of {params['epochs']} epochs is not enough; give "
+            "epochs of 1 or more, and soft_epochs from 1 to epochs"
+        )
+    return soft
+
+
+@stage("evaluate", revision=2)
+def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
+    """The parent network's outcome matrix; figures: accuracy and interval under each attack, as fractions, with n and seed."""
+    net = masked_twin(load_model(parents["net"] / network_in(parents["net"])))
+    data = variant(load_pinned(figures_of(parents["net"])["dataset"], "test"), params.get("variant", ""))
+    outcomes = benchmark(
+        net,
+        data,
+        protocol=params["protocol"],
+        n_examples=params["examples"],
+        seed=params["seed"],
+        batch_size=params["batch_size"],
+        eps=params["eps"],
+        attacks=params["attacks"],
+        true_labels=params["true_labels"],
+        checkpoint=context.scratch / "outcomes",
+        device=_device(),
+        progress=False,
+    )
+    replace(outcomes, seconds=0.0).save(folder)  # the seconds of this run are in run.json
+    return {
+        "accuracy": outcomes.accuracy(),
+        "interval": {key: list(ends) for key, ends in outcomes.interval().items()},
+        "n": outcomes.n,
+        "seed": outcomes.seed,
+        "protocol": outcomes.protocol,
+        "dataset": outcomes.dataset,
+        "data_sha256": outcomes.data_sha256,
+        "model_sha256": outcomes.model_sha256,
+    }
+
+
+def load_pinned(dataset: str, split: str) -> Dataset:
+    """The split, one copy a process. Raises BadInput when it is not the set that its name stands for."""
+    data, name = load_dataset(dataset, split), f"{dataset}/{split}"
+    if name in PINNED and data.sha256 != PINNED[name][0]:
+        labels = hashlib.sha256(data.labels.cpu().contiguous().numpy().data).hexdigest()
+        if labels != PINNED[name][1]:
+            raise BadInput(
+                f"the {split} part of {dataset} found here has other labels than the set of that name; remove it "
+                "from the folders of GKP_DATA and get it again"
+            )
+    return data
+
+
+def _fit(
+    net: nn.Module, params: Mapping[str, Any], dataset: str, context: Context, callbacks: Sequence[Callback] = ()
+) -> dict[str, Any]:
+    """Trains `net` in place as the parameters say, going on where a killed run left off; the figures of the training."""
+    data, started = load_pinned(dataset, params["split"]), time.perf_counter()
+    log = train(
+        net,
+        data,
+        _recipe(params),
+        seed=params["seed"],
+        evaluate=_scores(dataset, params["log_examples"]),
+        checkpoint=context.scratch / "training.pt",
+        progress=False,
+        device=_device(),
+        callbacks=callbacks,
+    )
+    spent, now = sum(row["seconds"] for row in log.rows), time.perf_counter() - started
+    if spent > now:  # by so much at least
+        context.notes["taken_over_seconds"] = round(spent - now, 3)
+    return {"epochs": _rows(log, context), "n": len(data), "seed": params["seed"], "data_sha256": data.sha256}
+
+
+def _recipe(params: Mapping[str, Any]) -> Recipe:
+    return Recipe(**{f.name: params[f.name] for f in fields(Recipe)})
+
+
+def _rows(log: TrainingLog, context: Context) -> list[dict[str, Any]]:
+    """The epochs of a training without their seconds, which go to run.json."""
+    context.notes.setdefault("epoch_seconds", []).extend(round(row["seconds"], 3) for row in log.rows)
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in log.rows]
+
+
+def _scores(dataset: str, examples: int) -> Callable[[nn.Module], dict[str, float]] | None:
+    """What is logged after each epoch: accuracies in the paper protocol, or nothing."""
+    if not examples:
+        return None
+    test = load_pinned(dataset, "test").first(examples)
+    return lambda net: benchmark(net, test, protocol="paper", progress=False).accuracy()
+
+
+def _network_figures(net: nn.Module, dataset: str, model: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    counted = cost(net, input_shape=shape)
+    return {
+        "dataset": dataset,
+        "model": model,
+        "input_shape": list(shape),
+        "params": counted.params,
+        "macs": counted.macs,
+        "paper_macs": counted.paper_macs,
+        "model_sha256": state_sha256(net),
+    }
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,322 @@
+"""Where finished cells live: one folder a cell, whole or not there at all.
+
+    <root>/<id>/spec.json      what the id's hash covers
+                result.json    the figures and the sha256 of each file below, signed with a sha256 of its own; no times or
+                               machine in it, so that the same cell gives the same bytes again
+                run.json       when, where and how: git commit, versions, hardware, seconds, peak memory
+                log.txt        what the cell printed
+                ...            the stage's own files: outcome matrix, checkpoint
+    <root>/.failed/<id>/       failure.json and log.txt of a cell that did not finish
+    <root>/.scratch/<id>/      what a long cell keeps to resume from (epoch checkpoints); gone when it is finished
+    <root>/.locks/<id>.lock    see `gkp.artifact.experiments.lock`
+
+A folder is written beside (`.<id>.partial-...`), flushed to disk and renamed. A finished cell is checked when it is
+looked up: result.json against its own sha256, the other files by their size, and by their sha256 before a child builds
+on them. Read-only roots (the committed `data/results`) come first, and may leave out large files: their figures count,
+and a cell that needs such a file as a parent has it recomputed.
+
+GKP_CELLS names another folder for new cells than the checkout's `build/cells`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gkp.artifact.experiments.cell import canonical
+from gkp.artifact.experiments.lock import Busy, is_held, locked
+from gkp.errors import BadInput
+
+_OWN = ("spec.json", "result.json", "run.json", "log.txt")
+
+
+class Damaged(Exception):
+    """A stored cell is not what was written."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished cell on disk: its folder, figures, listed files (name -> sha256 and bytes), and those not kept here."""
+
+    folder: Path
+    figures: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    absent: tuple[str, ...]
+
+    def run(self) -> dict[str, Any]:
+        """When, where and how it was computed (run.json); empty when that is not there."""
+        return read_json(self.folder / "run.json") or {}
+
+
+@dataclass
+class Store:
+    """One writable root and the read-only ones looked up before it.
+
+    `damaged` collects, by id, what was wrong with each cell that `lookup` refused.
+    """
+
+    root: Path
+    read_only: Sequence[Path] = ()
+    damaged: dict[str, str] = field(default_factory=dict)
+
+    def names(self) -> set[str]:
+        """The ids that have a folder in any root."""
+        found: set[str] = set()
+        for root in (*self.read_only, self.root):
+            found.update(name for name in _listdir(root) if not name.startswith("."))
+        return found
+
+    def lookup(self, cell_id: str, cell_hash: str, *, whole: bool = False) -> Entry | None:
+        """The finished cell, or None. With `whole`, only a copy that has all its files, each checked by sha256."""
+        for root in (*self.read_only, self.root):
+            try:
+                entry = _read_entry(root / cell_id, cell_hash)
+                if entry is not None and whole:
+                    _check_files(entry)
+            except Damaged as error:
+                self.damaged[cell_id] = str(error)
+                continue
+            if entry is not None and not (whole and entry.absent):
+                return entry
+        return None
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Makes the writable root and clears what dead runners left in it. BadInput when it cannot be written."""
+        try:
+            for folder in (self.root, self.root / ".locks", self.root / ".failed", self.root / ".scratch"):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".probe-{socket.gethostname()}-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise BadInput(
+                f"{self.root}: new cells cannot be written here ({error.strerror or error}); make it writable, "
+                "or name another folder in GKP_CELLS"
+            ) from error
+        for cell_id in self._left_behind():
+            self.clear(cell_id)
+
+    def _left_behind(self) -> set[str]:
+        """The ids with a lock file or a half-written folder, whether or not their writer lives."""
+        found = {name.removesuffix(".lock") for name in _listdir(self.root / ".locks")}
+        for name in _listdir(self.root):
+            for mark in (".partial-", ".old-"):
+                if name.startswith(".") and mark in name:
+                    found.add(name[1:].rsplit(mark, 1)[0])
+        return found
+
+    def clear(self, cell_id: str) -> None:
+        """Removes what a dead writer of the cell left: its lock and half-written folder. Does nothing while it lives."""
+        try:
+            with self.lock(cell_id):
+                self._remove_partials(cell_id)
+        except (Busy, OSError):
+            pass
+
+    def _remove_partials(self, cell_id: str) -> None:
+        for name in _listdir(self.root):
+            if name.startswith((f".{cell_id}.partial-", f".{cell_id}.old-")):  # the lock is ours: their writer is dead
+                shutil.rmtree(self.root / name, ignore_errors=True)
+
+    def lock(self, cell_id: str):
+        """A context manager that holds this cell against every other process; raises `Busy`."""
+        return locked(self.root / ".locks" / f"{cell_id}.lock")
+
+    def partial_name(self, cell_id: str, pid: int) -> Path:
+        """The folder in which process `pid` of this machine writes the cell before it is finished."""
+        return self.root / f".{cell_id}.partial-{socket.gethostname()}-{pid}"
+
+    @contextmanager
+    def writing(self, cell_id: str) -> Iterator[Path]:
+        """An empty folder to write the cell into; removed when the body fails. Call it with the cell locked."""
+        self._remove_partials(cell_id)
+        partial = self.partial_name(cell_id, os.getpid())
+        partial.mkdir()
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # nothing is there when it was published
+
+    def publish(self, partial: Path, cell_id: str, cell_hash: str, *, spec: Mapping, figures: Mapping, run: Mapping) -> Path:
+        """Turns the partial folder into the finished cell and returns its folder. Replaces a damaged one."""
+        files = {
+            name: {"sha256": _sha256(partial / name), "bytes": (partial / name).stat().st_size}
+            for name in _files_of(partial)
+            if name not in _OWN
+        }
+        body = {"id": cell_id, "hash": cell_hash, "figures": figures, "files": files}
+        write_json(partial / "spec.json", spec)
+        write_json(partial / "run.json", run)
+        write_json(partial / "result.json", {**body, "sha256": signature(body)})
+        _flush_tree(partial)
+        final = self.root / cell_id
+        if final.exists():
+            old = self.root / f".{cell_id}.old-{os.getpid()}"
+            os.rename(final, old)
+            os.rename(partial, final)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            try:
+                os.rename(partial, final)
+            except OSError:
+                if not final.exists():  # where there are no locks, another runner may have been faster: its cell serves
+                    raise
+        _flush(self.root)
+        shutil.rmtree(self.root / ".failed" / cell_id, ignore_errors=True)
+        shutil.rmtree(self.scratch(cell_id), ignore_errors=True)
+        return final
+
+    def scratch(self, cell_id: str) -> Path:
+        """A folder that outlives a killed run of the cell, to resume from; it may not exist."""
+        return self.root / ".scratch" / cell_id
+
+    # --- failures and who is running --------------------------------------------------------------------------------
+
+    def record_failure(self, cell_id: str, failure: Mapping[str, Any], log: Path | None = None) -> None:
+        """Keeps why the cell failed, and its log. Says nothing when even that cannot be written (a full disk)."""
+        folder = self.root / ".failed" / cell_id
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            if log is not None and log.is_file():
+                shutil.copyfile(log, folder / "log.txt")
+            write_json(folder / "failure.json", failure)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def failures(self) -> dict[str, dict[str, Any]]:
+        """id -> what `record_failure` kept."""
+        folder = self.root / ".failed"
+        found = {name: read_json(folder / name / "failure.json") for name in _listdir(folder)}
+        return {name: failure for name, failure in found.items() if failure is not None}
+
+    def running(self) -> set[str]:
+        """The ids that a living process is computing now, on whatever machine."""
+        folder = self.root / ".locks"
+        return {name.removesuffix(".lock") for name in _listdir(folder) if is_held(folder / name)}
+
+
+def default_store() -> Store:
+    """The checkout's `data/results` (read only) and `build/cells`, or the folder of GKP_CELLS instead of the latter.
+
+    Outside a checkout, cells go to `build/cells` below the current folder.
+    """
+    checkout = Path(__file__).resolve().parents[3]
+    inside = (checkout / "pyproject.toml").is_file()
+    root = os.environ.get("GKP_CELLS") or (checkout if inside else Path.cwd()) / "build" / "cells"
+    return Store(Path(root).expanduser().absolute(), (checkout / "data" / "results",) if inside else ())
+
+
+def signature(body: Mapping[str, Any]) -> str:
+    """The sha256 that result.json carries of the rest of itself."""
+    return hashlib.sha256(canonical(body)).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in this file, or None when there is none or it is no JSON object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def figures_of(folder: Path) -> dict[str, Any]:
+    """The figures of a finished cell in this folder, which the store has checked."""
+    found = read_json(folder / "result.json")
+    assert found is not None
+    return found["figures"]
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes indented JSON with sorted keys. ValueError for NaN and infinity, TypeError for what is no plain value."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether this is the operating system saying that nothing more can be stored."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _read_entry(folder: Path, cell_hash: str) -> Entry | None:
+    path = folder / "result.json"
+    try:
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        if folder.is_dir():
+            raise Damaged(f"{folder}: has no result.json") from None
+        return None
+    except OSError as error:
+        raise Damaged(f"{path}: cannot be read ({error.strerror or error})") from None
+    try:
+        body = json.loads(raw)
+        signed = body.pop("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise Damaged(f"{path}: is truncated or not what was written") from None
+    if signature(body) != signed:
+        raise Damaged(f"{path}: differs from what was written (its sha256 does not fit)")
+    if body["hash"] != cell_hash:
+        raise Damaged(f"{path}: is the result of another cell, {body['hash']}")
+    absent = []
+    for name, facts in body["files"].items():
+        try:
+            size = os.stat(folder / name).st_size
+        except OSError:
+            absent.append(name)
+            continue
+        if size != facts["bytes"]:
+            raise Damaged(f"{folder / name}: has {size} bytes, not {facts['bytes']}")
+    return Entry(folder, body["figures"], body["files"], tuple(absent))
+
+
+def _check_files(entry: Entry) -> None:
+    for name, facts in entry.files.items():
+        if name not in entry.absent and _sha256(entry.folder / name) != facts["sha256"]:
+            raise Damaged(f"{entry.folder / name}: differs from what was written (its sha256 does not fit)")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _listdir(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _files_of(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _flush_tree(folder: Path) -> None:
+    for here, _, names in os.walk(folder):
+        for name in names:
+            _flush(Path(here) / name)
+        _flush(Path(here))
+
+
+def _flush(path: Path) -> None:
+    """Waits until the file or folder is on the disk, so that a power cut cannot leave a renamed but empty file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF):  # some network file systems cannot flush a folder
+            raise
+    finally:
+        os.close(descriptor)

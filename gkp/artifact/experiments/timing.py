@@ -1,0 +1,116 @@
+"""The stages "timing", what grouping and pruning a network costs, and "latency", how fast a pruned one runs (Tables 7, 8).
+
+Their figures are seconds, so they differ from run to run: what can be compared is their ratios, which are taken within one
+process, the two sides in turn. Cost for ResNet-20 on one core: a minute, of which TMI-GKP's clusterings take half; a
+latency takes `seconds` for each of two networks at each batch size.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from gkp.artifact.experiments.cell import stage
+from gkp.artifact.experiments.compute import Context
+from gkp.artifact.experiments.store import figures_of
+from gkp.checkpoints import load_model
+from gkp.networks.build import build_model
+from gkp.networks.classifier import Classifier
+from gkp.pruning.cost import latency
+from gkp.pruning.methods.tmi_gkp.clusterings import CLUSTERINGS, cluster
+from gkp.pruning.prune import prune
+from gkp.pruning.sr_gkp.grouping import smoothness_snaking
+
+METHODS = ("sr-gkp", "greedy-gkp", "l2-gkp", "l1norm-b")  # weights only: what "data-free, one-shot" costs
+ROUNDS = 5  # repetitions of what takes well under a second
+
+
+@stage("timing", revision=1)
+def timing(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
+    """Seconds of grouping, of whole pruning by each of METHODS, and of inference in every form, on `context.threads` threads.
+
+    "grouping": the same layers grouped by smoothness snaking and by each clustering of TMI-GKP; "pruning": method -> median
+    seconds; "latency": rows of form, batch_size, median and interquartile range in seconds, number of measurements.
+    """
+    net = load_model(parents["net"] / "model")
+    parent = figures_of(parents["net"])
+    shape = tuple(parent["input_shape"])
+    pruned = prune(net, "sr-gkp", rate=params["rate"], groups=params["groups"], input_shape=shape)
+    convs = dict(net.named_modules())
+    weights = [cast(nn.Conv2d, convs[name]).weight.detach() for name in pruned.plan][: params["clustered"]]
+    slim = prune(net, "l1norm-b", rate=params["rate"], input_shape=shape).compact()
+    forms = {"dense": net, "grouped": pruned.compact(), "filters removed": slim}
+    return {
+        "model": parent["model"],
+        "threads": context.threads,
+        "grouping": {"layers": len(weights), "of": len(pruned.plan), **_grouping(weights, params["groups"])},
+        "pruning": {name: _pruning(net, name, params, shape) for name in METHODS},
+        "latency": _latency(forms, shape, params, context.threads),
+    }
+
+
+@stage("latency", revision=1)
+def latency_of(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
+    """How long the compact network takes, relative to the dense one that it was, on `context.threads` threads.
+
+    "latency": a row a batch size: seconds of both (medians of ROUNDS rounds, taken in turn), and the median, lowest and
+    highest quotient of a round.
+    """
+    parent = figures_of(parents["net"])
+    shape = tuple(parent["input_shape"])
+    compact = cast(Classifier, load_model(parents["net"] / "compact"))
+    made = compact.architecture
+    forms = [build_model(made.name, num_classes=made.num_classes, shortcut=made.shortcut), compact]  # weights cost no time
+    rows = []
+    for size in params["batch_sizes"]:
+        options = {"input_shape": shape, "batch_size": size, "threads": context.threads, "seconds": params["seconds"] / ROUNDS}
+        rounds = [[latency(net, **options).median for net in forms] for _ in range(ROUNDS)]
+        ratios = [small / dense for dense, small in rounds]
+        dense, small = (statistics.median(column) for column in zip(*rounds, strict=True))
+        facts = {"ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios), "rounds": ROUNDS}
+        rows.append({"batch_size": size, "dense": dense, "compact": small, **facts})
+    return {"model": parent["model"], "threads": context.threads, "latency": rows}
+
+
+def _grouping(weights: list[Tensor], groups: int) -> dict[str, float]:
+    """Seconds to group these layers in each way; the clusterings, which take long, once."""
+    found = {"snaking": _seconds(lambda: [smoothness_snaking(weight, groups) for weight in weights], ROUNDS)}
+    for name in CLUSTERINGS:
+        found[name] = _seconds(partial(_cluster_all, name, weights, groups), 1)
+    return found
+
+
+def _cluster_all(name: str, weights: list[Tensor], groups: int) -> None:
+    for weight in weights:
+        cluster(name, weight, groups, seed=0)
+
+
+def _pruning(net: nn.Module, method: str, params: Mapping[str, Any], shape: tuple[int, ...]) -> float:
+    return _seconds(lambda: prune(net, method, rate=params["rate"], groups=params["groups"], input_shape=shape), ROUNDS)
+
+
+def _latency(
+    nets: Mapping[str, nn.Module], shape: tuple[int, ...], params: Mapping[str, Any], threads: int
+) -> list[dict[str, Any]]:
+    rows = []
+    for size in params["batch_sizes"]:
+        for form, net in nets.items():
+            took = latency(net, input_shape=shape, batch_size=size, threads=threads, seconds=params["seconds"])
+            rows.append({"form": form, "batch_size": size, "median": took.median, "iqr": took.iqr, "measurements": took.runs})
+    return rows
+
+
+def _seconds(work: Callable[[], object], rounds: int) -> float:
+    """The median over `rounds`."""
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)

@@ -1,0 +1,94 @@
+"""Figure 2: one image, what lies below and above the cuts of Table 1, and what networks make of it.
+
+Cost: 7 images through each network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from torch import nn
+
+from gkp.artifact.figures.figure import PALETTE, Figure, panels
+from gkp.data.dataset import Dataset
+from gkp.data.shifts import DEFAULT, THETAS, high_frequency, low_frequency
+from gkp.errors import BadInput
+from gkp.evaluation.benchmark import predict
+
+CLASSES = {
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+}
+RIGHT, WRONG = PALETTE[2], PALETTE[3]
+
+
+def reconstructions(
+    data: Dataset,
+    position: int,
+    networks: Mapping[str, nn.Module],
+    *,
+    thetas: Sequence[float] = THETAS,
+    convention: str = DEFAULT,
+) -> Figure:
+    """Figure 2: the image at this position, its low- and high-frequency versions, and each network's prediction for each.
+
+    networks: name -> network that takes the images of `data`, e.g. the unpruned and a pruned one. Points: a row for each
+    version and network, with the predicted class, the probability given to it, and whether it is the true one.
+    Raises BadInput for a position that is not there, no network, or a theta or convention that `gkp.data.shifts` refuses.
+    """
+    if not networks or not thetas:
+        raise BadInput("reconstructions needs at least one network and one theta")
+    one = data.subset([position])
+    versions: dict[tuple[str, float | None], Dataset] = {("image", None): one}
+    for part, change in (("low", low_frequency), ("high", high_frequency)):
+        versions |= {(part, theta): change(one, theta, convention=convention) for theta in thetas}
+    points = _predictions(versions, networks, int(one.labels[0]), CLASSES.get(data.name))
+    drawing, axes = panels(2, 1 + len(thetas), 2.6 * (1 + len(thetas)), 5.2 + 0.36 * len(networks))
+    places = dict(zip(versions, [0, *range(1, 1 + len(thetas)), *range(2 + len(thetas), 2 + 2 * len(thetas))], strict=True))
+    for ax in axes:
+        ax.axis("off")
+    for (part, theta), version in versions.items():
+        ax = axes[places[part, theta]]
+        ax.imshow(version.images[0].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+        ax.set_title("the image" if theta is None else f"{part} frequencies, {_sign(part)} {theta:g}", fontsize=10)
+        _caption(ax, points[(points["part"] == part) & (True if theta is None else points["theta"] == theta)])
+    truth = points["true class"].iloc[0]
+    drawing.suptitle(f"Figure 2 · {data.name} {data.split} image {position}, {truth}; convention of the cut: {convention}")
+    return Figure(drawing, points)
+
+
+def _predictions(
+    versions: Mapping[tuple[str, float | None], Dataset],
+    networks: Mapping[str, nn.Module],
+    label: int,
+    classes: Sequence[str] | None,
+) -> pd.DataFrame:
+    rows = []
+    for (part, theta), version in versions.items():
+        for name, net in networks.items():
+            probability, found = predict(net, version).softmax(dim=1)[0].max(dim=0)
+            named = [classes[k] if classes else f"class {k}" for k in (label, int(found))]
+            fields = {
+                "true class": named[0],
+                "predicted": named[1],
+                "probability": float(probability),
+                "right": int(found) == label,
+            }
+            rows.append({"part": part, "theta": theta, "network": name, **fields})
+    return pd.DataFrame(rows).astype({"theta": float})
+
+
+def _sign(part: str) -> str:
+    return "below" if part == "low" else "above"
+
+
+def _caption(ax: Axes, rows: pd.DataFrame) -> None:
+    """The predictions under the image, one line a network; marked as well as coloured."""
+    for line, row in enumerate(rows.itertuples()):
+        text = f"{row.network}: {row.predicted} {row.probability:.0%} {'✓' if row.right else '✗'}"
+        colour = RIGHT if row.right else WRONG
+        ax.annotate(
+            text, (0.5, 0), (0, -4 - 13 * line), xycoords="axes fraction", textcoords="offset points", ha="center", va="top",
+            fontsize=9, color=colour,
+        )  # fmt: skip

@@ -1,0 +1,100 @@
+"""data/MANIFEST: path, bytes, sha256, source and licence of every file under data/, as CSV.
+
+Sources are said once: for the published numbers in the table of their README, for what this project measured here. A file
+without a source cannot get into the manifest.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from gkp.artifact.executed import sha256_of_file
+from gkp.errors import BadInput
+
+NAME = "MANIFEST"
+MEASURED = {  # first part of the path -> where from; all of it under the licence of this repository
+    "results": "measured by this project: gkp run",
+    "checkpoints": "trained by this project: gkp run",
+    "verdicts.csv": "computed by gkp/artifact/claims from results/",
+    "minutes.csv": "recorded while the notebooks were executed",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file: its path below data/, its size, what it must hash to, where it is from, and what allows its use."""
+
+    path: str
+    bytes: int
+    sha256: str
+    source: str
+    licence: str
+
+
+def read(data: Path) -> dict[str, Row]:
+    """The rows of the manifest of the folder `data` by path; none when there is no manifest. BadInput when it is damaged."""
+    file = data / NAME
+    if not file.exists():
+        return {}
+    try:
+        with open(file, encoding="utf-8", newline="") as opened:
+            rows = [
+                Row(row["path"], int(row["bytes"]), row["sha256"], row["source"], row["licence"])
+                for row in csv.DictReader(opened)
+            ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{file} is damaged ({error}); restore it with git") from None
+    return {row.path: row for row in rows}
+
+
+def write(data: Path) -> list[Row]:
+    """The rows of the manifest, written anew from the files that are there. BadInput for a file without a source."""
+    rows = [
+        Row(path, (data / path).stat().st_size, sha256_of_file(data / path), *origin_of(data, path)) for path in files(data)
+    ]
+    partial = data / f"{NAME}.partial"
+    with open(partial, "w", encoding="utf-8", newline="") as opened:
+        table = csv.writer(opened, lineterminator="\n")
+        table.writerow([field.name for field in fields(Row)])
+        table.writerows(astuple(row) for row in rows)
+    partial.replace(data / NAME)
+    return rows
+
+
+def files(data: Path) -> list[str]:
+    """Every file under `data` but the manifest, and but what a killed writer left."""
+    found = (path.relative_to(data) for path in data.rglob("*") if path.is_file() and path.name != NAME)
+    return sorted(path.as_posix() for path in found if not any(p.startswith(".") or p.endswith(".partial") for p in path.parts))
+
+
+def origin_of(data: Path, path: str) -> tuple[str, str]:
+    """(source, licence) of a file below `data`. Raises BadInput when nobody has said where it is from."""
+    first, _, rest = path.partition("/")
+    if first in MEASURED:
+        return MEASURED[first], "MIT"
+    if first == "published" and rest == "README.md":
+        return "written for this project", "MIT"
+    readme = data / "published" / "README.md"
+    if first == "published" and readme.exists():
+        row = re.search(rf"^\| `{re.escape(rest)}` \|.*\| (.+?) \|$", readme.read_text(encoding="utf-8"), re.MULTILINE)
+        if row:
+            return row[1], "facts, free to use"
+    raise BadInput(f"data/{path}: nothing says where it is from; add it to the table in data/published/README.md")
+
+
+def problems(data: Path) -> list[str]:
+    """Where the files under `data` and the manifest disagree, one line each."""
+    rows, there = read(data), files(data)
+    found = [f"data/{path}: is in the manifest and not there" for path in sorted(rows.keys() - set(there))]
+    for path in there:
+        row, file = rows.get(path), data / path
+        if row is None:
+            found.append(f"data/{path}: is not in data/{NAME}; `gkp publish --cells` writes it anew")
+        elif file.stat().st_size != row.bytes or sha256_of_file(file) != row.sha256:
+            found.append(f"data/{path}: differs from data/{NAME}")
+        elif not (row.source and row.licence):
+            found.append(f"data/{path}: has no source or no licence in data/{NAME}")
+    return found

@@ -1,0 +1,33 @@
+"""Tables for notebooks: every number with its n and interval, accuracies in percent, saved as CSV in fractions."""
+
+from gkp.artifact.results import load_networks, load_outcomes, row_name
+from gkp.artifact.tables.accuracy import accuracies, high_frequency, mean_ranks, methods_table, strong_attacks
+from gkp.artifact.tables.board import leaderboard
+from gkp.artifact.tables.cost import costs, grouping_times, latencies, published_counts
+from gkp.artifact.tables.methods import kept_kernels, method_checklist
+from gkp.artifact.tables.protocol import epoch_choice, label_choice, seed_spread, space_choice
+from gkp.artifact.tables.table import Table, provenance
+
+__all__ = [
+    "Table",
+    "accuracies",
+    "costs",
+    "epoch_choice",
+    "grouping_times",
+    "high_frequency",
+    "kept_kernels",
+    "label_choice",
+    "latencies",
+    "leaderboard",
+    "load_networks",
+    "load_outcomes",
+    "mean_ranks",
+    "method_checklist",
+    "methods_table",
+    "provenance",
+    "published_counts",
+    "row_name",
+    "seed_spread",
+    "space_choice",
+    "strong_attacks",
+]

@@ -1,0 +1,174 @@
+"""`gkp verify`: does everything that is committed still follow from the committed data?
+
+Six checks, each of which can fail alone: files against data/MANIFEST, cells against their own hashes, accuracies against
+the outcome of every image, verdicts against the cells, README's opening against the verdicts, outputs of notebooks against
+their sources. Nothing is written.
+
+Cost: a hash of every file under data/ and the verdicts once, seconds in all; no training, no attack.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gkp.artifact import claims, manifest
+from gkp.artifact import readme as front_page
+from gkp.artifact.executed import read_notebook, source_sha256, was_executed
+from gkp.artifact.experiments.copies import check_folder, entry_of
+from gkp.artifact.experiments.store import Damaged, read_json
+from gkp.artifact.profiles import COMMITTED
+from gkp.errors import BadInput
+from gkp.evaluation.outcomes import Outcomes
+from gkp.files import checkout
+
+VERDICTS = "verdicts.csv"
+DIGITS = "%.6g"  # of numbers in verdicts.csv: what another processor's last bits cannot change
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: what was looked at, how many, and what is wrong, one line each; note: what a reader should know."""
+
+    name: str
+    n: int
+    problems: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def line(self) -> str:
+        """The check in one line."""
+        verdict = f"{len(self.problems)} wrong" if self.problems else "as they should be"
+        return f"{self.name}: {self.n}, {verdict}{f' ({self.note})' if self.note else ''}"
+
+
+def verify(root: Path | None = None, *, profile: str = COMMITTED) -> list[Check]:
+    """The six checks of the checkout `root` (default: the one this package runs from). Raises BadInput outside one."""
+    root = root_of(root)
+    return [*check_data(root, profile), check_notebooks(root / "notebooks")]
+
+
+def check_data(root: Path, profile: str = COMMITTED) -> list[Check]:
+    """The checks of data/ and of what README takes from it: all but that of the notebooks, which `gkp publish` replaces."""
+    data = root / "data"
+    return [
+        Check("files in data/MANIFEST", len(manifest.read(data)), tuple(manifest.problems(data))),
+        check_cells(data / "results"),
+        check_outcomes(data / "results"),
+        check_verdicts(data, profile),
+        check_opening(root, profile),
+    ]
+
+
+def root_of(root: Path | None) -> Path:
+    """The checkout given, or the one this package runs from. Raises BadInput where there is none."""
+    if (found := root or checkout()) is None:
+        raise BadInput("the data are not installed with the package; run this in a checkout of the repository")
+    return found
+
+
+def check_cells(results: Path) -> Check:
+    """Each committed cell against its own hashes, and whether it says when, where and how it was computed."""
+    folders = cell_folders(results)
+    return Check("cells in data/results", len(folders), tuple(line for folder in folders for line in check_folder(folder)))
+
+
+def check_outcomes(results: Path) -> Check:
+    """The accuracies of each committed evaluation, computed again from the outcome of every image."""
+    n, wrong = 0, []
+    for folder in cell_folders(results):
+        stored = (read_json(folder / "result.json") or {}).get("figures", {}).get("accuracy")
+        if stored is None or not (folder / "outcomes.npz").exists():
+            continue
+        n += 1
+        try:
+            figures, outcomes = entry_of(folder).figures, Outcomes.load(folder)
+        except (BadInput, Damaged) as error:
+            wrong.append(f"{folder}: {error}")
+            continue
+        again, ends = outcomes.accuracy(), outcomes.interval()
+        wrong += [
+            f"{folder / 'result.json'}: {attack} is {value}, and {again.get(attack)} by its outcomes"
+            for attack, value in figures["accuracy"].items()
+            if attack not in again or not _same([value, *figures["interval"][attack]], [again[attack], *ends[attack]])
+        ]
+        if outcomes.n != figures["n"]:
+            wrong.append(f"{folder / 'result.json'}: n is {figures['n']}, and {outcomes.n} by its outcomes")
+    return Check("evaluations computed again from their outcomes", n, tuple(wrong))
+
+
+def check_verdicts(data: Path, profile: str = COMMITTED) -> Check:
+    """data/verdicts.csv against the verdicts that the committed cells give now."""
+    file = data / VERDICTS
+    if not file.exists():
+        missing = f"data/{VERDICTS}: is missing although cells are committed; `gkp publish` writes it"
+        return Check("verdicts", 0, (missing,) if cell_folders(data / "results") else (), "none were published yet")
+    committed, now = file.read_text(encoding="utf-8").splitlines(), verdicts_csv(data, profile).splitlines()
+    gone, new = [line for line in committed if line not in now], [line for line in now if line not in committed]
+    problems = [f"data/{VERDICTS}: does not follow from the cells: {line}" for line in gone]
+    problems += [f"data/{VERDICTS}: the cells give: {line}" for line in new]
+    return Check("verdicts", len(committed) - 1, tuple(problems))
+
+
+def check_opening(root: Path, profile: str = COMMITTED) -> Check:
+    """README's verdicts against data/verdicts.csv."""
+    file = root / "data" / VERDICTS
+    if not file.exists():
+        return Check("verdicts in README", 0, (), "none were published yet")
+    verdicts = pd.read_csv(file)
+    return Check("verdicts in README", len(front_page.HEADLINES), tuple(front_page.problems(root, verdicts, profile)))
+
+
+def verdicts_csv(data: Path, profile: str = COMMITTED) -> str:
+    """The verdicts of `gkp.artifact.claims` as CSV, from the cells committed under `data` and no others."""
+    with only_cells(data / "results"):
+        found = claims.verdicts(profile)
+    frame: pd.DataFrame = getattr(found, "points", found)
+    return frame.to_csv(index=False, float_format=DIGITS, lineterminator="\n")
+
+
+@contextmanager
+def only_cells(results: Path) -> Iterator[None]:
+    """While the body runs, only the committed cells are there: what lies in build/cells decides nothing."""
+    before = os.environ.get("GKP_CELLS")
+    os.environ["GKP_CELLS"] = str(results)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["GKP_CELLS"]
+        else:
+            os.environ["GKP_CELLS"] = before
+
+
+def check_notebooks(folder: Path) -> Check:
+    """Whether the outputs that the committed notebooks carry are those of the sources they carry."""
+    books = {file: read_notebook(file) for file in sorted(folder.glob("*.ipynb"))}
+    executed = {file: book for file, book in books.items() if was_executed(book)}
+    problems = []
+    for file, book in executed.items():
+        published: dict[str, Any] = book["metadata"].get("gkp", {})
+        if not published:
+            problems.append(f"notebooks/{file.name}: has outputs that `make publish` did not write; strip it with nbstripout")
+        elif published.get("sources_sha256") != source_sha256(book):
+            problems.append(
+                f"notebooks/{file.name}: was edited after it was executed; `make reproduce` and `make publish` for its profile"
+            )
+    rest = len(books) - len(executed)
+    note = f"{rest} without outputs" if rest else ""
+    return Check("executed notebooks against their sources", len(executed), tuple(problems), note)
+
+
+def cell_folders(results: Path) -> list[Path]:
+    """The folders of committed cells."""
+    return sorted(path for path in results.glob("*") if path.is_dir() and not path.name.startswith("."))
+
+
+def _same(one: list[float], other: list[float]) -> bool:
+    return all(abs(a - b) <= 1e-9 for a, b in zip(one, other, strict=True))

@@ -1,0 +1,126 @@
+"""`audit`: can the robust accuracy of this network be believed? 22 checks of EVALUATION section 6 on one card.
+
+| module | what it is |
+|---|---|
+| `evidence` | what was measured, as plain data |
+| `gather`, `probing` | measure it: outcomes of attacks, once for all checks; the network itself |
+| `checks` | judges it: 22 pure functions, in `conduct`, `masking` and `reporting`; `verdict` has the statistics |
+| `replay` | evaluates again from a card's JSON alone |
+| `planted` | the audit's test of itself on a network that is known to be masked |
+| `card`, `figures` | Markdown and JSON |
+
+Cost: see `gkp.evaluation.audit.measure`; the less a network withstands, the less its audit takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from gkp.attacks.options import parse_eps
+from gkp.data.dataset import Dataset
+from gkp.errors import BadInput
+from gkp.evaluation.audit.card import Card
+from gkp.evaluation.audit.checks import run_checks
+from gkp.evaluation.audit.evidence import Evidence, accuracies, paired_tests
+from gkp.evaluation.audit.measure import TOP_EPS, Effort, gather
+from gkp.evaluation.audit.planted import self_test
+from gkp.evaluation.audit.replay import reevaluate
+from gkp.evaluation.audit.reporting import SELECTIONS
+from gkp.evaluation.audit.verdict import CHECKS, Check
+from gkp.evaluation.outcomes import Outcomes
+from gkp.evaluation.subject import as_dataset, state_sha256
+
+__all__ = [
+    "CHECKS",
+    "Card",
+    "Check",
+    "Effort",
+    "Evidence",
+    "audit",
+    "gather",
+    "judge",
+    "reevaluate",
+    "run_checks",
+]
+
+DEFAULT_IMAGES = 100
+
+
+def audit(
+    model: nn.Module,
+    dataset: str | Dataset = "cifar10",
+    *,
+    n_examples: int | None = None,
+    eps: float | str = 8 / 255,
+    seed: int = 0,
+    parent: nn.Module | None = None,
+    reference_accuracy: float | None = None,
+    outcomes: Outcomes | None = None,
+    selection: str | None = None,
+    effort: Effort | None = None,
+    batch_size: int = 200,
+    progress: bool | None = None,
+) -> Card:
+    """The card of `model`: 22 checks on its first `n_examples` images under Linf attacks of radius `eps`.
+
+    model: takes float [0, 1] NCHW, returns logits; evaluated in eval mode and left as it was. dataset: a name, for its test
+    split, or a Dataset. n_examples: by default those of `outcomes`, else 100. eps: above 0 and below 0.5, 8 / 255 or "8/255"; a
+    radius at which some images survive says more than one at which none does.
+    parent: the dense network that this one was pruned from, for check 11. reference_accuracy: a fraction, what the network is
+    known to reach without attack, for check 5. selection: how the checkpoint was chosen: "last epoch", "validation" or "test",
+    for check 19, which is not run unless told.
+    outcomes: what `benchmark` gave for this network, data set and seed: rows that the audit needs are taken from there; other
+    Linf rows of this radius join the worst case; a matrix of the paper's protocol is only looked at for checks 16 and 17.
+    effort: see `gkp.evaluation.audit.measure.Effort`. Raises BadInput for whatever does not fit: see the message.
+    """
+    data = as_dataset(dataset)
+    eps = _checked_eps(eps)
+    _check_facts(reference_accuracy, selection)
+    if n_examples is None:
+        n_examples = outcomes.n if outcomes is not None else min(DEFAULT_IMAGES, len(data))
+    if outcomes is not None:
+        _check_outcomes(outcomes, model, data, n_examples, seed)
+    evidence = gather(
+        model, data, n_examples=n_examples, eps=eps, seed=seed, effort=effort, parent=parent, outcomes=outcomes,
+        reference_accuracy=reference_accuracy, selection=selection, self_test=self_test(), batch_size=batch_size,
+        progress=progress,
+    )  # fmt: skip
+    evidence = replace(evidence, reevaluated=reevaluate(evidence.to_json(), model, data, parent=parent))
+    return judge(evidence)
+
+
+def judge(evidence: Evidence) -> Card:
+    """The card that this evidence earns."""
+    table, tests = tuple(accuracies(evidence)), tuple(paired_tests(evidence))
+    return Card(run_checks(evidence), evidence.to_json(), table, tests, evidence.reported)
+
+
+def _checked_eps(eps: float | str) -> float:
+    radius = parse_eps(eps)
+    if not 0 < radius < TOP_EPS:
+        raise BadInput(f'eps {eps!r} cannot be audited; give a radius above 0 and below {TOP_EPS:g}, e.g. "8/255"')
+    return radius
+
+
+def _check_facts(reference_accuracy: float | None, selection: str | None) -> None:
+    if reference_accuracy is not None and not 0 <= reference_accuracy <= 1:
+        raise BadInput(f"reference_accuracy is {reference_accuracy!r}; give a fraction, 0.917 for 91.7 %")
+    if selection is not None and selection not in SELECTIONS:
+        raise BadInput(f"selection is {selection!r}; how was the checkpoint chosen: {', '.join(SELECTIONS)}?")
+
+
+def _check_outcomes(outcomes: Outcomes, model: nn.Module, data: Dataset, n_examples: int, seed: int) -> None:
+    """Raises BadInput unless these are outcomes of this network on the first images of these data, with this seed."""
+    for what, theirs, ours in (
+        ("another network", outcomes.model_sha256, state_sha256(model)),
+        ("other images", outcomes.data_sha256, data.sha256),
+    ):
+        if theirs != ours:
+            raise BadInput(f"the outcomes are of {what} (sha256 {theirs[:8]}, here {ours[:8]}); leave them out")
+    if outcomes.seed != seed:
+        raise BadInput(f"the outcomes were made with seed {outcomes.seed}, not {seed}; give seed={outcomes.seed}")
+    if outcomes.n < n_examples or not np.array_equal(outcomes.indices, np.arange(outcomes.n)):
+        raise BadInput(f"the outcomes are not of the first {n_examples} images; give n_examples={outcomes.n} or less")

@@ -1,0 +1,166 @@
+"""Looks at the network itself, not at how often an attack wins: conduct of the attacks, ways in, gradients, changed images.
+
+Cost: a few short attacks on 16 images, one gradient and about 16 forward passes an image.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gkp.attacks.network import evaluating, logits_of
+from gkp.data.dataset import Dataset
+from gkp.data.shifts import gaussian_noise, rotate, shift
+from gkp.errors import ModelWarning
+from gkp.evaluation.audit.evidence import Gradients, InputPath, Probe, Row
+from gkp.evaluation.benchmark import adversarial, benchmark, predict
+from gkp.evaluation.outcomes import AttackSpec, Outcomes
+from gkp.evaluation.subject import home
+
+_SHORT = {"steps": 3, "queries": 10, "restarts": 2}  # enough to see how an attack behaves
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The network under audit, the images, and what every pass over them shares."""
+
+    model: nn.Module
+    split: Dataset  # whole, so that every matrix carries its hash
+    data: Dataset  # its first images
+    seed: int
+    batch_size: int
+    progress: bool | None
+
+    def outcomes(
+        self, specs: Sequence[AttackSpec], *, model: nn.Module | None = None, positions: np.ndarray | None = None
+    ) -> Outcomes:
+        """Of these images (default: all) under these attacks. A network that is not deterministic is no error here: check 4
+        says so, and a warning for each of a dozen calls would say no more."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ModelWarning)
+            return benchmark(
+                model or self.model, self.split, attacks=list(specs), seed=self.seed, batch_size=self.batch_size,
+                indices=np.arange(len(self.data)) if positions is None else positions, progress=self.progress,
+                allow_nondeterministic=True,
+            )  # fmt: skip
+
+    def transferred(self, parent: nn.Module, spec: AttackSpec, positions: np.ndarray) -> np.ndarray:
+        """(n,) bool: which of these images the network gets right after the attack was made for `parent`."""
+        right = []
+        for part in self.batches(positions):
+            x, y, ids = self.images(part)
+            with evaluating(parent):
+                found = adversarial(parent, x, y, spec, seed=self.seed, ids=ids, bounds=(0.0, 1.0), batch_size=self.batch_size)
+            right.append(still_right(self.model, found, y))
+        return np.concatenate([np.zeros(0, dtype=bool), *right])
+
+    def images(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """x in [0, 1] where and as the network computes, labels there, ids."""
+        (device, dtype), ids = home(self.model), torch.from_numpy(positions)
+        return self.data.pixels(ids).to(device, dtype), self.data.labels[ids].to(device), ids
+
+    def batches(self, positions: np.ndarray) -> list[np.ndarray]:
+        """The positions in parts of batch_size."""
+        return [positions[i : i + self.batch_size] for i in range(0, len(positions), self.batch_size)]
+
+
+def still_right(model: nn.Module, x: Tensor, y: Tensor) -> np.ndarray:
+    """(N,) bool: which images `model` classifies as `y`."""
+    with evaluating(model):
+        return (logits_of(model, x).argmax(1) == y).cpu().numpy()
+
+
+def right_of(logits: Tensor, data: Dataset) -> np.ndarray:
+    """(N,) bool: where the largest logit is the label's."""
+    return (logits.argmax(1) == data.labels.cpu()).numpy()
+
+
+def _images(wrong: Tensor) -> int:
+    """In how many images anything is True."""
+    return int(wrong.flatten(1).any(1).sum())
+
+
+def conduct_of(subject: Subject, clean: np.ndarray, rows: Mapping[str, Row], images: int) -> tuple[dict[str, Probe], int, int]:
+    """Each attack's `Probe` on the first `images` correctly classified ones; how many do not stand still, and of how many.
+
+    An image stands still if its logits are the same when asked again, and its class in a batch of three.
+    """
+    chosen = np.flatnonzero(clean)[:images]
+    x, y, ids = subject.images(chosen if len(chosen) else np.arange(min(images, len(subject.data))))
+    with evaluating(subject.model):
+        first, again = (logits_of(subject.model, x) for _ in range(2))
+        apart = torch.cat([logits_of(subject.model, part) for part in x.split(3)])
+    moved = ~first.isclose(again, rtol=1e-5, atol=1e-6).all(1) | (first.argmax(1) != apart.argmax(1))
+    looked_at = {name: row.spec for name, row in rows.items() if row.source == "network" and not row.spec.together}
+    probes = {name: _probe(subject, spec, x, y, ids) for name, spec in looked_at.items()} if len(chosen) else {}
+    return probes, int(moved.sum()), len(x)
+
+
+def _probe(subject: Subject, spec: AttackSpec, x: Tensor, y: Tensor, ids: Tensor) -> Probe:
+    options = {key: min(value, _SHORT[key]) if key in _SHORT else value for key, value in spec.options.items()}
+    short, model, late = replace(spec, options=options), subject.model, slice(len(x) // 2, None)
+    shared: dict[str, Any] = {"seed": subject.seed, "bounds": (0.0, 1.0)}
+    with evaluating(model):
+        at_zero = adversarial(model, x, y, replace(short, eps=0.0), ids=ids, batch_size=len(x), **shared)
+        found = adversarial(model, x, y, short, ids=ids, batch_size=len(x), **shared)
+        apart = adversarial(model, x[late], y[late], short, ids=ids[late], batch_size=3, **shared)
+    differs = still_right(model, found[late], y[late]) != still_right(model, apart, y[late])
+    return Probe(
+        n=len(x), moved_at_zero=_images(at_zero != x), farthest=(found - x).abs().max().item(),
+        outside=_images((found < 0) | (found > 1)), not_finite=_images(~found.isfinite()), otherwise=int(differs.sum()),
+    )  # fmt: skip
+
+
+def input_path(subject: Subject, logits: Tensor, reference: float | None) -> InputPath:
+    """Two ways in: images that the data set's loader has normalised, into the network's front door, and, normalised by the
+    network's own mean and std as a loader computes it (not as the network does), into its own entrance for such images."""
+    data, model, difference = subject.data, subject.model, None
+    inside, mean, std = (getattr(model, name, None) for name in ("from_normalised", "mean", "std"))
+    right = np.zeros(len(data), dtype=bool)
+    with evaluating(model):
+        for positions in subject.batches(np.arange(len(data))):
+            x, y, _ = subject.images(positions)
+            right[positions] = (logits_of(model, _normalised(x, data.mean, data.std)).argmax(1) == y).cpu().numpy()
+            if callable(inside) and isinstance(mean, Tensor) and isinstance(std, Tensor):
+                z = _normalised(x, mean.flatten().tolist(), std.flatten().tolist())
+                apart = (logits_of(inside, z).cpu() - logits[positions]).abs().max() / logits.abs().max().clamp_min(1)
+                difference = max(difference or 0.0, apart.item())
+    return InputPath(right, difference, reference)
+
+
+def _normalised(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    channels = [(x[:, c].double() - m) / s for c, (m, s) in enumerate(zip(mean, std, strict=True))]
+    return torch.stack(channels, dim=1).to(x.dtype)
+
+
+def gradients(subject: Subject, positions: np.ndarray) -> Gradients:
+    """Taken here and not by the attacks' own function, which refuses a network whose gradient is not finite."""
+    zero = not_finite = 0
+    with evaluating(subject.model), torch.inference_mode(False), torch.enable_grad():
+        for part in subject.batches(positions):
+            x, y, _ = subject.images(part)
+            loss = F.cross_entropy(subject.model(x.requires_grad_(True)), y, reduction="sum")
+            gradient = torch.autograd.grad(loss, x, allow_unused=True)[0] if loss.requires_grad else None
+            gradient = torch.zeros_like(x) if gradient is None else gradient
+            zero, not_finite = zero + len(x) - _images(gradient != 0), not_finite + _images(~gradient.isfinite())
+    return Gradients(len(positions), zero, not_finite)
+
+
+def changed_images(subject: Subject, missing: dict[str, str]) -> dict[str, np.ndarray]:
+    """Which images stay right when they are changed without looking at the network: beyond Linf. `missing`: see `Evidence`."""
+    data = subject.data
+    if min(data.images.shape[2:]) < 3:
+        missing["changed"] = "images of fewer than 3 pixels a side cannot be shifted by two"
+        return {}
+    sets = {f"gaussian noise {sigma:g}": gaussian_noise(data, sigma, seed=subject.seed) for sigma in (0.01, 0.02, 0.04, 0.08)}
+    sets |= {f"shift {dx:+d},{dy:+d}": shift(data, dx, dy) for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (2, 2), (-2, -2))}
+    sets |= {f"rotation {degrees:+d}": rotate(data, degrees) for degrees in (-15, -5, 5, 15)}
+    logits = {name: predict(subject.model, images, batch_size=subject.batch_size) for name, images in sets.items()}
+    return {name: right_of(found, data) for name, found in logits.items()}

@@ -1,0 +1,280 @@
+"""Which network is the more robust: paired statistics between outcome matrices, and attacks that are carried over.
+
+Networks are compared image by image, on the very same images under the very same attack (EVALUATION section 5): what counts is
+on how many images only one of two is right. `compare` tests all pairs, `rank_groups` says who cannot be told apart,
+`common_accuracy` looks at the images that all classify correctly, `transfer` attacks one network and asks the others.
+
+Cost: milliseconds, except for `transfer`: one attack for each network, and a forward pass for each pair.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from torch import Tensor, nn
+
+from gkp.attacks.network import evaluating, logits_of
+from gkp.attacks.options import ATTACKS
+from gkp.data.dataset import Dataset, to_unit
+from gkp.errors import BadInput
+from gkp.evaluation.benchmark import adversarial
+from gkp.evaluation.outcomes import AttackSpec, Outcomes, differing
+from gkp.evaluation.statistics import paired_interval, wilson
+from gkp.evaluation.subject import (
+    as_dataset,
+    check_behaviour,
+    check_fit,
+    check_sizes,
+    chosen_images,
+    home,
+    on_device,
+)
+
+_WINDOW = 10  # batches of images attacked in one call
+_IMAGES = ("protocol", "dataset", "split", "data_sha256")  # what outcomes must share, beside indices, to be paired
+
+
+def compare(
+    outcomes: Mapping[str, Outcomes], key: str, *, seed: int = 0, resamples: int = 10_000, confidence: float = 0.95
+) -> pd.DataFrame:
+    """One row for each pair of networks: a, b, difference, low, high, p, p_holm, n, only_a, only_b.
+
+    outcomes: name -> outcome matrix; key: of `Outcomes.rows`, e.g. "clean" or "worst-case-1/255". only_a, only_b: images on
+    which only that one is right; difference: accuracy of a less that of b, as a fraction, (low, high) its paired bootstrap
+    interval (`paired_interval`); p: exact McNemar test, two-sided; p_holm: after Holm's correction for all pairs.
+    Raises BadInput for outcomes of different images or attacks, and for fewer than two.
+    """
+    right = _paired(outcomes, key)
+    rows: list[dict[str, Any]] = []
+    for a, b in combinations(right, 2):
+        n, only_a, only_b = len(right[a]), int((right[a] & ~right[b]).sum()), int((right[b] & ~right[a]).sum())
+        both = int((right[a] & right[b]).sum())
+        low, high = paired_interval(only_a, only_b, n, seed=seed, resamples=resamples, confidence=confidence)
+        p = float(mcnemar([[both, only_a], [only_b, n - both - only_a - only_b]], exact=True).pvalue)
+        rows.append({"a": a, "b": b, "difference": (only_a - only_b) / n, "low": low, "high": high, "p": p,
+                     "p_holm": p, "n": n, "only_a": only_a, "only_b": only_b})  # fmt: skip
+    frame = pd.DataFrame(rows)
+    frame["p_holm"] = multipletests(frame["p"], method="holm")[1]
+    return frame
+
+
+def rank_groups(outcomes: Mapping[str, Outcomes], key: str, *, alpha: float = 0.05) -> pd.DataFrame:
+    """One row for each network (index "network", best first): accuracy, low, high (Wilson), n, rank, groups.
+
+    Two networks are told apart when the exact McNemar test, Holm-corrected for all pairs, has p < alpha. rank: 1 + how many
+    networks are told apart from this one and more accurate; so all that cannot be told apart from any better one share rank 1.
+    groups: letters with spaces between; two networks share a letter if and only if they cannot be told apart (the groups are
+    the maximal sets in which no two are: a compact letter display). Rows are sorted by accuracy, then by name; letters go to
+    the groups in the order of their members, so "A" is a group of the best. Raises BadInput as `compare` does, and for alpha
+    outside (0, 1).
+    """
+    if not 0 < alpha < 1:
+        raise BadInput(f"alpha must lie between 0 and 1, not {alpha}; the usual is 0.05")
+    pairs = compare(outcomes, key, resamples=100)
+    accuracy = {name: out.accuracy()[key] for name, out in outcomes.items()}
+    order = sorted(accuracy, key=lambda name: (-accuracy[name], name))
+    apart = {frozenset(pair) for *pair, p in pairs[["a", "b", "p_holm"]].itertuples(index=False) if p < alpha}
+    groups = _groups(order, apart)
+    letters = [chr(ord("A") + i % 26) + (str(i // 26) if i >= 26 else "") for i in range(len(groups))]
+    rows = []
+    for name in order:
+        better = [other for other in order if accuracy[other] > accuracy[name] and frozenset((name, other)) in apart]
+        mine = " ".join(letter for letter, group in zip(letters, groups, strict=True) if name in group)
+        low, high = outcomes[name].interval()[key]
+        rows.append((name, accuracy[name], low, high, outcomes[name].n, 1 + len(better), mine))
+    columns = ["network", "accuracy", "low", "high", "n", "rank", "groups"]
+    return pd.DataFrame(rows, columns=columns).set_index("network")
+
+
+def _groups(order: Sequence[str], apart: set[frozenset[str]]) -> list[list[str]]:
+    """The maximal sets of names in which no two are apart, as insert-and-absorb gives them (Piepho 2004)."""
+    groups = {frozenset(order)}
+    for pair in combinations(order, 2):
+        if frozenset(pair) in apart:
+            broken = {group for group in groups if group.issuperset(pair)}
+            groups = (groups - broken) | {group - {name} for group in broken for name in pair}
+            groups = {group for group in groups if not any(group < other for other in groups)}
+    members = ([name for name in order if name in group] for group in groups)
+    return sorted(members, key=lambda group: [order.index(name) for name in group])
+
+
+def mean_ranks(outcomes: Mapping[str, Outcomes], keys: Sequence[str], *, ties: str = "min") -> pd.Series:
+    """Network -> its rank by accuracy under each of `keys` (1 is best), averaged: the rule of Table 20.
+
+    ties: what equal accuracies get, as in pandas: "min" as published, "average", "max". Unlike `rank_groups` it takes any
+    difference at its word. Raises BadInput for outcomes of different images or attacks.
+    """
+    table = pd.DataFrame({key: {name: row.mean() for name, row in _paired(outcomes, key).items()} for key in keys})
+    return table.rank(ascending=False, method=ties).mean(axis=1).rename("mean rank")
+
+
+def common_accuracy(
+    outcomes: Mapping[str, Outcomes], keys: Sequence[str] | None = None, *, confidence: float = 0.95
+) -> pd.DataFrame:
+    """Accuracy among the images that all networks classify correctly without attack: network, attack, accuracy, low, high, n.
+
+    It takes the difference in clean accuracy out of the comparison. keys: rows to show; by default those that all have, but
+    "clean", which is 1. low, high: Wilson interval. Raises BadInput for outcomes of different images or attacks, and when there
+    is no such image.
+    """
+    common = np.logical_and.reduce(list(_paired(outcomes, "clean").values()))
+    n = int(common.sum())
+    if not n:
+        raise BadInput("no image is classified correctly by all networks; leave out the weakest, or evaluate more images")
+    first = next(iter(outcomes.values()))
+    shared = [key for key in first.rows() if key != "clean" and all(key in out.rows() for out in outcomes.values())]
+    rows = []
+    for key in shared if keys is None else keys:
+        for name, right in _paired(outcomes, key).items():
+            kept = int(right[common].sum())
+            rows.append({"network": name, "attack": key, **_share(kept, n, confidence)})
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """Which network is right on images that were made to fool another.
+
+    right: (sources, targets, N) bool: target right without attack and on the image made on the source. clean: (targets, N)
+    bool, without attack. Sources and targets are in the order of `names`.
+    """
+
+    names: tuple[str, ...]
+    right: np.ndarray
+    clean: np.ndarray
+    attack: AttackSpec
+    dataset: str
+    seed: int
+
+    def to_frame(self, *, common: bool = False, confidence: float = 0.95) -> pd.DataFrame:
+        """One row for each pair: source, target, accuracy of the target, low, high (Wilson), n.
+
+        common: among the images that all networks classify correctly without attack. Raises BadInput when there are none.
+        """
+        among = self.clean.all(axis=0) if common else np.ones(self.clean.shape[1], dtype=bool)
+        n = int(among.sum())
+        if not n:
+            raise BadInput("no image is classified correctly by all networks; leave out the weakest, or take more images")
+        rows = []
+        for source, row in zip(self.names, self.right, strict=True):
+            for target, right in zip(self.names, row, strict=True):
+                kept = int(right[among].sum())
+                rows.append({"source": source, "target": target, **_share(kept, n, confidence)})
+        return pd.DataFrame(rows)
+
+    def matrix(self, *, common: bool = False) -> pd.DataFrame:
+        """Accuracy of each target (column) on images made on each source (row), as fractions; the diagonal is white-box."""
+        table = self.to_frame(common=common).pivot(index="source", columns="target", values="accuracy")
+        return table.loc[list(self.names), list(self.names)]
+
+
+def transfer(
+    networks: Mapping[str, nn.Module],
+    dataset: str | Dataset = "cifar10",
+    *,
+    attack: str = "pgd",
+    eps: float | str = 8 / 255,
+    options: Mapping[str, Any] | None = None,
+    n_examples: int | None = None,
+    seed: int = 0,
+    batch_size: int = 200,
+    device: str | torch.device | None = None,
+) -> Transfer:
+    """What images made on each network do to every other (dense -> pruned and back), on the first `n_examples` images.
+
+    networks: name -> module that takes float [0, 1] NCHW and returns logits, evaluated in eval mode and left as it was. The
+    attack knows the true labels and works in pixels. An attack that can make all its steps does (drop_fallen=False, unless
+    `options` say otherwise): an image that stops as soon as it fools its own network hardly fools another.
+    Raises BadInput for fewer than two networks, and for whatever `gkp.evaluation.benchmark.benchmark` refuses.
+    """
+    if len(networks) < 2:
+        raise BadInput(f"transfer needs two networks or more, not {len(networks)}; give a dict of name and module")
+    data = as_dataset(dataset)
+    check_sizes(batch_size, seed)
+    indices = torch.from_numpy(chosen_images(data, n_examples))
+    run = _Carrier(_spec(attack, eps, options or {}), data, int(seed), batch_size)
+    with torch.inference_mode(False), ExitStack() as stack:
+        nets = {}
+        for name, model in networks.items():
+            stack.enter_context(evaluating(model))
+            nets[name] = stack.enter_context(on_device(model, device))
+            check_fit(nets[name], data)
+            check_behaviour(nets[name], data)
+        windows = [indices] if run.spec.together else indices.split(_WINDOW * batch_size)
+        parts = [run.window(list(nets.values()), window) for window in windows]
+    clean, right = (torch.cat(part, dim=-1).numpy() for part in zip(*parts, strict=True))
+    return Transfer(tuple(networks), right & clean, clean, run.spec, data.name, int(seed))
+
+
+@dataclass
+class _Carrier:
+    """Attacks windows of images on one network after the other, and asks all of them."""
+
+    spec: AttackSpec
+    data: Dataset
+    seed: int
+    batch_size: int
+
+    def window(self, nets: list[nn.Module], where: Tensor) -> tuple[Tensor, Tensor]:
+        """clean (networks, n) and right (networks, networks, n) bool, on the CPU."""
+        clean = torch.stack([self._right(net, self._pixels(net, where), where) for net in nets])
+        rows = []
+        for net in nets:
+            x, y = self._pixels(net, where), self.data.labels[where].to(home(net)[0])
+            found = adversarial(
+                net, x, y, self.spec, seed=self.seed, ids=where, bounds=(0.0, 1.0), batch_size=self.batch_size
+            ).cpu()
+            rows.append(torch.stack([self._right(other, found.to(*home(other)), where) for other in nets]))
+        return clean, torch.stack(rows)
+
+    def _pixels(self, net: nn.Module, where: Tensor) -> Tensor:
+        device, dtype = home(net)
+        return to_unit(self.data.images[where].to(device)).to(dtype)
+
+    def _right(self, net: nn.Module, x: Tensor, where: Tensor) -> Tensor:
+        predicted = torch.cat([logits_of(net, part).argmax(1) for part in x.split(self.batch_size)])
+        return predicted.cpu() == self.data.labels[where].cpu()
+
+
+def _spec(attack: str, eps: float | str, options: Mapping[str, Any]) -> AttackSpec:
+    AttackSpec(attack, eps)  # type: ignore[arg-type]  # refuses an unknown attack
+    whole = {"drop_fallen": False} if "drop_fallen" in inspect.signature(ATTACKS[attack]).parameters else {}
+    return AttackSpec(attack, eps, options={**whole, **options})  # type: ignore[arg-type]
+
+
+def _paired(outcomes: Mapping[str, Outcomes], key: str) -> dict[str, np.ndarray]:
+    """Name -> (N,) bool, all of the same images under the same attack; BadInput otherwise."""
+    if len(outcomes) < 2:
+        raise BadInput(f"a comparison needs two outcome matrices or more, not {len(outcomes)}")
+    (first, one), *others = outcomes.items()
+    for name, out in outcomes.items():
+        if key not in out.rows():
+            raise BadInput(f"{name} has no outcomes under {key!r}; it has: {', '.join(out.rows())}")
+    for name, out in others:
+        if difference := differing(*({field: getattr(o, field) for field in _IMAGES} for o in (one, out))):
+            raise BadInput(f"{first} and {name} were evaluated on different images: {difference}; evaluate one of them again")
+        if not np.array_equal(one.indices, out.indices) or not np.array_equal(one.labels, out.labels):
+            raise BadInput(f"{first} ({one.n} images) and {name} ({out.n}) were evaluated on different images of {one.dataset}")
+        if difference := differing(_behind(one, key), _behind(out, key)):
+            raise BadInput(f"{key} is not the same in {first} and {name}: {difference}; evaluate both under the same attacks")
+    return {name: out.rows()[key] for name, out in outcomes.items()}
+
+
+def _behind(out: Outcomes, key: str) -> dict[str, Any]:
+    """The attacks that a row rests on, by name: one, or all of a radius for a worst case."""
+    return {spec.key: asdict(spec) for spec in out.attacks if key in (spec.key, f"worst-case-{spec.radius}")}
+
+
+def _share(count: int, n: int, confidence: float) -> dict[str, float]:
+    low, high = wilson(count, n, confidence)
+    return {"accuracy": count / n, "low": low, "high": high, "n": n}

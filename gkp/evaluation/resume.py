@@ -1,0 +1,84 @@
+"""What an evaluation has found so far, so that one that was interrupted goes on with the images that are missing.
+
+A folder: `evaluation.json` says which evaluation it belongs to; every other file holds the outcomes of some images under one
+attack (`ROW-SHA256.npz`, no pickle), written beside and renamed. Such a piece is named by its own hash: one that was
+truncated or edited does not bear its name, and its images are attacked again. Since outcomes depend neither on the batch size
+nor on the other images, pieces of any size fit together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gkp.errors import BadInput
+from gkp.evaluation.outcomes import differing
+from gkp.files import replace_file
+
+FORMAT = 1
+
+
+class Pieces:
+    """The pieces of one evaluation in `folder`, which is made if need be.
+
+    identity: all that determines outcomes, as plain JSON types. logits: (n,) numbers, the network's of the first images: two
+    networks may have the same weights and compute something else with them. Raises BadInput for a folder that belongs to
+    another evaluation or cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, identity: Mapping[str, Any], logits: np.ndarray):
+        self.folder, here = Path(folder), json.loads(json.dumps({"format": FORMAT, **identity}))
+        # in every piece too, so that a piece cannot stray into the folder of another evaluation
+        self.digest = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()
+        path = self.folder / "evaluation.json"
+        if self.folder.exists() and not self.folder.is_dir():
+            raise BadInput(f"{self.folder}: is a file; give a folder for the checkpoint")
+        there = _read_json(path)
+        if there is not None:
+            mend = "give another folder, or delete it to start anew"
+            if difference := differing(there["identity"], here):
+                raise BadInput(f"{self.folder}: belongs to another evaluation ({difference}); {mend}")
+            before = np.array(there["logits"])
+            if before.shape != logits.shape or not np.allclose(
+                before, logits, rtol=1e-3, atol=1e-3 * np.abs(before).max(initial=0)
+            ):
+                raise BadInput(f"{self.folder}: belongs to another network, of the same weights but with other logits; {mend}")
+            return
+        text = json.dumps({"identity": here, "logits": logits.tolist()}, indent=1)
+        replace_file(path, lambda partial: partial.write_text(text))
+
+    def save(self, row: int, **arrays: np.ndarray) -> None:
+        """Keep these arrays as a piece of that row. Raises BadInput when they cannot be written."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, evaluation=np.array(self.digest), **arrays)
+        data = buffer.getvalue()
+        replace_file(self.folder / f"{row:03d}-{hashlib.sha256(data).hexdigest()[:16]}.npz", lambda p: p.write_bytes(data))
+
+    def load(self) -> dict[int, list[dict[str, np.ndarray]]]:
+        """Row -> the pieces kept of it. Damaged ones, and those of another evaluation, are left out."""
+        found: dict[int, list[dict[str, np.ndarray]]] = {}
+        for path in sorted(self.folder.glob("???-*.npz")):
+            data = path.read_bytes()
+            row, _, digest = path.stem.partition("-")
+            if hashlib.sha256(data).hexdigest()[:16] != digest or not row.isdigit():
+                continue
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                arrays = dict(archive)
+            if str(arrays.pop("evaluation", "")) == self.digest:
+                found.setdefault(int(row), []).append(arrays)
+        return found
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The file's content, or None when it is not there or was cut off while it was written."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"identity", "logits"} <= found.keys() else None

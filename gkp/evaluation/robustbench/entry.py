@@ -1,0 +1,249 @@
+"""Entries of a leaderboard: RobustBench's JSON schema, made from an outcome matrix, plus what its users miss there.
+
+RobustBench's keys mean what they mean there: accuracies are percent strings, eps a string, `autoattack_acc` the accuracy under
+standard AutoAttack, `external` the best known (lowest) robust accuracy where that is another one. An entry whose images were
+not attacked by standard AutoAttack has `autoattack_acc` null, its figure in `external`, and a footnote that says so.
+
+Ours beside them: threat_model, protocol, split, n, seed, interval (95 % Wilson, percent), parameters, macs, paper_macs,
+latency, attacks, versions, and hashes of the data, the images chosen and the network.
+
+Cost: milliseconds, and the seconds for which latency is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from gkp.attacks.options import parse_eps
+from gkp.data.sources import dataset_names, load_dataset
+from gkp.errors import BadInput
+from gkp.evaluation.outcomes import AttackSpec, Outcomes
+from gkp.evaluation.robustbench.adapter import THREAT_MODELS
+from gkp.evaluation.robustbench.schema import check_entry
+from gkp.evaluation.subject import state_sha256
+from gkp.files import replace_file
+from gkp.networks.classifier import Architecture
+from gkp.pruning.cost import cost, latency
+from gkp.pruning.plan import plan_of
+from gkp.pruning.twin import PrunedModel
+
+_WORDS = {ours: theirs for theirs, ours in THREAT_MODELS.items()}
+_SLACK = 0.002  # AutoAttack is called unreliable when other attacks break more of the images than this: its own threshold
+
+
+def entry(
+    outcomes: Outcomes,
+    net: nn.Module,
+    *,
+    name: str,
+    eps: float | str | None = None,
+    norm: str = "linf",
+    architecture: str | None = None,
+    authors: str = "",
+    venue: str = "",
+    link: str = "",
+    additional_data: bool = False,
+    reported: float | None = None,
+    unreliable: bool | None = None,
+    footnote: str = "",
+    evaluated: str | None = None,
+    input_shape: Sequence[int] | None = None,
+    latency_seconds: float | None = 1.0,
+) -> dict[str, Any]:
+    """The entry, plain JSON types, of `net` at one radius of `outcomes` (EVALUATION section 2).
+
+    net: the network that was evaluated (a masked twin is counted and timed as the compact network it stands for). eps, norm:
+    which radius; may be left out when there is only one. reported: the robust accuracy that its authors claim, a fraction.
+    unreliable: whether AutoAttack overestimates this network, e.g. `Card.masked` of an audit; None: it does if the other
+    attacks in `outcomes` broke over 0.2 points more. evaluated: the hash of the masked twin whose compact form `net` is, where
+    a cell of the grid has recorded both and kept only the small one. input_shape: (C, H, W), known for our own data sets.
+    latency_seconds: how long to measure the latency of one image on one thread; None: not at all.
+    Raises BadInput for outcomes of another network or protocol, and for a radius that is not in them.
+    """
+    _check_belong(outcomes, evaluated or state_sha256(net))
+    specs = _at_radius(outcomes, eps, norm)
+    figures = _figures(outcomes, specs)
+    standard = figures.get("autoattack_acc")
+    best = figures["best_known"]
+    others = standard is None or best[0] < standard[0]
+    if unreliable is None and standard is not None:
+        unreliable = standard[0] - best[0] > _SLACK
+    made = {
+        "link": link,
+        "name": name,
+        "authors": authors,
+        "additional_data": bool(additional_data),
+        "number_forward_passes": 1,
+        "dataset": outcomes.dataset,
+        "venue": venue,
+        "architecture": architecture or _architecture(net),
+        "eps": specs[0].radius.removeprefix("l2-"),
+        "clean_acc": _percent(figures["clean_acc"][0]),
+        "reported": None if reported is None else _percent(reported),
+        "autoattack_acc": None if standard is None else _percent(standard[0]),
+        **({"external": _percent(best[0])} if others else {}),
+        "unreliable": unreliable,
+        "footnote": " ".join(filter(None, [footnote, _how(specs, standard is not None, others)])),
+        "threat_model": _WORDS[specs[0].norm],
+        **_facts(outcomes, specs, figures),
+        **_efficiency(net, _shape(outcomes, input_shape), latency_seconds),
+    }
+    return check_entry(made, f"the entry of {name}")
+
+
+def save_entry(entry: Mapping[str, Any], folder: str | Path, *, model_id: str | None = None) -> Path:
+    """The file written: FOLDER/DATASET/THREAT_MODEL/MODEL_ID_EPS.json, laid out as RobustBench's model_info.
+
+    model_id: by default made from the name. Raises BadInput for an entry that is not sound, a folder that cannot be written,
+    and where the file holds the entry of another network or data set.
+    """
+    sound = check_entry(entry, "the entry")
+    file = f"{_slug(model_id or sound['name'])}_{_slug(sound['eps'])}.json"
+    path = Path(folder) / _slug(sound["dataset"]) / sound["threat_model"] / file
+    if path.is_file():
+        there = _read(path)
+        if any(there.get(key) != sound.get(key) for key in ("model_sha256", "data_sha256")):
+            raise BadInput(f"{path} holds the entry of another network or data set; give a model_id of its own")
+    text = json.dumps(sound, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    return path
+
+
+def load_entries(folders: str | Path | Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Every entry below these folders, ours and RobustBench's own, in order of path, each checked.
+
+    Raises BadInput for a folder that is missing or without entries, and for the first file that is not a sound entry.
+    """
+    entries = []
+    for folder in [folders] if isinstance(folders, str | Path) else folders:
+        paths = list(_json_files(Path(folder)))
+        if not paths:
+            raise BadInput(f"{folder} holds no entries; give a folder with the JSON files that save_entry writes")
+        entries += [check_entry(_read(path), str(path), threat_model=path.parent.name) for path in paths]
+    return entries
+
+
+def _json_files(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is no folder; give one with the JSON files that save_entry writes")
+    yield from sorted(folder.rglob("*.json"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read as JSON ({type(error).__name__}); write the entry again") from error
+    if not isinstance(value, dict):
+        raise BadInput(f"{path} is a JSON {type(value).__name__} and no entry; move it elsewhere")
+    return value
+
+
+def _check_belong(outcomes: Outcomes, network: str) -> None:
+    if outcomes.protocol != "pixel":
+        raise BadInput(f'the outcomes are of protocol {outcomes.protocol!r}; a leaderboard takes those of protocol "pixel"')
+    if network != outcomes.model_sha256:
+        raise BadInput("the outcomes are of another network (sha256); give the very network that was evaluated, or evaluate it")
+
+
+def _at_radius(outcomes: Outcomes, eps: float | str | None, norm: str) -> list[AttackSpec]:
+    """The attacks at the radius asked for, at least one."""
+    radii = list(dict.fromkeys(spec.radius for spec in outcomes.attacks))
+    if eps is None and len(radii) == 1:
+        return list(outcomes.attacks)
+    if eps is not None:
+        value = parse_eps(eps, norm=norm)
+        if specs := [s for s in outcomes.attacks if s.norm == norm and math.isclose(s.eps, value, rel_tol=1e-6)]:
+            return specs
+    asked = "no radius was given" if eps is None else f"there is no attack at {eps} in {norm}"
+    raise BadInput(f"{asked}; the outcomes have {', '.join(radii) or 'no attack at all'}: give one of them as eps and norm")
+
+
+def _figures(outcomes: Outcomes, specs: Sequence[AttackSpec]) -> dict[str, tuple[float, float, float]]:
+    """Accuracy, low and high, fractions: clean_acc, best_known and, if it ran, autoattack_acc."""
+    accuracy, interval = outcomes.accuracy(), outcomes.interval()
+    keys = {"clean_acc": "clean", "best_known": f"worst-case-{specs[0].radius}"}
+    standard = [spec.key for spec in specs if _is_standard(spec)]
+    if standard:
+        keys["autoattack_acc"] = min(standard, key=lambda key: accuracy[key])
+    return {name: (accuracy[key], *interval[key]) for name, key in keys.items()}
+
+
+def _is_standard(spec: AttackSpec) -> bool:
+    return spec.attack == "autoattack" and spec.options.get("version", "standard") == "standard"
+
+
+def _how(specs: Sequence[AttackSpec], standard: bool, others: bool) -> str:
+    """What the reader must know about where the best known figure comes from."""
+    names = ", ".join(dict.fromkeys(spec.family for spec in specs))
+    if not standard:
+        return f"Not evaluated with standard AutoAttack; best known: per image the worst of {names}."
+    return f"Best known: per image the worst of {names}." if others else ""
+
+
+def _facts(
+    outcomes: Outcomes, specs: Sequence[AttackSpec], figures: Mapping[str, tuple[float, float, float]]
+) -> dict[str, Any]:
+    indices = np.ascontiguousarray(outcomes.indices, dtype="<i8")
+    return {
+        "protocol": outcomes.protocol,
+        "split": outcomes.split,
+        "n": outcomes.n,
+        "seed": outcomes.seed,
+        "interval": {name: [round(100 * low, 2), round(100 * high, 2)] for name, (_, low, high) in figures.items()},
+        "attacks": [{**asdict(spec), "options": dict(spec.options)} for spec in specs],
+        "versions": dict(outcomes.versions),
+        "data_sha256": outcomes.data_sha256,
+        "indices_sha256": hashlib.sha256(indices.tobytes()).hexdigest(),
+        "model_sha256": outcomes.model_sha256,
+    }
+
+
+def _architecture(net: nn.Module) -> str:
+    dense = net.net if isinstance(net, PrunedModel) else net
+    known = getattr(dense, "architecture", None)
+    return known.name if isinstance(known, Architecture) else type(dense).__name__
+
+
+def _shape(outcomes: Outcomes, input_shape: Sequence[int] | None) -> tuple[int, ...]:
+    if input_shape is not None:
+        return tuple(int(size) for size in input_shape)
+    if outcomes.dataset not in dataset_names():
+        raise BadInput(f"gkp does not know the images of {outcomes.dataset!r}; give input_shape=(channels, height, width)")
+    return tuple(load_dataset(outcomes.dataset, outcomes.split).images.shape[1:])
+
+
+def _efficiency(net: nn.Module, input_shape: tuple[int, ...], seconds: float | None) -> dict[str, Any]:
+    """Parameters, MACs and latency, all of the compact network."""
+    costs = cost(net, input_shape=input_shape)
+    numbers: dict[str, Any] = {"parameters": costs.params, "macs": costs.macs, "paper_macs": costs.paper_macs, "latency": None}
+    if seconds is not None:
+        shipped = net.compact() if isinstance(net, PrunedModel) else net
+        measured = latency(shipped, input_shape=input_shape, seconds=seconds)
+        form = "compact" if plan_of(net) else "as evaluated"
+        numbers["latency"] = {
+            "seconds": measured.median, "iqr": measured.iqr, "runs": measured.runs, "threads": measured.threads,
+            "batch_size": measured.batch_size, "input_shape": list(input_shape), "machine": platform.machine(),
+            "how": f"median of {measured.runs} blocks of torch.utils.benchmark, network {form}",
+        }  # fmt: skip
+    return numbers
+
+
+def _slug(text: str) -> str:
+    """`text` as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "unnamed"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"

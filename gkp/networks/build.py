@@ -1,0 +1,59 @@
+"""Architectures by name, and newly initialised networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from gkp.errors import BadInput
+from gkp.networks.classifier import Architecture, CifarResNet, Classifier, Vgg16Bn
+
+
+def _bottleneck(architecture: Architecture, blocks: Sequence[int], small_images: bool) -> Classifier:
+    from gkp.networks.bottleneck import BottleneckResNet  # here: torchvision takes a second to import, and few runs need it
+
+    return BottleneckResNet(architecture, blocks, small_images)
+
+
+BUILDERS: dict[str, Callable[[Architecture], Classifier]] = {
+    **{f"resnet{6 * n + 2}": lambda a, n=n: CifarResNet(a, n) for n in (3, 5, 7, 9, 18)},  # type: ignore[misc]
+    "vgg16_bn": Vgg16Bn,
+    "resnet101": lambda a: _bottleneck(a, (3, 4, 23, 3), small_images=True),
+    "resnet50": lambda a: _bottleneck(a, (3, 4, 6, 3), small_images=False),
+}
+INPUT_SIDE = {"resnet101": 64, "resnet50": 224}  # pixels a side where it is not 32
+
+
+def build(architecture: Architecture) -> Classifier:
+    """Build the network that `architecture` describes, with torch's default initialisation.
+
+    Raises:
+        BadInput: unknown architecture name.
+    """
+    if architecture.name not in BUILDERS:
+        raise BadInput(f"unknown model {architecture.name!r}; known: {', '.join(BUILDERS)}")
+    return BUILDERS[architecture.name](architecture)
+
+
+def build_model(name: str, *, seed: int = 0, **fields: Any) -> Classifier:
+    """A newly initialised network `name` in training mode; `fields` as in `Architecture` (num_classes, shortcut, mean, std).
+
+    Initialised as He et al. (Kaiming normal for convolutions and the classifier, BatchNorm 1 and 0) from `seed`; the global
+    generator is left as it was. Raises BadInput for an unknown name or field.
+    """
+    try:
+        architecture = Architecture(name, **fields)
+    except TypeError as error:
+        raise BadInput(f"{error} of {name}; fields are num_classes, shortcut, mean, std") from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = build(architecture)
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    return net

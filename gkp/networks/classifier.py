@@ -1,0 +1,194 @@
+"""The networks: every one takes float [0, 1] NCHW images, normalises inside, and returns logits.
+
+CIFAR ResNet-20/32/44/56/110 (He et al. 2016, section 4.2) with the parameter-free option-A shortcut, VGG-16-BN for 32x32, the
+bottleneck ResNet-101 for 64x64 (Tiny-ImageNet) and torchvision's ResNet-50 (ImageNet). Weights: see `gkp.checkpoints`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gkp.errors import BadInput
+
+PAPER_MEAN, PAPER_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All it takes to build a network again: what `model.json` of a saved model records.
+
+    shortcut: where the zero channels of an option-A shortcut go: "append" (all after, the paper's) or "centre" (half before,
+    half after, akamaster's); other networks ignore it. mean, std: the normalisation inside, per channel, in [0, 1] units.
+    """
+
+    name: str
+    num_classes: int = 10
+    shortcut: str = "append"
+    mean: tuple[float, ...] = PAPER_MEAN
+    std: tuple[float, ...] = PAPER_STD
+
+    def __post_init__(self) -> None:
+        if self.shortcut not in ("append", "centre"):
+            raise BadInput(f'shortcut of {self.name} must be "append" or "centre", not {self.shortcut!r}')
+        if self.num_classes < 2:
+            raise BadInput(f"num_classes of {self.name} must be 2 or more, not {self.num_classes}")
+        if not len(self.mean) == len(self.std) == 3 or min(self.std) <= 0:
+            raise BadInput(f"{self.name} wants 3 means and 3 positive stds, not {self.mean} and {self.std}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Architecture:
+        """The architecture that `to_json` wrote. Raises BadInput for unknown or ill-typed fields."""
+        try:
+            return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        except (TypeError, KeyError) as error:
+            raise BadInput(f"not the description of an architecture: {error}") from error
+
+
+class Classifier(nn.Module):
+    """A network on [0, 1] images that normalises inside.
+
+    architecture: what it was built from. mean, std: buffers `(1, 3, 1, 1)`. relus_uncounted_when_pruned: a quirk of the paper's
+    MAC counter, see `gkp.pruning.cost`.
+    """
+
+    relus_uncounted_when_pruned = False
+    architecture: Architecture
+    mean: Tensor
+    std: Tensor
+
+    def describe(self, architecture: Architecture) -> None:
+        """Remember `architecture` and register its normalisation as buffers."""
+        self.architecture = architecture
+        self.register_buffer("mean", torch.tensor(architecture.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(architecture.std).view(1, -1, 1, 1))
+
+    @property
+    def num_classes(self) -> int:
+        """How many logits an image gets."""
+        return self.architecture.num_classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(N, num_classes)` of images `x` `(N, 3, H, W)` in [0, 1]."""
+        return self.from_normalised((x - self.mean) / self.std)
+
+    def prunable(self, name: str, conv: nn.Conv2d) -> bool:
+        """Whether the paper prunes this convolution (PAPER A3, B1)."""
+        raise TypeError(f"{type(self).__name__} does not say what is pruned")
+
+    def from_normalised(self, z: Tensor) -> Tensor:
+        """Logits of images that are normalised already: the space the paper's attacks work in (PAPER A4)."""
+        raise TypeError(f"{type(self).__name__} does not say how it computes")
+
+
+class ShortcutA(nn.Module):
+    """Option A: every second pixel, new channels zero; no parameters. `padding` zero channels go before and after.
+
+    The paper's code samples by an average pool of kernel 1; `sampled` makes that pool visible to its MAC counter (`gkp.pruning.cost`).
+    """
+
+    def __init__(self, stride: int, padding: tuple[int, int]):
+        super().__init__()
+        self.padding = padding
+        self.sampled = nn.AvgPool2d(kernel_size=1, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(self.sampled(x), (0, 0, 0, 0, *self.padding))
+
+
+class GlobalAvgPool(nn.AdaptiveAvgPool2d):
+    """The mean over all positions, as `AvgPool2d(8)` gives it for 32x32 images; the paper's MAC counter sees this one."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+
+class FunctionalReLU(nn.Module):
+    """ReLU that the paper's MAC counter does not see: its Tiny-ImageNet networks call the function, not the module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+class BasicBlock(nn.Module):
+    """relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x)), as in He et al. 2016."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: str):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != channels:
+            extra = channels - in_channels
+            before = extra // 2 if shortcut == "centre" else 0
+            self.shortcut = ShortcutA(stride, (before, extra - before))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class CifarResNet(Classifier):
+    """ResNet-(6n+2) for 32x32 (or any size divisible by 4): 16, 32 and 64 channels in three stages of n basic blocks."""
+
+    def __init__(self, architecture: Architecture, blocks: int):
+        super().__init__()
+        self.describe(architecture)
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self._stage(16, 16, blocks, 1)
+        self.layer2 = self._stage(16, 32, blocks, 2)
+        self.layer3 = self._stage(32, 64, blocks, 2)
+        self.pool = GlobalAvgPool()
+        self.fc = nn.Linear(64, architecture.num_classes)
+
+    def _stage(self, in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+        shortcut = self.architecture.shortcut
+        first = BasicBlock(in_channels, channels, stride, shortcut)
+        return nn.Sequential(first, *(BasicBlock(channels, channels, 1, shortcut) for _ in range(blocks - 1)))
+
+    def from_normalised(self, z: Tensor) -> Tensor:
+        z = F.relu(self.bn1(self.conv1(z)))
+        z = self.layer3(self.layer2(self.layer1(z)))
+        return self.fc(self.pool(z).flatten(1))
+
+    def prunable(self, name: str, conv: nn.Conv2d) -> bool:
+        return name.startswith("layer")
+
+
+class Vgg16Bn(Classifier):
+    """VGG-16 with BatchNorm for 32x32 (Simonyan & Zisserman 2015, configuration D) and a single linear classifier."""
+
+    widths = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
+
+    def __init__(self, architecture: Architecture):
+        super().__init__()
+        self.describe(architecture)
+        layers: list[nn.Module] = []
+        in_channels = 3
+        for width in self.widths:
+            if isinstance(width, int):
+                layers += [nn.Conv2d(in_channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                in_channels = width
+            else:
+                layers.append(nn.MaxPool2d(2))
+        layers.append(nn.AvgPool2d(1))  # for 32x32 it does nothing; the paper's MAC counter counts it
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(512, architecture.num_classes)
+
+    def from_normalised(self, z: Tensor) -> Tensor:
+        return self.classifier(self.features(z).flatten(1))
+
+    def prunable(self, name: str, conv: nn.Conv2d) -> bool:
+        return name.startswith("features") and conv.in_channels > 3

@@ -1,0 +1,150 @@
+"""Grouped kernels: every filter group keeps its own input channels (paper section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gkp.errors import BadInput
+from gkp.pruning.spec import Spec, conv_like, ints, spec_kind
+
+
+@spec_kind("group_of_filter")
+@dataclass(frozen=True, eq=False)
+class GroupedSpec(Spec):
+    """What stays of one convolution under grouped kernel pruning.
+
+    group_of_filter `(C_out,)`: the filter group of each filter, 0..groups-1, groups of equal size.
+    kept `(groups, K)`: per group, ascending, the input channels whose grouped kernel stays.
+    """
+
+    restructures = True
+
+    group_of_filter: Tensor
+    kept: Tensor
+
+    @property
+    def groups(self) -> int:
+        """n in the paper."""
+        return len(self.kept)
+
+    @property
+    def permutation(self) -> Tensor:
+        """`(C_out,)`: the filters in the order of a grouped convolution, group by group, original order inside a group."""
+        return torch.argsort(self.group_of_filter, stable=True)
+
+    def mask(self, in_channels: int) -> Tensor:
+        """`(C_out, C_in, 1, 1)` bool: True where a kernel stays."""
+        keep = torch.zeros(self.groups, in_channels, dtype=torch.bool)
+        keep.scatter_(1, self.kept, True)
+        return keep[self.group_of_filter][:, :, None, None]
+
+    def check(self, name: str, conv: nn.Conv2d) -> None:
+        """Raises BadInput, naming the layer, unless this spec fits `conv`."""
+        size, rest = divmod(conv.out_channels, self.groups)
+        problem = None
+        if conv.groups != 1:
+            problem = f"is a grouped convolution already (groups={conv.groups})"
+        elif len(self.group_of_filter) != conv.out_channels:
+            problem = f"has {conv.out_channels} filters, the plan {len(self.group_of_filter)}"
+        elif rest or not torch.equal(self.group_of_filter.bincount(minlength=self.groups), torch.full((self.groups,), size)):
+            problem = "does not fall into equal filter groups by this plan"
+        elif self.kept.min() < 0 or self.kept.max() >= conv.in_channels:
+            problem = f"has {conv.in_channels} input channels, the plan keeps number {int(self.kept.max())}"
+        elif not bool((self.kept.diff(dim=1) > 0).all()):
+            problem = "has kept channels that do not ascend in this plan"
+        if problem:
+            raise BadInput(f"{name} {problem}; use the plan with the network it was made for")
+
+    def removed(self, layer: nn.Module) -> dict[str, Tensor]:
+        """The kernels that go."""
+        assert isinstance(layer, nn.Conv2d)
+        return {"weight": ~self.mask(layer.in_channels)}
+
+    def compact(self, layer: nn.Module) -> GroupedKernelConv2d:
+        """The small module that computes what the convolution `layer` does once masked."""
+        assert isinstance(layer, nn.Conv2d)
+        return GroupedKernelConv2d(layer, self)
+
+    def to_json(self) -> dict[str, Any]:
+        """{"group_of_filter": [C_out ints], "kept": [[K ints] * groups]}."""
+        return {"group_of_filter": self.group_of_filter.tolist(), "kept": self.kept.tolist()}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> GroupedSpec:
+        """The spec that `to_json` wrote. Raises BadInput for anything else."""
+        if missing := {"group_of_filter", "kept"} - set(fields):
+            raise BadInput(f"not a grouped kernel plan: {', '.join(missing)} is missing")
+        what = "a grouped kernel plan"
+        return cls(ints(fields["group_of_filter"], what, 1), ints(fields["kept"], what, 2))
+
+
+class GroupedKernelConv2d(nn.Module):
+    """A convolution after grouped kernel pruning, really small: gather inputs, grouped convolution, original filter order.
+
+    conv.weight is `(C_out, K, k_h, k_w)`; `gather` `(groups * K,)` and `restore` `(C_out,)` are index buffers. An input channel
+    that several groups keep is gathered once for each.
+    """
+
+    gather: Tensor
+    restore: Tensor
+
+    def __init__(self, conv: nn.Conv2d, spec: GroupedSpec):
+        super().__init__()
+        order, weight = spec.permutation, conv.weight.detach()
+        self.in_channels = conv.in_channels  # as before: those that no group keeps are not gathered
+        self.register_buffer("gather", spec.kept.flatten().to(weight.device))
+        self.register_buffer("restore", torch.argsort(order).to(weight.device))
+        self.conv = conv_like(conv, spec.kept.numel(), conv.out_channels, groups=spec.groups, bias=conv.bias is not None)
+        kept_of_filter = spec.kept[spec.group_of_filter]  # (C_out, K)
+        with torch.no_grad():
+            small = weight[torch.arange(conv.out_channels)[:, None], kept_of_filter]
+            self.conv.weight.copy_(small[order])
+            if conv.bias is not None and self.conv.bias is not None:
+                self.conv.bias.copy_(conv.bias[order])
+        self.conv.requires_grad_(conv.weight.requires_grad)
+
+    @property
+    def spec(self) -> GroupedSpec:
+        """What stayed of the convolution this was, read off the index buffers."""
+        groups = self.conv.groups
+        group_size = len(self.restore) // groups
+        return GroupedSpec((self.restore // group_size).cpu(), self.gather.view(groups, -1).cpu())
+
+    def dense(self) -> nn.Conv2d:
+        """The convolution of the same function that this was, the kernels that went being zero."""
+        spec, small = self.spec, self.conv
+        conv = conv_like(small, self.in_channels, small.out_channels, bias=small.bias is not None)
+        with torch.no_grad():
+            conv.weight.zero_()
+            kept_of_filter = spec.kept[spec.group_of_filter]  # (C_out, K)
+            conv.weight[torch.arange(conv.out_channels)[:, None], kept_of_filter] = small.weight[self.restore]
+            if conv.bias is not None and small.bias is not None:
+                conv.bias.copy_(small.bias[self.restore])
+        return conv.requires_grad_(small.weight.requires_grad)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.index_select(1, self.gather)).index_select(1, self.restore)
+
+
+def kept_count(in_channels: int, rate: float, layer: str = "the layer") -> int:
+    """How many of `in_channels` grouped kernels stay in each group at `rate`, the share removed (PAPER B4).
+
+    Raises BadInput for a rate outside (0, 1) or one that leaves a fraction of a kernel.
+    """
+    if not 0 < rate < 1:
+        raise BadInput(f"rate must lie between 0 and 1, not {rate}; the paper uses 7/16 = 0.4375 and 10/16 = 0.625")
+    kept = (1 - rate) * in_channels
+    if abs(kept - round(kept)) > 1e-6 or not 0 < round(kept) < in_channels:
+        unit = Fraction(1, min(in_channels, 16))
+        nearest = float(max(unit, min(1 - unit, round(rate / unit) * unit)))
+        raise BadInput(
+            f"rate {rate:g} leaves {kept:g} of {in_channels} grouped kernels in {layer}; "
+            f"use a multiple of {unit}, e.g. {nearest:g}"
+        )
+    return round(kept)

@@ -1,0 +1,89 @@
+"""What CC leaves of a convolution: some of its inputs, and of its weight a low rank (or all of it)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gkp.errors import BadInput
+from gkp.pruning.spec import Spec, conv_like, ints, spec_kind
+
+
+@spec_kind("kept_inputs")
+@dataclass(frozen=True, eq=False)
+class LowRankSpec(Spec):
+    """The kept inputs `(K,)` of a convolution, ascending, and the rank of the weight that reads them; None for its full weight.
+
+    The inputs are left out where they are read: whoever makes them is not touched.
+    """
+
+    restructures = True
+
+    kept_inputs: Tensor
+    rank: int | None = None
+
+    def check(self, name: str, conv: nn.Conv2d) -> None:
+        """Raises BadInput, naming the layer, unless this spec fits `conv`."""
+        kept, width = self.kept_inputs, conv.in_channels
+        if conv.groups != 1:
+            raise BadInput(f"{name} is a grouped convolution (groups={conv.groups}); leave it out with layers=")
+        if not len(kept) or kept.min() < 0 or kept.max() >= width or not bool((kept.diff() > 0).all()):
+            raise BadInput(f"{name} has {width} inputs, of which the plan keeps {kept.tolist()}; use another plan")
+        most = min(conv.out_channels, len(kept) * conv.weight[0, 0].numel())
+        if self.rank is not None and not 0 < self.rank <= most:
+            raise BadInput(f"the plan gives {name} rank {self.rank}, which must lie between 1 and {most}; use another plan")
+
+    def twin(self, conv: nn.Conv2d) -> LowRankConv2d:
+        """The one or two convolutions that stand for the dense `conv`, of its weight's best approximation of this rank."""
+        return LowRankConv2d(conv, self)
+
+    def to_json(self) -> dict[str, Any]:
+        """{"kept_inputs": [K ints], "rank": int or null}."""
+        return {"kept_inputs": self.kept_inputs.tolist(), "rank": self.rank}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> LowRankSpec:
+        """The spec that `to_json` wrote. Raises BadInput for anything else."""
+        rank = fields.get("rank")
+        if "rank" not in fields or not isinstance(rank, int | None) or isinstance(rank, bool):
+            raise BadInput(f"not a plan of CC: rank is {rank!r}, not a whole number or null")
+        return cls(ints(fields["kept_inputs"], "a plan of CC", 1), rank)
+
+
+class LowRankConv2d(nn.Module):
+    """A convolution that reads some of its inputs: `gather` `(K,)`, then `conv`, then, of a lower rank, the 1x1 `expand`."""
+
+    gather: Tensor
+
+    def __init__(self, conv: nn.Conv2d, spec: LowRankSpec):
+        super().__init__()
+        rank, has_bias = spec.rank, conv.bias is not None
+        where: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+        self.register_buffer("gather", spec.kept_inputs.to(conv.weight.device))
+        self.conv = conv_like(conv, len(spec.kept_inputs), rank or conv.out_channels, bias=has_bias and rank is None)
+        self.expand = nn.Identity() if rank is None else nn.Conv2d(rank, conv.out_channels, 1, bias=has_bias, **where)
+        if not conv.weight.is_meta:  # there, only shapes are wanted
+            self._fill(conv, spec)
+        self.requires_grad_(conv.weight.requires_grad)
+
+    @torch.no_grad()
+    def _fill(self, conv: nn.Conv2d, spec: LowRankSpec) -> None:
+        weight, last = conv.weight[:, self.gather], self.conv
+        if spec.rank is None:
+            self.conv.weight.copy_(weight)
+        else:
+            assert isinstance(self.expand, nn.Conv2d)
+            last = self.expand
+            u, s, vt = torch.linalg.svd(weight.double().cpu().flatten(1), full_matrices=False)
+            root = s[: spec.rank].sqrt()
+            self.conv.weight.copy_((root[:, None] * vt[: spec.rank]).view_as(self.conv.weight))
+            self.expand.weight.copy_((u[:, : spec.rank] * root)[:, :, None, None])
+        if last.bias is not None and conv.bias is not None:
+            last.bias.copy_(conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.expand(self.conv(x.index_select(1, self.gather)))

@@ -1,0 +1,92 @@
+"""The scratch row: is it the weights that a method keeps, or only the shape (Liu et al. 2019, Rethinking)?
+
+As a method, "scratch" is the shape that a grouped kernel method leaves, newly initialised; `scratch` does that to any twin.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gkp.errors import BadInput
+from gkp.networks.build import build_model
+from gkp.networks.classifier import Classifier
+from gkp.pruning.methods.filter_method import FilterMethod
+from gkp.pruning.plan import Plan
+from gkp.pruning.registry import make_method, method_info, register
+from gkp.pruning.twin import PrunedModel
+
+
+@register("scratch", reference="control", family="grouped kernel", needs=("weights", "initialisation"), fidelity="faithful")
+@dataclass(frozen=True)
+class Scratch:
+    """rate, groups: as in `gkp.prune`. seed: of the new weights. of: the grouped kernel method whose shape it has.
+
+    Raises BadInput for another kind of method: prune by it and call `gkp.pruning.methods.controls`.
+    """
+
+    rate: float = 7 / 16
+    groups: int = 8
+    seed: int = 0
+    of: str = "sr-gkp"
+
+    def __post_init__(self) -> None:
+        info = method_info(self.of)
+        if info.family != "grouped kernel" or set(info.needs) - {"weights"}:
+            raise BadInput(
+                f"scratch takes the shape of a grouped kernel method that needs weights only, not of {self.of}; "
+                f"for that call gkp.pruning.methods.controls on the network pruned by {self.of}"
+            )
+
+    def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
+        """The plan of the method `of`."""
+        return make_method(self.of, rate=self.rate, groups=self.groups).plan(net, convs)
+
+    def initialise(self, pruned: PrunedModel) -> PrunedModel:
+        """The twin with weights drawn by `seed`."""
+        return scratch(pruned, seed=self.seed)
+
+
+def scratch(pruned: PrunedModel, *, seed: int = 0) -> PrunedModel:
+    """A twin of the same shape, by the same plan, with newly initialised weights drawn from `seed`; `pruned` is left as it was.
+
+    Raises BadInput for another network than one of ours if the plan restructures layers: its dense shape is then not known.
+    """
+    if isinstance(pruned.net, Classifier):
+        architecture = pruned.net.architecture
+        fields = {name: value for name, value in architecture.to_json().items() if name != "name"}
+        fields |= {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])}
+        net: nn.Module = build_model(architecture.name, seed=seed, **fields)
+    elif any(spec.restructures for spec in pruned.plan.values()) and not _dense(pruned):
+        raise BadInput(f"the dense shape of this {type(pruned.net).__name__} is not known; initialise and prune it again")
+    else:
+        net = copy.deepcopy(pruned.net)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for module in net.modules():
+                if callable(reset := getattr(module, "reset_parameters", None)):
+                    reset()
+    net.to(next(pruned.parameters()).device).train(pruned.training)
+    return PrunedModel(net, pruned.plan, pruned.left_out)
+
+
+def _dense(pruned: PrunedModel) -> bool:
+    """Whether every pruned layer of the twin is still the convolution it was."""
+    return all(isinstance(pruned.net.get_submodule(name), nn.Conv2d) for name in pruned.plan)
+
+
+@register("random", reference="control", family="filter", needs=(), fidelity="faithful")
+@dataclass(frozen=True)
+class RandomFilters(FilterMethod):
+    """seed: of the draw; the other fields as in `FilterMethod`."""
+
+    seed: int = 0
+
+    def scores(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> dict[str, Tensor]:
+        """Uniform numbers, layer after layer from one generator."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return {name: torch.rand(conv.out_channels, generator=generator) for name, conv in convs.items()}

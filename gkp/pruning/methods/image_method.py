@@ -1,0 +1,103 @@
+"""What the methods that look at images share: which images, and what the layers make of them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gkp.data.dataset import Dataset
+from gkp.errors import BadInput
+from gkp.pruning.coupling import Couplings
+from gkp.pruning.methods.filter_method import FilterMethod
+
+
+@dataclass(frozen=True)
+class ImageMethod(FilterMethod):
+    """A filter method that looks at images of `data`: `n_batches` batches of `batch_size`, drawn by `seed`, none of them twice.
+
+    The other fields are those of `FilterMethod`.
+    """
+
+    data: Dataset | None = None
+    n_batches: int = 5
+    batch_size: int = 128
+    seed: int = 0
+
+    @property
+    def n_images(self) -> int:
+        """How many images are looked at: all there are, if `data` has fewer than asked for."""
+        assert self.data is not None
+        return min(self.n_batches * self.batch_size, len(self.data))
+
+    def batches(self, net: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs (x float32 in [0, 1], y int64) on the device of `net`, which is in eval mode meanwhile, gradients off.
+
+        Raises BadInput without data, or for fewer than one image a batch.
+        """
+        if self.data is None or self.n_batches < 1 or self.batch_size < 1:
+            raise BadInput(f"{type(self).__name__} wants data, n_batches and batch_size of 1 or more")
+        order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self.seed))
+        device = next(net.parameters()).device
+        with _in_eval_mode(net), torch.no_grad():
+            yield from self.data.subset(order[: self.n_images]).batches(self.batch_size, device=device)
+
+
+class MapMethod(ImageMethod):
+    """An image method that judges a filter by its feature maps, image by image. A new one overrides `of_maps`."""
+
+    @abstractmethod
+    def of_maps(self, maps: Tensor) -> Tensor:
+        """The score of each filter for each image, `(N, C)`, from its maps after the ReLU, `(N, C, H, W)`."""
+
+    def scores(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> dict[str, Tensor]:
+        """The mean of `of_maps` over the images, neither cropped nor mirrored, the network in evaluation mode."""
+        total = {name: torch.zeros(conv.out_channels, dtype=torch.float64) for name, conv in convs.items()}
+        for x, _ in self.batches(net):
+            for name, maps in feature_maps(net, convs, x, self.input_shape).items():
+                total[name] += self.of_maps(maps.cpu()).double().sum(dim=0)
+        return {name: sums / self.n_images for name, sums in total.items()}
+
+
+def norm_or_conv(
+    net: nn.Module, convs: Mapping[str, nn.Conv2d], input_shape: tuple[int, ...] | None = None
+) -> dict[str, nn.Module]:
+    """Layer name -> the BatchNorm behind the convolution, or the convolution itself where there is none."""
+    couplings = Couplings(net, input_shape)
+    return {name: net.get_submodule(couplings.norm_of(name) or name) for name in convs}
+
+
+def feature_maps(
+    net: nn.Module, convs: Mapping[str, nn.Conv2d], x: Tensor, input_shape: tuple[int, ...] | None = None
+) -> dict[str, Tensor]:
+    """Layer name -> its feature maps `(N, C_out, H, W)` for images `x`, after its BatchNorm, if it has one, and a ReLU."""
+    maps: dict[str, Tensor] = {}
+    hooks = []
+
+    def listen(name: str, module: nn.Module) -> None:
+        hooks.append(module.register_forward_hook(lambda _, __, output: maps.update({name: F.relu(output.detach())})))
+
+    for name, module in norm_or_conv(net, convs, input_shape).items():
+        listen(name, module)
+    try:
+        with torch.no_grad():
+            net(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return maps
+
+
+@contextmanager
+def _in_eval_mode(net: nn.Module) -> Iterator[None]:
+    was_training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(was_training)

@@ -1,0 +1,126 @@
+"""A plan: what stays of a network, layer by layer; and how a dense network becomes its twin or its compact form."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from gkp.errors import BadInput
+from gkp.pruning import coupling
+from gkp.pruning.coupling import Couplings, Cut
+from gkp.pruning.spec import Spec, spec_from_json
+
+
+class Plan(Mapping[str, Spec]):
+    """What stays, layer by layer: an immutable mapping from layer name to spec.
+
+    input_shape: (C, H, W) of the network's images, needed only where whole filters go from a network that is not ours and takes
+    none of the usual sizes.
+    """
+
+    def __init__(self, layers: Mapping[str, Spec], input_shape: Sequence[int] | None = None):
+        self._layers = dict(layers)
+        self.input_shape = None if input_shape is None else tuple(input_shape)
+
+    def __getitem__(self, name: str) -> Spec:
+        return self._layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """{layer name: the JSON of its spec}: plain types, ready for `json.dump`."""
+        return {name: spec.to_json() for name, spec in self.items()}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any], input_shape: Sequence[int] | None = None) -> Plan:
+        """The plan that `to_json` wrote. Raises BadInput for anything else."""
+        return cls({name: spec_from_json(name, spec) for name, spec in fields.items()}, input_shape)
+
+    def convs(self, net: nn.Module) -> dict[str, nn.Conv2d]:
+        """The convolutions of the dense `net` that this plan prunes. Raises BadInput where plan and network do not fit."""
+        found = {}
+        for name, spec in self.items():
+            try:
+                conv = net.get_submodule(name)
+            except AttributeError as error:
+                raise BadInput(f"the plan prunes {name}, which {type(net).__name__} does not have") from error
+            if not isinstance(conv, nn.Conv2d):
+                raise BadInput(f"the plan prunes {name}, which is a {type(conv).__name__}, not a Conv2d")
+            spec.check(name, conv)
+            found[name] = conv
+        return found
+
+    def cuts(self, net: nn.Module, couplings: Couplings | None = None) -> list[Cut]:
+        """What goes with the filters that go whole from the dense `net`; empty where none does.
+
+        couplings: those of `net`, if they are known. Raises BadInput where plan and network do not fit, or where a cut meets a
+        layer that the plan restructures.
+        """
+        removed = {name: self[name].removed_filters(conv) for name, conv in self.convs(net).items()}
+        if not any(len(filters) for filters in removed.values()):
+            return []
+        cuts = (couplings or Couplings(net, self.input_shape)).cuts(removed)
+        for one in cuts:
+            if one.layer in self and self[one.layer].restructures:
+                raise BadInput(f"the plan cuts channels of {one.layer}, which it prunes in another way; choose one of the two")
+        return cuts
+
+    @property
+    def only_cuts(self) -> bool:
+        """Whether filters go and nothing else, so that every layer stays a smaller one of its kind: the compact network, which
+        is the same function, is then the faster one to train and to attack (1.3 times for ResNet-20 at 7/16 on one core); with
+        grouped convolutions the masked twin is."""
+        return not any(spec.restructures for spec in self.values())
+
+    def make_twin(self, net: nn.Module) -> None:
+        """Put the trainable form of every pruned layer into the dense `net`, in place."""
+        for name, conv in self.convs(net).items():
+            replace_layer(net, name, self[name].twin(conv))
+
+    def removed(self, twin: nn.Module, cuts: Sequence[Cut]) -> dict[str, Tensor]:
+        """Parameter name -> bool, broadcastable to it: what is held at zero in the `twin` that `make_twin` made."""
+        masks = coupling.zeros(twin, cuts)
+        for name, spec in self.items():
+            for parameter, gone in spec.removed(twin.get_submodule(name)).items():
+                full = f"{name}.{parameter}"
+                masks[full] = masks[full] | gone if full in masks else gone
+        return masks
+
+    def shrink(self, twin: nn.Module, cuts: Sequence[Cut]) -> None:
+        """Make the masked `twin` really small, in place."""
+        for name, spec in self.items():
+            replace_layer(twin, name, spec.compact(twin.get_submodule(name)))
+        if cuts:
+            coupling.cut(twin, cuts)
+        twin.plan = self  # type: ignore[assignment]  # how `plan_of` knows it again
+
+    def compact(self, net: nn.Module) -> nn.Module:
+        """A copy of the dense `net` whose pruned layers are really small. `net` is left as it was."""
+        small = copy.deepcopy(net)
+        self.compact_in_place(small)
+        return small
+
+    def compact_in_place(self, net: nn.Module, couplings: Couplings | None = None) -> None:
+        """Make the dense `net` small, in place. couplings: those of `net`, if they are known."""
+        cuts = self.cuts(net, couplings)
+        self.make_twin(net)
+        self.shrink(net, cuts)
+
+
+def plan_of(net: nn.Module) -> Plan:
+    """The plan by which `net` was pruned, be it a masked twin or a compact network; an empty one if it was not."""
+    plan = getattr(net, "plan", None)
+    return plan if isinstance(plan, Plan) else Plan({})
+
+
+def replace_layer(net: nn.Module, name: str, layer: nn.Module) -> None:
+    """Puts `layer` in the place of the module `name` of `net`."""
+    parent, _, child = name.rpartition(".")
+    setattr(net.get_submodule(parent), child, layer)

@@ -1,0 +1,227 @@
+"""`train_pruned`: the methods that prune while they train. They, too, decide what stays and leave the masking to others.
+
+Such a method has `callback(convs)`, a `gkp.training.callback.Callback` that acts on the training of the dense network (before training,
+loss term, after step, after epoch, finish) and whose `plan(net)` then says what stays.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gkp.data.dataset import Dataset
+from gkp.errors import BadInput
+from gkp.pruning.budget import TOLERANCE, check_budget, grouped_kernel_macs
+from gkp.pruning.cost import cost
+from gkp.pruning.coupling import find_input_shape
+from gkp.pruning.layers import Chosen, Layers, choose_filter_layers, choose_layers
+from gkp.pruning.plan import Plan, plan_of
+from gkp.pruning.registry import MethodInfo, make_method, method_info
+from gkp.pruning.twin import PrunedModel
+from gkp.training.callback import Callback
+from gkp.training.loop import TrainingLog, train
+from gkp.training.recipe import Recipe
+
+
+class Method(Protocol):
+    """What `prune` asks of a one-shot pruning method."""
+
+    def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
+        """What stays of `net` when its layers `convs` are pruned."""
+
+
+def prune(
+    net: nn.Module,
+    method: str = "sr-gkp",
+    *,
+    rate: float = 7 / 16,
+    groups: int = 8,
+    seed: int = 0,
+    layers: Layers = None,
+    data: Dataset | None = None,
+    input_shape: Sequence[int] | None = None,
+    budget: float | None = None,
+    **options: Any,
+) -> PrunedModel:
+    """The masked dense twin of `net` after one-shot pruning by `method`; `net` itself is left as it was.
+
+    rate: for grouped kernel methods the share of kernels removed in every pruned layer; for all others the same budget: they
+    match, within 1 %, the paper_macs that grouped kernel pruning at this rate leaves of `net`. budget: other paper_macs to
+    match, or, below 1, a fraction of the dense network's (not for grouped kernel methods). groups: n, the equal filter groups.
+    seed: for methods that draw. data: for methods that look at images (`gkp.methods()` says which need it): a training split.
+    layers: None for the paper's layers (our networks) or every ungrouped convolution whose filters divide by `groups`, except
+    the image layer (any other network), and for filter methods every convolution whose filters can go whole without touching a
+    residual stream; what was left out is listed in `.left_out`. Or layer names; or a predicate (name, conv) -> bool: the budget
+    is then what grouped kernel pruning of those layers would leave. input_shape: (C, H, W) of the images, if not a usual one.
+    options: the method's own, e.g. alpha, beam_width, check_every, beta for sr-gkp; round_to=8 for filter and channel methods.
+    Raises BadInput for an unknown method or option, a rate or groups that do not fit a layer, no layer, NaN or Inf weights,
+    missing data, a budget that the method cannot reach or does not keep.
+    """
+    if isinstance(net, PrunedModel):
+        raise BadInput("this network is pruned already; prune its `.net`, or the network it was made from")
+    info = method_info(method)
+    if info.procedure != "one-shot":
+        raise BadInput(f"{method} prunes while it trains ({info.procedure}); use gkp.pruning.prune.train_pruned")
+    shape = tuple(input_shape) if input_shape is not None else None
+    convs, left_out = layers_for(info, net, layers, groups, shape)
+    target = target_macs(info, net, convs, layers, rate, budget, shape)
+    shared = {"rate": rate, "groups": groups, "seed": seed, "data": data, "input_shape": shape}
+    shared |= {"budget": target} if info.family != "grouped kernel" or budget is not None else {}
+    fitting = {k: v for k, v in shared.items() if k in info.options or (k == "budget" and budget is not None)}
+    planner = make_method(method, **fitting, **options)
+    check_inputs(info, net, convs, data)
+    pruned = PrunedModel(net, planner.plan(net, convs), left_out)
+    if target is not None:
+        within = getattr(planner, "tolerance", TOLERANCE)
+        check_budget(cost(pruned, input_shape=shape or find_input_shape(net)), target, tolerance=within, who=method)
+    return planner.initialise(pruned) if hasattr(planner, "initialise") else pruned
+
+
+def layers_for(
+    info: MethodInfo, net: nn.Module, layers: Layers, groups: int = 8, input_shape: tuple[int, ...] | None = None
+) -> Chosen:
+    """The convolutions that this method prunes, and the others with the reason; see `prune`."""
+    if info.family == "filter":
+        chosen = choose_filter_layers(net, layers, input_shape)
+    else:
+        chosen = choose_layers(net, layers, groups if "groups" in info.options else 1)
+    if plan_of(net):
+        raise BadInput("this network is pruned already; prune the network it was made from")
+    return chosen
+
+
+def target_macs(
+    info: MethodInfo,
+    net: nn.Module,
+    convs: Mapping[str, nn.Conv2d],
+    layers: Layers,
+    rate: float,
+    budget: float | None = None,
+    input_shape: tuple[int, ...] | None = None,
+) -> float | None:
+    """The paper_macs that every method keeps at this rate; see `prune`.
+
+    None for a grouped kernel method on a network of which no usual image size is known: its rate is a budget in itself.
+    """
+    grouped = info.family == "grouped kernel"
+    try:
+        shape = input_shape or find_input_shape(net)
+    except BadInput:
+        if grouped:
+            return None
+        raise
+    if budget is not None:
+        return budget if budget >= 1 else budget * cost(net, input_shape=shape).paper_macs
+    same = convs if grouped or layers is not None else choose_layers(net, None, 1)[0]
+    return grouped_kernel_macs(net, same, rate, input_shape=shape)
+
+
+def check_inputs(info: MethodInfo, net: nn.Module, convs: Mapping[str, nn.Conv2d], data: Dataset | None) -> None:
+    """Raises BadInput for NaN or Inf weights, and for data that this method needs and that is missing or does not fit."""
+    for name, conv in convs.items():
+        if not bool(conv.weight.isfinite().all()):
+            raise BadInput(f"{name} has NaN or Inf weights; load a sound checkpoint before pruning")
+    if "data" not in info.needs:
+        return
+    if data is None:
+        raise BadInput(f'{info.name} looks at images; give data=, a training split such as load_dataset("digits", "train")')
+    was_training = net.training
+    try:
+        with torch.no_grad():
+            logits = net.eval()(data.pixels(slice(0, 1)).to(next(net.parameters()).device))
+    except RuntimeError as error:
+        shape, problem = tuple(data.images.shape[1:]), str(error).splitlines()[0]
+        raise BadInput(f"images of {data.name}, {shape}, do not pass through {type(net).__name__}: {problem}") from error
+    finally:
+        net.train(was_training)
+    if logits.ndim != 2 or logits.shape[1] < data.num_classes:
+        raise BadInput(f"{data.name} has {data.num_classes} classes, the network {logits.shape[-1]}; give data it was made for")
+
+
+class PruningCallback(Protocol):
+    """A `gkp.training.callback.Callback` that ends in a plan."""
+
+    def before_training(self, net: nn.Module) -> None: ...
+
+    def loss_term(self, net: nn.Module) -> Tensor | None: ...
+
+    def after_step(self, net: nn.Module) -> None: ...
+
+    def after_epoch(self, net: nn.Module, epoch: int) -> None: ...
+
+    def finish(self, net: nn.Module) -> None: ...
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def restore(self, state: dict[str, Tensor]) -> None: ...
+
+    def plan(self, net: nn.Module) -> Plan:
+        """What stays of `net` after the last epoch."""
+
+
+class TrainingMethod(Protocol):
+    """What `train_pruned` asks of a training-time method."""
+
+    def callback(self, convs: Mapping[str, nn.Conv2d]) -> PruningCallback:
+        """The callback that prunes the layers of these names."""
+
+
+def train_pruned(
+    net: nn.Module,
+    method: str,
+    train_set: Dataset,
+    recipe: Recipe,
+    *,
+    rate: float = 7 / 16,
+    seed: int = 0,
+    layers: Layers = None,
+    input_shape: Sequence[int] | None = None,
+    budget: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool | None = None,
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> tuple[PrunedModel, TrainingLog]:
+    """The masked dense twin of `net` after it was trained and pruned by `method`, and the log of that training.
+
+    `net` itself is left as it was; give it trained or new. rate, layers, input_shape, budget, options: as in `gkp.prune`.
+    recipe, seed, evaluate, checkpoint, progress, device: as in `gkp.training.loop.train`; what is evaluated is the dense net, zero
+    where the method just zeroed it. callbacks: others beside the method's own. What comes back is fine-tuned like any other.
+    Raises BadInput for a one-shot method, and as `gkp.prune` and `gkp.training.loop.train` do.
+    """
+    if isinstance(net, PrunedModel):
+        raise BadInput("this network is pruned already; prune its `.net`, or the network it was made from")
+    info = method_info(method)
+    if info.procedure == "one-shot":
+        raise BadInput(f"{method} prunes in one shot; use gkp.prune, then gkp.training.loop.train")
+    shape = tuple(input_shape) if input_shape is not None else None
+    trained = copy.deepcopy(net)
+    convs, left_out = layers_for(info, trained, layers, input_shape=shape)
+    target = target_macs(info, trained, convs, layers, rate, budget, shape)
+    shared = {"rate": rate, "seed": seed, "input_shape": shape, "budget": target}
+    planner = make_method(method, **{k: v for k, v in shared.items() if k in info.options}, **options)
+    check_inputs(info, trained, convs, train_set)
+    pruning = planner.callback(convs)
+    log = train(
+        trained,
+        train_set,
+        recipe,
+        seed=seed,
+        evaluate=evaluate,
+        checkpoint=checkpoint,
+        progress=progress,
+        device=device,
+        callbacks=(pruning, *callbacks),
+    )
+    pruned = PrunedModel(trained, pruning.plan(trained), left_out)
+    if target is not None:
+        within = getattr(planner, "tolerance", TOLERANCE)
+        check_budget(cost(pruned, input_shape=shape or find_input_shape(net)), target, tolerance=within, who=method)
+    return pruned, log

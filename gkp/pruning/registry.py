@@ -1,0 +1,100 @@
+"""The registry of pruning methods, and `prune`, the one way to use those that prune in one shot.
+
+A method is a frozen dataclass of hyper-parameters, one file each. A one-shot method has `plan(net, convs) -> Plan`: it decides
+what stays of the convolutions `convs` and does nothing else. Fields called rate, groups, seed, data, input_shape and budget are
+filled by `prune`. A method that scores filters inherits all of that from `gkp.pruning.methods.filter_method.FilterMethod` and only says its score. A
+training-time method ends in a plan too: see `gkp.pruning.prune`. A control that also says which weights the twin starts
+from has `initialise(pruned) -> PrunedModel`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from gkp.errors import BadInput
+
+M = TypeVar("M", bound=type)
+PROCEDURES = ("one-shot", "soft", "sparse training")
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What the registry knows of a method.
+
+    reference: where it was published, or "control". family: what it removes ("grouped kernel", "filter", "channel").
+    needs: what it looks at ("weights", "data", ...). procedure: "one-shot" (before fine-tuning; `gkp.prune`), or while training
+    (`gkp.pruning.prune.train_pruned`): "soft" (what is zeroed may come back) or "sparse training" (a penalty, then one cut).
+    fidelity: "faithful", or "adapted: " with what differs and why.
+    """
+
+    name: str
+    reference: str
+    family: str
+    needs: tuple[str, ...]
+    procedure: str
+    fidelity: str
+    options: Mapping[str, Any]
+    cls: type[Any] = dataclasses.field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the class, as plain types."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("cls", "options")} | {
+            "needs": list(self.needs),
+            "options": dict(self.options),
+        }
+
+
+_REGISTRY: dict[str, MethodInfo] = {}
+
+
+def register(
+    name: str, *, reference: str, family: str, needs: tuple[str, ...], fidelity: str, procedure: str = "one-shot"
+) -> Callable[[M], M]:
+    """A class decorator that puts a frozen dataclass of hyper-parameters into the registry under `name`.
+
+    Raises BadInput if the name is taken by another class, the procedure is unknown, or `fidelity` is neither "faithful" nor
+    "adapted: ...".
+    """
+    if procedure not in PROCEDURES:
+        raise BadInput(f"procedure of {name} must be one of {', '.join(PROCEDURES)}, not {procedure!r}")
+    if fidelity != "faithful" and not fidelity.startswith("adapted: "):
+        raise BadInput(f'fidelity of {name} must be "faithful" or "adapted: what differs and why", not {fidelity!r}')
+
+    def add(cls: M) -> M:
+        taken = _REGISTRY.get(name)
+        if taken is not None and taken.cls.__qualname__ != cls.__qualname__:
+            raise BadInput(f"a method called {name!r} is registered already ({taken.cls.__qualname__}); choose another name")
+        options = {field.name: field.default for field in dataclasses.fields(cls)}
+        _REGISTRY[name] = MethodInfo(name, reference, family, needs, procedure, fidelity, options, cls)
+        return cls
+
+    return add
+
+
+def methods() -> dict[str, MethodInfo]:
+    """Every registered pruning method by name, in alphabetical order."""
+    return dict(sorted(_REGISTRY.items()))
+
+
+def make_method(name: str, **options: Any) -> Any:
+    """The method `name` with its hyper-parameters set. Raises BadInput for an unknown name or option."""
+    info = method_info(name)
+    unknown = sorted(set(options) - set(info.options))
+    if "round_to" in unknown and info.family == "grouped kernel":
+        raise BadInput(
+            f"{name} has no option round_to: grouped kernel pruning leaves every layer as wide as it was, and how many inputs "
+            "each group reads follows from rate; leave it out, or take a filter or channel method"
+        )
+    if unknown:
+        raise BadInput(f"{name} has no option {', '.join(unknown)}; it has {', '.join(info.options)}")
+    return info.cls(**options)
+
+
+def method_info(name: str) -> MethodInfo:
+    """What the registry knows of the method `name`. Raises BadInput for an unknown one."""
+    if name not in _REGISTRY:
+        raise BadInput(f"unknown method {name!r}; known: {', '.join(methods())}")
+    return _REGISTRY[name]

@@ -1,0 +1,87 @@
+"""Greedy-GKP: smoothness snaking, then plain greedy selection without beam or smoothness (Tables 4 and 5).
+
+The ablation that tells what the smooth beam search adds. Weights only; milliseconds a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gkp.pruning.grouped import GroupedSpec, kept_count
+from gkp.pruning.plan import Plan
+from gkp.pruning.registry import register
+from gkp.pruning.sr_gkp.grouping import grouped_kernels
+from gkp.pruning.sr_gkp.method import GroupedMethod
+from gkp.pruning.sr_gkp.selection import Beta, greedy, largest_norm, least_smooth
+from gkp.pruning.sr_gkp.smoothness import grouped_roughness
+
+
+@register(
+    "greedy-gkp",
+    reference="ablation in Zhong et al., NeurIPS 2023",
+    family="grouped kernel",
+    needs=("weights",),
+    fidelity="faithful",
+)
+@dataclass(frozen=True)
+class GreedyGKP(GroupedMethod):
+    """rate, groups: as in `gkp.prune`. beta: see `gkp.pruning.sr_gkp.selection.Balance`."""
+
+    beta: Beta = "paper"
+
+    def select(self, weight: Tensor, group_of_filter: Tensor, keep: int) -> Tensor:
+        """The most distant inputs of each group, found greedily."""
+        return greedy(grouped_kernels(weight, group_of_filter), keep, beta=self.beta)
+
+
+@register(
+    "least-smooth-gkp",
+    reference="ablation in Zhong et al., NeurIPS 2023",
+    family="grouped kernel",
+    needs=("weights",),
+    fidelity="faithful",
+)
+@dataclass(frozen=True)
+class LeastSmoothGKP(GroupedMethod):
+    """rate, groups: as in `gkp.prune`."""
+
+    def select(self, weight: Tensor, group_of_filter: Tensor, keep: int) -> Tensor:
+        """The smoothest inputs of each group."""
+        return least_smooth(grouped_roughness(weight, group_of_filter), keep)
+
+
+@register("l2-gkp", reference="control", family="grouped kernel", needs=("weights",), fidelity="faithful")
+@dataclass(frozen=True)
+class L2GKP(GroupedMethod):
+    """rate, groups: as in `gkp.prune`."""
+
+    def select(self, weight: Tensor, group_of_filter: Tensor, keep: int) -> Tensor:
+        """The inputs of largest norm in each group."""
+        return largest_norm(grouped_kernels(weight, group_of_filter), keep)
+
+
+@register("random-gkp", reference="control", family="grouped kernel", needs=(), fidelity="faithful")
+@dataclass(frozen=True)
+class RandomGKP:
+    """rate, groups: as in `gkp.prune`. seed: of the draw."""
+
+    rate: float = 7 / 16
+    groups: int = 8
+    seed: int = 0
+
+    def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
+        """Per layer: filters dealt at random into equal groups, and the inputs each group keeps."""
+        generator = torch.Generator().manual_seed(self.seed)
+        layers = {}
+        for name, conv in convs.items():
+            keep = kept_count(conv.in_channels, self.rate, name)
+            group_of_filter = torch.empty(conv.out_channels, dtype=torch.int64)
+            dealt = torch.arange(conv.out_channels) % self.groups
+            group_of_filter[torch.randperm(conv.out_channels, generator=generator)] = dealt
+            drawn = torch.rand(self.groups, conv.in_channels, generator=generator).argsort(dim=1)
+            layers[name] = GroupedSpec(group_of_filter, drawn[:, :keep].sort(dim=1).values)
+        return Plan(layers)

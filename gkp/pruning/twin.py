@@ -1,0 +1,87 @@
+"""The masked dense twin of a pruned network: what is trained and attacked."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gkp.pruning.grouped import GroupedKernelConv2d, GroupedSpec
+from gkp.pruning.plan import Plan, plan_of, replace_layer
+
+CLASSIFIER_NAMES = ("architecture", "mean", "std", "num_classes", "from_normalised")  # of gkp.networks.classifier.Classifier
+
+
+class PrunedModel(nn.Module):
+    """The masked dense twin of a pruned network: `net` with the weights that `plan` removes held at exactly zero.
+
+    plan: what stays. left_out: layers that were not pruned, with the reason. Momentum revives masked weights: they are zeroed
+    again before every forward pass in training mode and whenever the mode changes, so any training loop keeps the plan; a loop
+    that looks at weights between steps calls `apply_masks` itself. Where a filter goes whole, its row, its bias, its BatchNorm
+    weight and bias and its readers' columns are zero, so its channel is zero all the way.
+    """
+
+    def __init__(self, net: nn.Module, plan: Plan, left_out: Mapping[str, str] | None = None):
+        super().__init__()
+        self.net = copy.deepcopy(net)
+        self.plan = plan
+        self.left_out = dict(left_out or {})
+        self._cuts = plan.cuts(self.net)
+        plan.make_twin(self.net)
+        self._masked = list(masks := plan.removed(self.net, self._cuts))
+        for parameter, gone in masks.items():
+            weight = self.net.get_parameter(parameter)
+            self.register_buffer(_mask_name(parameter), gone.to(weight.device), persistent=False)
+        self.train(net.training)
+
+    @torch.no_grad()
+    def apply_masks(self) -> None:
+        """Set every pruned weight to exactly zero, in place."""
+        for parameter in self._masked:
+            self.net.get_parameter(parameter).masked_fill_(self.get_buffer(_mask_name(parameter)), 0.0)
+
+    def train(self, mode: bool = True) -> PrunedModel:
+        """Switch the mode, masks applied."""
+        super().train(mode)
+        self.apply_masks()
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.net, name) if name in CLASSIFIER_NAMES else super().__getattr__(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images `x`, as the network that was pruned takes them."""
+        if self.training:
+            self.apply_masks()
+        return self.net(x)
+
+    def compact(self) -> nn.Module:
+        """A new module, really smaller, that computes the same function (logits within 1e-5)."""
+        self.apply_masks()
+        small = copy.deepcopy(self.net)
+        self.plan.shrink(small, self._cuts)
+        return small
+
+
+def masked_twin(small: nn.Module) -> nn.Module:
+    """The masked twin that the compact network `small` came from, bit for bit, where nothing but grouped kernels went.
+
+    Any other network is returned as it is: only grouped convolutions take longer than the dense ones that they come from.
+    """
+    plan = plan_of(small)
+    if isinstance(small, PrunedModel) or not plan or not all(isinstance(spec, GroupedSpec) for spec in plan.values()):
+        return small
+    dense = copy.deepcopy(small)
+    for name in plan:
+        layer = dense.get_submodule(name)
+        assert isinstance(layer, GroupedKernelConv2d)
+        replace_layer(dense, name, layer.dense())
+    del dense.plan  # it is no compact network any more
+    return PrunedModel(dense, plan)
+
+
+def _mask_name(parameter: str) -> str:
+    return "removed:" + parameter.replace(".", "/")

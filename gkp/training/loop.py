@@ -1,0 +1,300 @@
+"""Training: SGD with momentum, every epoch logged, masked weights kept at zero, resumable after a kill.
+
+The net is trained in place and what counts is its last epoch: nothing here looks at a metric to choose a net.
+Everything random (order, crops, mirrors, dropout) is drawn from one generator per (seed, epoch), so a resumed training
+ends with the very same weights as an uninterrupted one on the same machine.
+
+Cost of a step, ResNet-20 and 64 images of 32x32, one core: 135 ms (a bare loop 134 ms; 190 ms without channels_last), of
+which reading and augmenting the batch take 0.7 ms: an epoch of cifar10 takes 95 s. ResNet-20 on digits, `train+val`,
+Recipe(epochs=12, lr=0.1, schedule="one-cycle"): 6 s on two idle cores; on the 500 test images 99.4 and 99.8 % (2 seeds),
+of which FGSM at 8/255 leaves 93 and 92 %, at 16/255 66 and 65 %.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from gkp.data.dataset import Dataset, augmented_batches
+from gkp.errors import BadInput
+from gkp.files import replace_file
+from gkp.training import checkpoint as training_checkpoint
+from gkp.training.callback import Callback
+from gkp.training.recipe import Recipe
+
+
+@dataclass
+class TrainingLog:
+    """What happened in each epoch. rows: one dict an epoch with
+
+    epoch (from 1), lr (of its last step), train_loss (mean cross-entropy, smoothing included, callbacks' terms not),
+    train_accuracy (fraction, on the augmented batches while training), seconds (without evaluation), and whatever
+    `evaluate` returned.
+    """
+
+    recipe: Recipe
+    seed: int
+    dataset: str
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The row of the last epoch, the one whose net was kept."""
+        return self.rows[-1]
+
+    def best(self, metric: str) -> dict[str, float]:
+        """The first row with the highest value of this metric (PAPER A5 reports those; the net itself was not kept).
+
+        Raises BadInput when no row has the metric.
+        """
+        rows = [row for row in self.rows if metric in row]
+        if not rows:
+            known = ", ".join(self.rows[-1]) if self.rows else "none, for no epoch was finished"
+            raise BadInput(f"training log: no metric {metric!r}; known: {known}")
+        return max(rows, key=lambda row: row[metric])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an epoch."""
+        return pd.DataFrame(self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Recipe, seed, dataset and rows as plain JSON types."""
+        return asdict(self)
+
+    def save(self, path: str | Path) -> Path:
+        """The path of the JSON file written, whole or not at all."""
+        path = Path(path)
+        text = json.dumps(self.to_json(), indent=1) + "\n"
+        replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        return path
+
+
+def train(
+    net: nn.Module,
+    train_set: Dataset,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool | None = None,
+    device: str | torch.device | None = None,
+    channels_last: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> TrainingLog:
+    """The log of a training of `net` in place; the net ends as the last epoch left it, in the mode it came in.
+
+    net: takes float [0, 1] images (N, C, H, W), returns logits; if it has a method `apply_masks`, as
+    gkp.pruning.twin.PrunedModel has, that is called after each step, since momentum would revive masked weights.
+    evaluate: called after each epoch; its numbers go to the log and nowhere else.
+    checkpoint: a file rewritten after each epoch; if it exists, training goes on from it.
+    progress: a bar on stderr; None: only when that is a terminal.
+    device: where the net is moved to; None leaves it where it is.
+    channels_last: the memory format used meanwhile, the faster one for convolutions.
+
+    Raises BadInput for a net that does not fit the data or has NaN weights, for a checkpoint that is unreadable or of
+    another training, and when the loss stops being finite.
+    """
+    if not isinstance(seed, int) or seed < 0:
+        raise BadInput(f"seed is {seed!r}; give a whole number of 0 or more")
+    where = _device_of(net) if device is None else torch.device(device)
+    net.to(where)
+    _check(net, train_set, where)
+    log = TrainingLog(recipe, seed, f"{train_set.name}/{train_set.split}")
+    keeper = None
+    if checkpoint is not None:
+        identity = _identity(net, train_set, recipe, seed, callbacks)
+        keeper = training_checkpoint.Keeper(Path(checkpoint), identity)
+    with _in_form(net, channels_last):
+        optimizer = torch.optim.SGD(
+            [p for p in net.parameters() if p.requires_grad],
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+        )
+        for callback in callbacks:
+            callback.before_training(net)
+        if keeper is not None and (rows := keeper.resume(net, optimizer, callbacks)) is not None:
+            log.rows = rows
+        _apply_masks(net)
+        steps = math.ceil(len(train_set) / recipe.batch_size)
+        with tqdm(
+            total=recipe.epochs * steps,
+            initial=len(log.rows) * steps,
+            unit="step",
+            disable=None if progress is None else not progress,
+        ) as bar:
+            for epoch in range(len(log.rows) + 1, recipe.epochs + 1):
+                bar.set_description(f"epoch {epoch}/{recipe.epochs}", refresh=False)
+                row = _epoch(
+                    net,
+                    train_set,
+                    recipe,
+                    optimizer,
+                    epoch=epoch,
+                    seed=seed,
+                    device=where,
+                    channels_last=channels_last,
+                    callbacks=callbacks,
+                    bar=bar,
+                )
+                for callback in callbacks:
+                    callback.after_epoch(net, epoch)
+                _apply_masks(net)
+                if evaluate is not None:
+                    row.update({name: _number(value) for name, value in evaluate(net).items()})
+                log.rows.append(row)
+                if keeper is not None:
+                    keeper.save(net, optimizer, callbacks, log.rows)
+        for callback in callbacks:
+            callback.finish(net)
+    return log
+
+
+@contextmanager
+def _in_form(net: nn.Module, channels_last: bool) -> Iterator[None]:
+    """The net in the memory format of training; at the end, also after an error, in its old mode, without gradients."""
+    was_training = net.training
+    if channels_last:
+        net.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        net.zero_grad(set_to_none=True)
+        if channels_last:
+            net.to(memory_format=torch.contiguous_format)
+        net.train(was_training)
+
+
+def _epoch(
+    net: nn.Module,
+    train_set: Dataset,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    *,
+    epoch: int,
+    seed: int,
+    device: torch.device,
+    channels_last: bool,
+    callbacks: Sequence[Callback],
+    bar: tqdm,
+) -> dict[str, float]:
+    """Train for one epoch and return its row of the log."""
+    started = time.perf_counter()
+    epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    generator = torch.Generator().manual_seed(epoch_seed)
+    batches = augmented_batches(train_set, recipe.batch_size, generator=generator, device=device)
+    steps = math.ceil(len(train_set) / recipe.batch_size)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # tensors, so that a GPU is not waited for each step
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    net.train()
+    # dropout and the like draw from the global generator: give them this epoch's seed, give the caller theirs back
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(epoch_seed)
+        for step, (x, y) in enumerate(batches):
+            lr = recipe.lr_at((epoch - 1) * steps + step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            logits = net(x.contiguous(memory_format=torch.channels_last) if channels_last else x)
+            loss = objective = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+            for callback in callbacks:
+                if (term := callback.loss_term(net)) is not None:
+                    objective = objective + term
+            optimizer.zero_grad(set_to_none=True)
+            objective.backward()
+            optimizer.step()
+            _apply_masks(net)
+            for callback in callbacks:
+                callback.after_step(net)
+            loss_sum += loss.detach() * len(y)
+            correct += (logits.detach().argmax(1) == y).sum()
+            bar.update()
+            if (step % 100 == 99 or step == steps - 1) and not torch.isfinite(loss_sum):
+                raise BadInput(
+                    f"training diverged: the loss is {float(loss_sum)} by step {step + 1} of epoch {epoch} "
+                    f"at learning rate {lr:g}; give a lower lr"
+                )
+    return {
+        "epoch": epoch,
+        "lr": lr,
+        "train_loss": float(loss_sum) / len(train_set),
+        "train_accuracy": int(correct) / len(train_set),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _number(value: float | Tensor) -> float:
+    return value.detach().item() if isinstance(value, Tensor) else float(value)
+
+
+def _apply_masks(net: nn.Module) -> None:
+    apply = getattr(net, "apply_masks", None)
+    if apply is not None:
+        apply()
+
+
+def _device_of(net: nn.Module) -> torch.device:
+    first = next(net.parameters(), None)
+    if first is None:
+        raise BadInput(f"{type(net).__name__} has no parameters; there is nothing to train")
+    return first.device
+
+
+def _check(net: nn.Module, train_set: Dataset, device: torch.device) -> None:
+    """BadInput unless the net can be trained on these images: one forward pass of one image, in eval mode."""
+    if not any(p.requires_grad for p in net.parameters()):
+        raise BadInput(f"{type(net).__name__} has no parameter that requires a gradient; there is nothing to train")
+    for name, p in net.named_parameters():
+        if not torch.isfinite(p).all():
+            raise BadInput(f"parameter {name} has NaN or infinite values; load the weights again")
+    was_training = net.training
+    net.eval()
+    try:
+        with torch.no_grad():
+            logits = net(train_set.pixels(slice(0, 1)).to(device))
+    except RuntimeError as error:
+        raise BadInput(
+            f"{type(net).__name__} does not take images of shape {tuple(train_set.images.shape[1:])} "
+            f"({' '.join(str(error).split())}); give a net made for {train_set.name!r}"
+        ) from error
+    finally:
+        net.train(was_training)
+    if logits.ndim != 2 or logits.shape[1] < train_set.num_classes:
+        raise BadInput(
+            f"{type(net).__name__} returns {tuple(logits.shape)} for one image; dataset {train_set.name!r} "
+            f"has {train_set.num_classes} classes: give a net with as many logits"
+        )
+
+
+def _identity(net: nn.Module, train_set: Dataset, recipe: Recipe, seed: int, callbacks: Sequence[Callback]) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be continued, as plain JSON types."""
+    plan = getattr(net, "plan", None)
+    return {
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "dataset": {
+            "name": train_set.name,
+            "split": train_set.split,
+            "sha256": train_set.sha256,
+            "pad": train_set.pad,
+            "flip": train_set.flip,
+        },
+        # repr says strides and the like, which shapes do not; architecture says the shortcut, which repr does not
+        "architecture": [repr(net), *(repr(m.architecture) for m in net.modules() if hasattr(m, "architecture"))],
+        "plan": plan.to_json() if plan is not None else None,
+        "callbacks": "; ".join(repr(c) if is_dataclass(c) else type(c).__qualname__ for c in callbacks),
+    }
