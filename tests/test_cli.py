@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from grid_stages import Number
 
-from gkp.__main__ import main, parser
 from gkp.artifact import experiments as grid
 from gkp.checkpoints import load_model, save_model
+from gkp.cli import gkp, main
 from gkp.networks.build import build_model
 from gkp.pruning.prune import prune
 
@@ -96,20 +96,45 @@ def test_bad_input_is_one_line_and_status_2_and_nothing_is_written(argv, message
     assert [entry.name for entry in tmp_path.iterdir()] == ["net"]
 
 
+COMMANDS = ("methods", "prune", "benchmark", "audit", "leaderboard", "run", "status", "reproduce", "verify", "publish", "html")
+
+
 @pytest.mark.parametrize(
-    "argv", [[], ["publish-paper"], ["prune", "--rate", "much", "--out", "x"], ["prune", "--met", "sr-gkp", "--out", "x"]]
+    ("argv", "message"),
+    [
+        ([], "Missing command (commands: methods, prune, "),
+        (["publish-paper"], "No such command 'publish-paper'. Did you mean 'publish'? (commands: methods, prune, "),
+        (["--quiet"], "No such option '--quiet'"),
+        (
+            ["prune", "--rate", "much", "--out", "x"],
+            "'much' is neither a number nor a fraction such as 7/16 (see `gkp prune --help`)",
+        ),
+        (["prune", "--met", "sr-gkp", "--out", "x"], "No such option '--met'"),
+        (["prune", "--checkpoint", "x"], "Missing option '--out'"),
+        (["prune", "--out"], "Option '--out' requires an argument"),
+        (["prune", "--form", "small", "--out", "x"], "'small' is not one of 'compact', 'masked'"),
+        (["run", "--jobs", "two"], "'two' is not a valid integer"),
+        (["verify", "all"], "Got unexpected extra argument (all)"),
+    ],
 )
-def test_what_argparse_refuses_exits_2_too(argv, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(argv)
-    assert stopped.value.code == 2
+def test_a_command_that_cannot_be_parsed_is_one_line_and_status_2_too(argv, message, capsys):
+    status, out, err = run(capsys, *argv)
+    assert status == 2 and out == "" and err.startswith("gkp: ") and message in err and err.count("\n") == 1
 
 
-def test_every_command_has_help_with_an_example():
-    commands = parser()._subparsers._group_actions[0].choices
-    assert {"methods", "prune", "benchmark", "reproduce"} <= set(commands)
-    for name, sub in commands.items():
-        assert f"Example:\n  gkp {name}" in sub.format_help()
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name, capsys):
+    assert tuple(gkp.commands) == COMMANDS
+    status, out, _ = run(capsys, name, "--help")
+    assert status == 0 and f"Example:\n    gkp {name}" in out
+
+
+def test_help_loads_neither_torch_nor_what_draws_figures():
+    code = (
+        "import sys; from gkp.cli import main; main(['--help']); print(sorted({'torch', 'numpy', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Commands:" in done.stdout and done.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_module_runs_as_a_process_and_a_closed_pipe_is_no_error():

@@ -22,7 +22,7 @@ FLOORS = (
     ("checkpoints",),
     ("evaluation",),
     ("artifact",),
-    ("commands", "cli", "__main__"),
+    ("cli", "__main__"),
 )
 APART = {("attacks", "networks"), ("networks", "attacks")}  # on one floor, and independent of each other
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -121,6 +121,21 @@ class Report(Sequence[Result]):
         if self.blocked:
             lines.append(f"blocked: {_count(len(self.blocked), 'cell')} built on a failed one")
         return lines
+
+    def compared_with(self, before: Iterable[Result]) -> Iterator[str]:
+        """Yield a line for each result that there was before: whether it is the same again, and what differs."""
+        old = {result.cell.hash: result for result in before}
+        for new in self.results:
+            if (known := old.get(new.cell.hash)) is None:
+                continue
+            changed = [name for name in sorted(known.figures) if known.figures[name] != new.figures.get(name)]
+            if not changed:
+                yield f"the same as before: {new.cell.id}"
+                continue
+            was, now = known.figures.get("accuracy", {}), new.figures.get("accuracy", {})
+            both = [key for key in was if key in now and was[key] != now[key]]
+            moved = [f"{key} {100 * was[key]:.2f} -> {100 * now[key]:.2f} %" for key in both]
+            yield f"differs in {', '.join(moved or changed)}: {new.cell.id}"
 
 
 def _count(number: int, thing: str) -> str:

@@ -1,0 +1,147 @@
+"""The commands of the artifact: leaderboard, run, status, reproduce, verify, publish, html. `gkp.cli` runs them.
+
+Each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gkp.errors import BadInput
+
+FOLDER = click.Path(path_type=Path)
+artifact = click.Group()
+
+
+def _command(example: str) -> Callable[[Callable], click.Command]:
+    """Declare a command, named by the first word of its example."""
+    return artifact.command(example.split()[1], epilog=f"\b\nExample:\n  {example}")
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_out = partial(click.option, "--out", type=FOLDER)
+_profile = click.option("--profile", default="quick", help="quick, cifar10, paper, or a file of yours.")
+_group = click.option("--group", "groups", multiple=True, help="One group of the profile, e.g. main; may be repeated.")
+_words = click.option("--only", metavar="WORDS", help="Cells whose id contains one of these comma-separated words.")
+
+
+@_command("gkp leaderboard build/entries --out build/leaderboard.html")
+@click.argument("folders", nargs=-1, required=True, type=FOLDER)
+@_out(required=True, help="The HTML file to write.")
+@click.option("--title", default="Robustness leaderboard", help="Its heading.")
+def _leaderboard(folders: tuple[Path, ...], out: Path, title: str) -> None:
+    """Write RobustBench entries as one sortable HTML page.
+
+    FOLDERS hold entries of ours, or RobustBench's model_info.
+    """
+    from gkp.artifact.leaderboard import leaderboard
+    from gkp.evaluation.robustbench.entry import load_entries
+
+    print(leaderboard(load_entries(folders), out, title=title))
+
+
+@_command("gkp run --profile quick --only sr-gkp --jobs 2")
+@_profile
+@_group
+@_words
+@click.option("--jobs", type=int, metavar="N", help="Cells computed at once.  [default: one per core]")
+@click.option("--shard", metavar="I/N", help="This runner's share, for job arrays without a cluster.")
+@click.option("--scheduler", help="Address or file of a Dask scheduler.  [default: $DASK_SCHEDULER_ADDRESS]")
+@click.option("--again", is_flag=True, help="Compute finished cells anew and compare; needs --only.")
+@click.option("--dry-run", is_flag=True, help="Only list cells, hours, and what is cached.")
+@click.option("--time-limit", type=float, metavar="SECONDS", help="For cells without a limit of their own.")
+@click.option("--memory-limit", type=float, metavar="MB", help="For cells without a limit of their own.")
+def _run(profile: str, groups: Sequence[str], only: str | None, again: bool, **options: Any) -> int:
+    """Compute the cells of a profile that are missing."""
+    from gkp.artifact import experiments, profiles
+
+    if again and not only:
+        raise BadInput("--again computes finished cells anew; say which ones with --only")
+    cells = experiments.select(profiles.cells(profile, *groups), only)
+    before = experiments.load(cells) if again else ()
+    report = experiments.run(cells, recompute=again, check=False, **options)
+    if again and not options["dry_run"]:
+        print(*report.compared_with(before), sep="\n")
+    print(*report.failure_lines(), sep="\n", end="\n" if report.failures else "", file=sys.stderr)
+    return report.exit_status
+
+
+@_command("gkp status --profile quick --json")
+@_profile
+@_group
+@_words
+@_json
+def _status(profile: str, groups: Sequence[str], only: str | None, as_json: bool) -> None:
+    """Show which cells of a profile are finished."""
+    from gkp.artifact import experiments, profiles
+
+    found = experiments.status(experiments.select(profiles.cells(profile, *groups), only))
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        print(*found.lines(), sep="\n")
+
+
+@_command("gkp reproduce --profile quick --only 00_start_here")
+@_profile
+@click.option("--only", help="Part of a notebook's name.")
+@click.option("--jobs", type=int, metavar="N", help="Workers side by side.  [default: the number of cores]")
+@_out(help="Folder for notebooks, figures, tables.  [default: build/PROFILE]")
+@click.option(
+    "--compute/--no-compute",
+    default=None,
+    help="Compute missing cells, or show only finished ones.  [default: compute, but not cifar10, which is committed]",
+)
+@click.option("--force", is_flag=True, help="Execute notebooks that are up to date too; cells stay cached.")
+def _reproduce(profile: str, **options: Any) -> None:
+    """Run the notebooks."""
+    from gkp.artifact.notebooks import reproduce
+
+    reproduce(profile, progress=sys.stderr.isatty(), **options)
+
+
+@_command("gkp verify --json")
+@_json
+def _verify(as_json: bool) -> int:
+    """Check that what is committed follows from the committed data."""
+    from gkp.artifact.verify import verify
+
+    checks = verify()
+    if as_json:
+        rows = [{"check": check.name, "n": check.n, "problems": check.problems, "note": check.note} for check in checks]
+        print(json.dumps(rows, indent=1))
+    else:
+        print(*(check.line for check in checks), sep="\n")
+    problems = [problem for check in checks for problem in check.problems]
+    print(*(f"gkp: {problem}" for problem in problems), sep="\n", end="\n" if problems else "", file=sys.stderr)
+    return 1 if problems else 0
+
+
+@_command("gkp publish --cells")
+@click.option("--profile", default="cifar10", help="The profile whose cells are committed.")
+@click.option("--cells", "cells_only", is_flag=True, help="Only cells, verdicts and the manifest: leave the notebooks alone.")
+def _publish(profile: str, cells_only: bool) -> int:
+    """Copy cells and executed notebooks to where they are committed."""
+    from gkp.artifact.publish import publish
+
+    done = publish(profile, cells_only=cells_only)
+    print(*done.lines, sep="\n")
+    return 1 if any(check.problems for check in done.checks) else 0
+
+
+@_command("gkp html --profile quick")
+@_profile
+@_out(help="Folder to write.  [default: build/html]")
+def _html(profile: str, out: Path | None) -> None:
+    """Write the executed notebooks as HTML that needs nothing else."""
+    from gkp.artifact.html_report import html_report
+
+    report = html_report(profile, out=out)
+    print(f"{len(report.pages)} notebooks: {report.index}")
