@@ -606,3 +606,55 @@ def test_a_diverging_training_stops_with_a_clear_error_and_keeps_the_last_good_c
     with pytest.raises(BadInput, match="training diverged"):
         train(tiny(), some_digits(), Recipe(epochs=2, lr=1e30), checkpoint=tmp_path / "c")
     assert not any(tmp_path.iterdir())
+
+
+# --- callbacks with an objective, weights or a schedule of their own ------------------------------------------------
+
+
+class Swapped(Callback):
+    """Train a weight of its own, held outside the network, by a loss that knows no labels."""
+
+    def __init__(self) -> None:
+        self.weight = nn.Parameter(torch.tensor([[1.0, -1.0]]))
+        self.calls: list[str] = []
+
+    def schedule(self, epochs: int, steps: int) -> None:
+        self.calls.append(f"schedule {epochs} {steps}")
+
+    def parameters(self, net: nn.Module) -> list[nn.Parameter]:
+        self.calls.append("parameters")
+        return [self.weight]
+
+    def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls.append("objective")
+        return net(x), 0.5 * (self.weight**2).sum()
+
+    def lr_factor(self, step: int) -> float:
+        return 0.5 if step else 1.0
+
+    def after_backward(self, net: nn.Module) -> None:
+        self.calls.append("backward")
+        assert self.weight.grad is not None
+
+
+def test_a_callback_may_bring_its_own_weights_objective_and_learning_rate() -> None:
+    net, swapped = Linear(), Swapped()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    recipe = Recipe(epochs=2, lr=0.1, momentum=0.0, weight_decay=0.0, batch_size=4)
+    log = train(net, one_pixel(), recipe, callbacks=[swapped])
+    assert swapped.weight.tolist() == [pytest.approx([0.9 * 0.95, -0.9 * 0.95])]  # steps of 0.1 and 0.05 of the weight itself
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert swapped.calls == ["schedule 2 1", "parameters", *["objective", "backward"] * 2]
+    assert [row["lr"] for row in log.rows] == [0.1, 0.05]
+
+
+def test_two_objectives_or_two_sets_of_weights_are_refused() -> None:
+    class OwnObjective(Callback):
+        def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            logits = net(x)
+            return logits, logits.sum()
+
+    with pytest.raises(BadInput, match="two callbacks name the parameters"):
+        train(Linear(), one_pixel(), FAST, callbacks=[Swapped(), Swapped()])
+    with pytest.raises(BadInput, match="two callbacks have an objective"):
+        train(Linear(), one_pixel(), FAST, callbacks=[OwnObjective(), OwnObjective()])

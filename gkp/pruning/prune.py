@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gkp.data.dataset import Dataset
 from gkp.errors import BadInput
 from gkp.pruning.budget import TOLERANCE, check_budget, grouped_kernel_macs
+from gkp.pruning.callback import PruningCallback
 from gkp.pruning.cost import cost
 from gkp.pruning.coupling import find_input_shape
 from gkp.pruning.layers import Chosen, Layers, choose_filter_layers, choose_layers
@@ -141,27 +142,6 @@ def check_inputs(info: MethodInfo, net: nn.Module, convs: Mapping[str, nn.Conv2d
         net.train(was_training)
     if logits.ndim != 2 or logits.shape[1] < data.num_classes:
         raise BadInput(f"{data.name} has {data.num_classes} classes, the network {logits.shape[-1]}; give data it was made for")
-
-
-class PruningCallback(Protocol):
-    """A `gkp.training.callback.Callback` that ends in a plan."""
-
-    def before_training(self, net: nn.Module) -> None: ...
-
-    def loss_term(self, net: nn.Module) -> Tensor | None: ...
-
-    def after_step(self, net: nn.Module) -> None: ...
-
-    def after_epoch(self, net: nn.Module, epoch: int) -> None: ...
-
-    def finish(self, net: nn.Module) -> None: ...
-
-    def state(self) -> dict[str, Tensor]: ...
-
-    def restore(self, state: dict[str, Tensor]) -> None: ...
-
-    def plan(self, net: nn.Module) -> Plan:
-        """What stays of `net` after the last epoch."""
 
 
 class TrainingMethod(Protocol):

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from gkp.errors import BadInput
 
 M = TypeVar("M", bound=type)
-PROCEDURES = ("one-shot", "soft", "sparse training")
+PROCEDURES = ("one-shot", "soft", "sparse training", "while training")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class MethodInfo:
 
     reference: where it was published, or "control". family: what it removes ("grouped kernel", "filter", "channel").
     needs: what it looks at ("weights", "data", ...). procedure: "one-shot" (before fine-tuning; `gkp.prune`), or while training
-    (`gkp.pruning.prune.train_pruned`): "soft" (what is zeroed may come back) or "sparse training" (a penalty, then one cut).
+    (`gkp.pruning.prune.train_pruned`): "soft" (what is zeroed may come back), "sparse training" (a penalty, then one cut), or
+    "while training" (with an objective, weights or an update rule of its own).
     fidelity: "faithful", or "adapted: " with what differs and why.
     """
 

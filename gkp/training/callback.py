@@ -1,35 +1,78 @@
-"""TODO."""
+"""The seam between the training loop and whatever acts on a training, such as a pruning method that prunes while it trains."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
 
 class Callback:
-    """What a training-time method does to a training; override what it needs, the rest does nothing.
+    """Act on a training; override what is needed, the rest does nothing.
 
-    A method that carries something from step to step returns it from `state`, so that a checkpoint holds it. Make it a
+    A callback that carries something from step to step returns it from `state`, so that a checkpoint holds it. Make it a
     dataclass of its settings: a checkpoint made with other settings is then refused.
+
+    The order of one training: `schedule`, `before_training`, (`restore`), `parameters`; of each step: `objective`,
+    `loss_term`, the backward pass, `after_backward`, the optimiser's step, `after_step`; then `after_epoch`; at the end `finish`.
     """
 
-    def before_training(self, net: nn.Module) -> None:
-        """Called once before the first step, also when a training is resumed (then before `restore`)."""
+    def schedule(self, epochs: int, steps: int) -> None:
+        """Learn the length of the training before it begins.
 
-    def loss_term(self, net: nn.Module) -> Tensor | None:
-        """A scalar added to each batch's loss, or None."""
+        Args:
+            epochs: number of epochs of the whole training, those of a resumed one included.
+            steps: number of optimiser steps in each.
+        """
+
+    def before_training(self, net: nn.Module) -> None:
+        """Run once before the first step, also when a training is resumed (then before `restore`)."""
+
+    def parameters(self, net: nn.Module) -> Iterable[nn.Parameter] | None:
+        """Parameters that SGD trains instead of those of `net`, in an order that is always the same; None for those of `net`.
+
+        For a method whose weights are computed from others (a hypernetwork). At most one callback may return some.
+        """
         return None
 
+    def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Logits and loss of a batch, instead of the cross-entropy of `net(x)`; None to leave that as it is.
+
+        For a method with inputs, labels or weights of its own: adversarial images, a teacher, generated weights. At most one
+        callback may return something.
+
+        Args:
+            net: the network in training mode.
+            x: (N, C, H, W) float images in [0, 1], augmented.
+            y: (N,) int64 labels.
+
+        Returns:
+            Logits (N, classes), from which the training accuracy is counted, and the scalar loss to be minimised.
+        """
+        return None
+
+    def loss_term(self, net: nn.Module) -> Tensor | None:
+        """A scalar added to the loss of each batch, or None."""
+        return None
+
+    def lr_factor(self, step: int) -> float:
+        """A factor on the recipe's learning rate at optimiser step `step`, counted from 0 over the whole training."""
+        return 1.0
+
+    def after_backward(self, net: nn.Module) -> None:
+        """Run in each step when the gradients are known and the optimiser has not used them yet."""
+
     def after_step(self, net: nn.Module) -> None:
-        """Called after each optimiser step, masked weights being zero."""
+        """Run after each optimiser step, masked weights being zero."""
 
     def after_epoch(self, net: nn.Module, epoch: int) -> None:
-        """Called after epoch number `epoch` (from 1), before the net is evaluated and the checkpoint written."""
+        """Run after epoch number `epoch` (from 1), before the net is evaluated and the checkpoint written."""
 
     def finish(self, net: nn.Module) -> None:
-        """Called once after the last epoch."""
+        """Run once after the last epoch."""
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors to keep in a checkpoint."""
+        """Tensors to keep in a checkpoint."""
         return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:

@@ -118,20 +118,21 @@ def train(
     if checkpoint is not None:
         identity = _identity(net, train_set, recipe, seed, callbacks)
         keeper = training_checkpoint.Keeper(Path(checkpoint), identity)
+    steps = math.ceil(len(train_set) / recipe.batch_size)
     with _in_form(net, channels_last):
+        for callback in callbacks:
+            callback.schedule(recipe.epochs, steps)
+            callback.before_training(net)
         optimizer = torch.optim.SGD(
-            [p for p in net.parameters() if p.requires_grad],
+            _trained(net, callbacks),
             lr=recipe.lr,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov,
         )
-        for callback in callbacks:
-            callback.before_training(net)
         if keeper is not None and (rows := keeper.resume(net, optimizer, callbacks)) is not None:
             log.rows = rows
         _apply_masks(net)
-        steps = math.ceil(len(train_set) / recipe.batch_size)
         with tqdm(
             total=recipe.epochs * steps,
             initial=len(log.rows) * steps,
@@ -206,16 +207,21 @@ def _epoch(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(epoch_seed)
         for step, (x, y) in enumerate(batches):
-            lr = recipe.lr_at((epoch - 1) * steps + step, steps)
+            done = (epoch - 1) * steps + step
+            lr = recipe.lr_at(done, steps) * math.prod(callback.lr_factor(done) for callback in callbacks)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            logits = net(x.contiguous(memory_format=torch.channels_last) if channels_last else x)
-            loss = objective = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            logits, loss = _objective(
+                net, x.contiguous(memory_format=torch.channels_last) if channels_last else x, y, recipe, callbacks
+            )
+            objective = loss
             for callback in callbacks:
                 if (term := callback.loss_term(net)) is not None:
                     objective = objective + term
-            optimizer.zero_grad(set_to_none=True)
             objective.backward()
+            for callback in callbacks:
+                callback.after_backward(net)
             optimizer.step()
             _apply_masks(net)
             for callback in callbacks:
@@ -235,6 +241,25 @@ def _epoch(
         "train_accuracy": int(correct) / len(train_set),
         "seconds": time.perf_counter() - started,
     }
+
+
+def _trained(net: nn.Module, callbacks: Sequence[Callback]) -> list[nn.Parameter]:
+    """The parameters that SGD trains: those that a callback names, or all of the net that require a gradient."""
+    named = [list(given) for callback in callbacks if (given := callback.parameters(net)) is not None]
+    if len(named) > 1:
+        raise BadInput("two callbacks name the parameters to train; a training takes one such callback")
+    return named[0] if named else [p for p in net.parameters() if p.requires_grad]
+
+
+def _objective(net: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, callbacks: Sequence[Callback]) -> tuple[Tensor, Tensor]:
+    """Logits and loss of a batch: a callback's own, or the cross-entropy of the net."""
+    own = [found for callback in callbacks if (found := callback.objective(net, x, y)) is not None]
+    if len(own) > 1:
+        raise BadInput("two callbacks have an objective of their own; a training takes one such callback")
+    if own:
+        return own[0]
+    logits = net(x)
+    return logits, F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
 
 
 def _number(value: float | Tensor) -> float:

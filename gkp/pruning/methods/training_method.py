@@ -14,10 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from gkp.pruning.callback import PruningCallback
 from gkp.pruning.filters import FilterSpec
 from gkp.pruning.methods.filter_method import FilterMethod
 from gkp.pruning.plan import Plan
-from gkp.training.callback import Callback
 
 
 class SoftMethod(FilterMethod):
@@ -31,7 +31,7 @@ class SoftMethod(FilterMethod):
 
 
 @dataclass
-class SoftPruning(Callback):
+class SoftPruning(PruningCallback):
     """Zeroes the filters that `method` scores lowest, before the first epoch and after each; how many, the budget says once.
 
     layers: the convolutions. hold: keep them at zero until the next choice (FPGM) instead of letting them train (SFP).
@@ -103,7 +103,7 @@ class SparseMethod(FilterMethod):
 
 
 @dataclass
-class SparseTraining(Callback):
+class SparseTraining(PruningCallback):
     """Adds the penalty of `method` on `layers` to the loss of each batch."""
 
     method: SparseMethod
