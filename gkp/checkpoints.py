@@ -98,8 +98,9 @@ def load_model(
 ) -> nn.Module:
     """A network in eval mode that takes [0, 1] NCHW images and returns logits.
 
-    source: an architecture name (`gkp.networks.build.BUILDERS`), or a folder that `save_model` wrote. weights, for a name: "akamaster"
-    (ResNet-20/32/44/56/110 by Yerlan Idelbayev), "srgkp-official" (ResNet-20 of the paper's authors), "gkp" (trained here, in
+    source: an architecture name (`gkp.networks.build.BUILDERS`), or a folder that `save_model` wrote. weights, for a name:
+    "akamaster" (ResNet-20/32/44/56/110 by Yerlan Idelbayev), "srgkp-official" (ResNet-20 of the paper's authors), "gkp"
+    (trained here, in
     data/checkpoints), a folder of ours, or None for a new initialisation by `seed` with `fields` (num_classes, shortcut, mean,
     std). into: for a saved network that is not one of ours, a dense instance of it to fill.
     Raises BadInput for an unknown name, a file that is missing, truncated, tampered with, or of another architecture.

@@ -185,7 +185,8 @@ def without_network(tmp_path_factory) -> Path:
     cells = [
         nbformat.v4.new_code_cell("profile = ''\njobs = 1", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(
-            "import gkp\nprint(gkp.artifact.experiments.run.run(gkp.artifact.profiles.cells(profile), jobs=jobs, progress=False))"
+            "from gkp.artifact import experiments, profiles\n"
+            "print(experiments.run(profiles.cells(profile), jobs=jobs, progress=False))"
         ),
     ]
     book = nbformat.v4.new_notebook(cells=cells)

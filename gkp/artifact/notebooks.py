@@ -1,9 +1,9 @@
 """Runs the notebooks that are not up to date, side by side, with the traps of papermill closed.
 
-A notebook whose executed copy still follows from what is there (`gkp.artifact.executed`) is left alone. When several are to be executed,
-the cells of the profile are computed first, in one run with all workers; then the notebooks find them, on as many kernels as
-there are jobs. A notebook that computes all the same waits for its turn (`gkp.artifact.experiments.ledger`), so that two kernels never start
-four workers. The last notebook sums the others up and waits for them.
+A notebook whose executed copy still follows from what is there (`gkp.artifact.executed`) is left alone. When several are to
+be executed, the cells of the profile are computed first, in one run with all workers; then the notebooks find them, on as
+many kernels as there are jobs. A notebook that computes all the same waits for its turn (`gkp.artifact.experiments.ledger`),
+so that two kernels never start four workers. The last notebook sums the others up and waits for them.
 
 A parameter that a notebook does not have is refused (papermill only warns). A notebook is written under its final name only
 when every cell has run: until then it is `NAME.partial.ipynb`, and `NAME.failed.ipynb` where a cell failed; its tables and

@@ -331,6 +331,6 @@ def _cells_of_file(path: Path) -> list[Cell]:
         ) from error
     if strangers := [item for item in found if not isinstance(item, Cell)]:
         raise BadInput(
-            f"{path}: cells() returned a {type(strangers[0]).__name__} among its cells; return gkp.artifact.experiments cells only"
+            f"{path}: cells() returned a {type(strangers[0]).__name__} among its cells; return cells alone"
         )
     return found

@@ -1,12 +1,13 @@
 """`benchmark`: the outcome of every image under every attack, in the paper's protocol or in the field's.
 
-`gkp.evaluation.protocols` says what a protocol attacks and where, `gkp.evaluation.outcomes` what comes of it (EVALUATION sections 1, 2 and 5).
+`gkp.evaluation.protocols` says what a protocol attacks and where, `gkp.evaluation.outcomes` what comes of it (EVALUATION
+sections 1, 2 and 5).
 
 Cost: FGSM takes one gradient and one forward pass an image for each eps, the gradient being shared by all eps and its logits
 being the clean ones; PGD drops an image once it has fallen. ResNet-20 on one core: 10,000 images in the paper protocol take
-about 2 minutes. Longer attacks are run on a twin without BatchNorm (`gkp.evaluation.folding`), which is faster, and judged by the
-network itself. Outcomes do not depend on the batch size (see `gkp.attacks`), nor on whether the evaluation was interrupted:
-with a checkpoint, what a kill costs is the images of the last minutes.
+about 2 minutes. Longer attacks are run on a twin without BatchNorm (`gkp.evaluation.folding`), which is faster, and judged
+by the network itself. Outcomes do not depend on the batch size (see `gkp.attacks`), nor on whether the evaluation was
+interrupted: with a checkpoint, what a kill costs is the images of the last minutes.
 
 The exception is `autoattack`, whose outcomes depend on which images share a batch (EVALUATION section 3): it gets all images
 that are to be attacked in one call, the batch size is one of its options in the outcome matrix, and a kill costs the call.
@@ -83,8 +84,8 @@ def benchmark(
     model: takes float [0, 1] NCHW, returns logits; evaluated in eval mode and left as it was. dataset: a name, for its test
     split, or a Dataset.
     protocol "pixel": eps: radii in pixel units, numbers or strings such as "8/255" or "4/255,8/255"; attacks: names of
-    `gkp.attacks.options.ATTACKS`, "fgsm,pgd" being two, run at every eps (default: fgsm and pgd); `AttackSpec`s, or dicts of their
-    fields, are run at their own eps if they have one. Without eps: the radii of PIXEL_EPS, and 0.5 in L2.
+    `gkp.attacks.options.ATTACKS`, "fgsm,pgd" being two, run at every eps (default: fgsm and pgd); `AttackSpec`s, or dicts of
+    their fields, are run at their own eps if they have one. Without eps: the radii of PIXEL_EPS, and 0.5 in L2.
     protocol "paper": the attacks are the paper's (attacks: only these of its rows); true_labels adds rows "fgsm-0.01-true" and
     "fgsm-0.1-true"; pgd_random_start starts PGD inside the ball, which the paper leaves open.
     seed: of random starts, which depend on it and on the image alone. batch_size: images in one pass (speed and memory only,

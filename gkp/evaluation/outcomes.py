@@ -1,9 +1,9 @@
 """The outcome matrix: which image is classified correctly under which attack (EVALUATION section 5).
 
-Every figure is derived from it: accuracy, Wilson interval, worst case per image, curves over eps; `gkp.evaluation.compare` has what
-takes several. On disk it is a folder of two files, `outcomes.npz` (the arrays, no pickle) and `outcomes.json` (what was
-attacked, how, with which versions; and the sha256 of both, so that a truncated or edited folder is refused). For one network,
-data set and seed the npz has the same bytes each time.
+Every figure is derived from it: accuracy, Wilson interval, worst case per image, curves over eps; `gkp.evaluation.compare`
+has what takes several. On disk it is a folder of two files, `outcomes.npz` (the arrays, no pickle) and `outcomes.json` (what
+was attacked, how, with which versions; and the sha256 of both, so that a truncated or edited folder is refused). For one
+network, data set and seed the npz has the same bytes each time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TOGETHER = ("autoattack",)  # attacks whose outcome for an image depends on whic
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """One row of the outcome matrix: an attack of `gkp.attacks.options.ATTACKS` with all that determines it but seed and images.
+    """One row of the outcome matrix: an attack of `gkp.attacks.options.ATTACKS` and what determines it beside seed and images.
 
     eps: radius in the protocol's units (a string such as "8/255" is understood). labels: "true", or "predicted" for the paper's
     FGSM, which is handed the network's own predictions. options: the attack's own, e.g. {"steps": 20}. key: its name in
@@ -95,8 +95,8 @@ class Outcomes:
 
     right: (1 + attacks, N) bool, row 0 without attack, row 1 + i under `attacks[i]`. indices: (N,) positions in the split.
     labels, predictions: (N,) classes, true and as predicted without attack. bounds: the clip box, in the protocol's units.
-    data_sha256: of the whole split; model_sha256: of the network's state (`gkp.evaluation.subject.state_sha256`). seconds: of the call
-    that made them, what a checkpoint had kept not counted.
+    data_sha256: of the whole split; model_sha256: of the network's state (`gkp.evaluation.subject.state_sha256`). seconds:
+    of the call that made them, what a checkpoint had kept not counted.
     """
 
     right: np.ndarray

@@ -93,7 +93,8 @@ class Classifier(nn.Module):
 class ShortcutA(nn.Module):
     """Option A: every second pixel, new channels zero; no parameters. `padding` zero channels go before and after.
 
-    The paper's code samples by an average pool of kernel 1; `sampled` makes that pool visible to its MAC counter (`gkp.pruning.cost`).
+    The paper's code samples by an average pool of kernel 1; `sampled` makes that pool visible to its MAC counter
+    (`gkp.pruning.cost`).
     """
 
     def __init__(self, stride: int, padding: tuple[int, int]):

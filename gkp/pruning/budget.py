@@ -1,8 +1,8 @@
 """The common budget: every method prunes to the same multiply-accumulates, so that only the choice of what goes differs.
 
-The budget is what grouped kernel pruning at a rate leaves of a network, by the paper's counter (`gkp.pruning.cost`, paper_macs): its
-tables match methods on those. A method's scheme, uniform or as published, is scaled by one factor, found by bisection.
-Counting runs on the meta device and costs 20 ms for ResNet-20, 90 ms for ResNet-110.
+The budget is what grouped kernel pruning at a rate leaves of a network, by the paper's counter (`gkp.pruning.cost`,
+paper_macs): its tables match methods on those. A method's scheme, uniform or as published, is scaled by one factor, found by
+bisection. Counting runs on the meta device and costs 20 ms for ResNet-20, 90 ms for ResNet-110.
 """
 
 from __future__ import annotations

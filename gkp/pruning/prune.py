@@ -1,7 +1,7 @@
 """`train_pruned`: the methods that prune while they train. They, too, decide what stays and leave the masking to others.
 
-Such a method has `callback(convs)`, a `gkp.training.callback.Callback` that acts on the training of the dense network (before training,
-loss term, after step, after epoch, finish) and whose `plan(net)` then says what stays.
+Such a method has `callback(convs)`, a `gkp.training.callback.Callback` that acts on the training of the dense network
+(before training, loss term, after step, after epoch, finish) and whose `plan(net)` then says what stays.
 """
 
 from __future__ import annotations
@@ -172,9 +172,9 @@ def train_pruned(
     """The masked dense twin of `net` after it was trained and pruned by `method`, and the log of that training.
 
     `net` itself is left as it was; give it trained or new. rate, layers, input_shape, budget, options: as in `gkp.prune`.
-    recipe, seed, evaluate, checkpoint, progress, device: as in `gkp.training.loop.train`; what is evaluated is the dense net, zero
-    where the method just zeroed it. callbacks: others beside the method's own. What comes back is fine-tuned like any other.
-    Raises BadInput for a one-shot method, and as `gkp.prune` and `gkp.training.loop.train` do.
+    recipe, seed, evaluate, checkpoint, progress, device: as in `gkp.training.loop.train`; what is evaluated is the dense
+    net, zero where the method just zeroed it. callbacks: others beside the method's own. What comes back is fine-tuned like
+    any other. Raises BadInput for a one-shot method, and as `gkp.prune` and `gkp.training.loop.train` do.
     """
     if isinstance(net, PrunedModel):
         raise BadInput("this network is pruned already; prune its `.net`, or the network it was made from")

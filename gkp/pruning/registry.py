@@ -2,9 +2,9 @@
 
 A method is a frozen dataclass of hyper-parameters, one file each. A one-shot method has `plan(net, convs) -> Plan`: it decides
 what stays of the convolutions `convs` and does nothing else. Fields called rate, groups, seed, data, input_shape and budget are
-filled by `prune`. A method that scores filters inherits all of that from `gkp.pruning.methods.filter_method.FilterMethod` and only says its score. A
-training-time method ends in a plan too: see `gkp.pruning.prune`. A control that also says which weights the twin starts
-from has `initialise(pruned) -> PrunedModel`.
+filled by `prune`. A method that scores filters inherits all of that from `gkp.pruning.methods.filter_method.FilterMethod`
+and only says its score. A training-time method ends in a plan too: see `gkp.pruning.prune`. A control that also says which
+weights the twin starts from has `initialise(pruned) -> PrunedModel`.
 """
 
 from __future__ import annotations

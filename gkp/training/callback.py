@@ -14,7 +14,8 @@ class Callback:
     dataclass of its settings: a checkpoint made with other settings is then refused.
 
     The order of one training: `schedule`, `before_training`, (`restore`), `parameters`; of each step: `objective`,
-    `loss_term`, the backward pass, `after_backward`, the optimiser's step, `after_step`; then `after_epoch`; at the end `finish`.
+    `loss_term`, the backward pass, `after_backward`, the optimiser's step, `after_step`; then `after_epoch`; at the end
+    `finish`.
     """
 
     def schedule(self, epochs: int, steps: int) -> None:

@@ -1,4 +1,4 @@
-"""The process that computes cells for one worker: `python -m gkp.artifact.experiments.child <jobs> <outcomes> <alive>` (descriptors).
+"""The process that computes cells for one worker: `-m gkp.artifact.experiments.child <jobs> <outcomes> <alive>` (descriptors).
 
 It stays for many cells, so libraries are imported and data sets loaded once per worker, and can be killed at any moment
 without harm to the worker: for a cell past its limits that is how it ends. It dies by itself with the worker.

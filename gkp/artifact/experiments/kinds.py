@@ -1,7 +1,7 @@
 """The kinds of cells of this project: a public checkpoint, a baseline, a pruned and fine-tuned network, an evaluation.
 
-What each computes is in `gkp.artifact.experiments.stages`; here is what distinguishes one from another. To add a field to a kind whose
-cells have been computed, declare it with `later(default)`.
+What each computes is in `gkp.artifact.experiments.stages`; here is what distinguishes one from another. To add a field to a
+kind whose cells have been computed, declare it with `later(default)`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class PretrainedCell(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The fields of `gkp.training.recipe.Recipe`, with the same defaults (the paper's fine-tuning), and what else a training has.
+    """The fields of `gkp.training.recipe.Recipe` with the same defaults (the paper's fine-tuning), and what else it has.
 
     split: what is trained on. log_examples: after each epoch the first so many test images are scored in the paper
     protocol, for tables that show what choosing the best epoch on the test set does; nothing is chosen by it here.
@@ -154,8 +154,8 @@ class EvaluateCell(Cell):
     """A network's outcome matrix, in the protocol "paper" or "pixel" (see `gkp.benchmark`, whose options these are).
 
     net: a cell that leaves a network. examples: test images, None for all. eps, attacks: None for the protocol's own;
-    attacks are names, or dictionaries of the fields of `gkp.evaluation.outcomes.AttackSpec`. variant: a changed test set, such as
-    "high-frequency-0.3": a name of `gkp.data.variants`, BadInput for another. purpose: a word for the id.
+    attacks are names, or dictionaries of the fields of `gkp.evaluation.outcomes.AttackSpec`. variant: a changed test set,
+    such as "high-frequency-0.3": a name of `gkp.data.variants`, BadInput for another. purpose: a word for the id.
     """
 
     stage = "evaluate"
@@ -194,7 +194,7 @@ class EvaluateCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class TimingCell(Cell):
-    """What pruning a network costs and what it saves, measured: seconds, so two runs differ (see `gkp.artifact.experiments.timing`).
+    """Measured cost and saving of pruning a network: seconds, so two runs differ (see `gkp.artifact.experiments.timing`).
 
     net: whose layers are grouped, pruned and run. seconds: how long each latency is measured. clustered: how many layers
     TMI-GKP's clusterings are timed on, from the first; None for all. batch_sizes: for latency.

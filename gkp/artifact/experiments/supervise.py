@@ -1,7 +1,7 @@
 """What a worker does with a job: hands it to its child process and ends the child when the cell passes a limit.
 
-A Dask worker runs `supervise`; the heavy work happens in the child (see `gkp.artifact.experiments.child`), so a cell that hangs, eats
-memory or crashes in C costs its own process and never the worker, on a local cluster and on a remote one alike.
+A Dask worker runs `supervise`; the heavy work happens in the child (see `gkp.artifact.experiments.child`), so a cell that
+hangs, eats memory or crashes in C costs its own process and never the worker, on a local cluster and on a remote one alike.
 In-process runs (`--jobs 1`) use `soft_limits` instead, which can stop whatever returns to Python's interpreter.
 """
 

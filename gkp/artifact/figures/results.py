@@ -71,8 +71,9 @@ def robustness_curves(outcomes: Mapping[str, Outcomes], attack: str = "pgd") -> 
 def method_bars(points: pd.DataFrame, *, attacks: Sequence[str] | None = None) -> Figure:
     """A panel for each attack, a bar for each method: accuracy at the last epoch with its 95 % Wilson interval (Figures 5-9).
 
-    points: as `gkp.artifact.tables.accuracy.methods_table(...).points` has them. attacks: the panels; all but those with true labels by default.
-    Every panel starts at 0 and has its own scale: 90 % without attack and 13 % under it leave little to see on a common one.
+    points: as `gkp.artifact.tables.accuracy.methods_table(...).points` has them. attacks: the panels; all but those with
+    true labels by default. Every panel starts at 0 and has its own scale: 90 % without attack and 13 % under it leave little
+    to see on a common one.
     """
     if points.empty:
         return not_run("accuracy of every method")
@@ -142,7 +143,8 @@ def pareto(points: pd.DataFrame, *, x: str, x_label: str) -> Figure:
 def latency_bars(points: pd.DataFrame) -> Figure:
     """Latency of each form of a network relative to the dense one (1), a panel a batch size.
 
-    points: as `gkp.artifact.tables.cost.latencies(...).points` has them; the bar ends at the median, its line spans the quartile range.
+    points: as `gkp.artifact.tables.cost.latencies(...).points` has them; the bar ends at the median, its line spans the
+    quartile range.
     """
     if points.empty:
         return not_run("latency")

@@ -27,8 +27,9 @@ __all__ = [
 def leaderboard(entries: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "Robustness leaderboard") -> Path:
     """The file written: one HTML page that loads nothing from anywhere, the same bytes for the same entries.
 
-    entries: as `gkp.evaluation.robustbench.entry.entry` makes and `load_entries` loads them. path: a file, by custom ending in .html.
-    Raises BadInput for no entries, an entry that is not sound, and a file that cannot be written, leaving what was there.
+    entries: as `gkp.evaluation.robustbench.entry.entry` makes and `load_entries` loads them. path: a file, by custom ending
+    in .html. Raises BadInput for no entries, an entry that is not sound, and a file that cannot be written, leaving what was
+    there.
     """
     if not entries:
         raise BadInput("there are no entries to rank; make some with gkp.evaluation.robustbench.entry.entry and save_entry")

@@ -1,6 +1,7 @@
 """What an audit measured, once, for all checks to read: outcomes per image, and a few probes of the network.
 
-Everything here is plain data: made by `gkp.evaluation.audit.measure`, judged by `gkp.evaluation.audit.checks`, written to `card.json`. Costs nothing.
+Everything here is plain data: made by `gkp.evaluation.audit.measure`, judged by `gkp.evaluation.audit.checks`, written to
+`card.json`. Costs nothing.
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ def gradient_free_attack_included(evidence: Evidence) -> Check:
 @numbered(15, "planted network recognised")
 def planted_network_is_recognised(evidence: Evidence) -> Check:
     """Check 15: a toy network whose gradients were rounded away fails checks 9 and 12, its honest twin no masking check
-    (`gkp.evaluation.audit.planted`, through the same code, in this process). Value: of these two verdicts, how many were wrong."""
+    (`gkp.evaluation.audit.planted`, through the same code, in this process). Value: of these two verdicts, how many
+    were wrong."""
     if not evidence.self_test:
         raise Missing("the self-test was not run")
     missed = [number for number in (9, 12) if number not in evidence.self_test["planted"]]

@@ -47,7 +47,10 @@ class GroupedMethod(ABC):
 @register("sr-gkp", reference="Zhong et al., NeurIPS 2023", family="grouped kernel", needs=("weights",), fidelity="faithful")
 @dataclass(frozen=True)
 class SRGKP(GroupedMethod):
-    """rate, groups: as in `gkp.prune`. alpha: the paper's CSB. beam_width, check_every, beta: see `gkp.pruning.sr_gkp.selection`."""
+    """rate, groups: as in `gkp.prune`. alpha: the paper's CSB.
+
+    beam_width, check_every, beta: see `gkp.pruning.sr_gkp.selection`.
+    """
 
     alpha: float = 0.9
     beam_width: int = 2

@@ -56,7 +56,8 @@ class TMIGKP:
     """rate, groups: as in `gkp.prune`. seed: of k-means and t-SNE (released: 0), or of random groups.
 
     trace: a `Trace` or its file, needed by grouping="vote". grouping: "vote" for the method itself; "kpca", "spectral",
-    "dbscan" or "random" for stand-ins that need no trace. beta: see `gkp.pruning.sr_gkp.selection.Balance`; None for the authors' choice by
+    "dbscan" or "random" for stand-ins that need no trace. beta: see `gkp.pruning.sr_gkp.selection.Balance`; None
+    for the authors' choice by
     network.
     """
 

@@ -35,7 +35,8 @@ from gkp.training.callback import Callback
 FORMAT = "gkp weight trace 1"
 HOW = (
     "train the network with a WeightTrace() (from gkp.pruning.methods.tmi_gkp import WeightTrace) among the callbacks of "
-    'gkp.training.loop.train and give trace=, or take a stand-in that needs none: grouping="kpca", "spectral", "dbscan" or "random"'
+    'gkp.training.loop.train and give trace=, or take a stand-in that needs none: grouping="kpca", "spectral", "dbscan" '
+    'or "random"'
 )
 
 
