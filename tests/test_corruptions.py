@@ -145,7 +145,7 @@ def cifar10c(tmp_path, monkeypatch):
         np.save(folder / f"{corruption}.npy", images)
     np.save(folder / "labels.npy", np.tile(np.array([0, 9, 1, 2], dtype=np.uint8), 5))
     monkeypatch.setenv("GKP_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(corruptions, "_PER_SEVERITY", PER_SEVERITY)
+    monkeypatch.setattr("gkp.data.sources._PER_SEVERITY", PER_SEVERITY)
     return folder
 
 

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gkp import files
-from gkp.data import dataset as datasets
+from gkp.data import sources
 from gkp.data.dataset import Dataset, augmented_batches, crop_and_flip
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput
@@ -196,7 +196,7 @@ def test_batch_sizes_that_leave_nothing_are_refused(make) -> None:
 
 
 def test_digits_are_16x16_rgb_in_fixed_stratified_splits() -> None:
-    parts = {split: load_dataset("digits", split) for split in datasets.SPLITS}
+    parts = {split: load_dataset("digits", split) for split in sources.SPLITS}
     assert {split: len(part) for split, part in parts.items()} == {"train": 1100, "val": 197, "train+val": 1297, "test": 500}
     for part in parts.values():
         assert part.images.shape[1:] == (3, 16, 16) and (part.num_classes, part.name) == (10, "digits")

@@ -121,7 +121,7 @@ def test_a_robustbench_that_does_not_import_is_one_clear_error(monkeypatch: pyte
     "options, words",
     [
         ({"threat_model": "linf"}, "known: Linf, L2"),
-        ({"threat_model": "corruptions"}, r"gkp\.corruptions"),
+        ({"threat_model": "corruptions"}, r"gkp\.evaluation\.corruptions"),
         ({"eps": "8"}, "8/255"),
         ({"n_examples": 13}, "give 1 to 12"),
         ({"batch_size": 0}, "batch_size"),

@@ -330,7 +330,5 @@ def _cells_of_file(path: Path) -> list[Cell]:
             f"{path}: {type(error).__name__}: {error}; a profile defines a function cells() that returns a list of cells"
         ) from error
     if strangers := [item for item in found if not isinstance(item, Cell)]:
-        raise BadInput(
-            f"{path}: cells() returned a {type(strangers[0]).__name__} among its cells; return cells alone"
-        )
+        raise BadInput(f"{path}: cells() returned a {type(strangers[0]).__name__} among its cells; return cells alone")
     return found

@@ -1,7 +1,7 @@
 """`gkp publish`: measured cells, verdicts and executed notebooks to where they are committed, in that order.
 
-    data/results/<cell>/   finished cells of the profile, without logs and without networks that begin with somebody else's
-                           public weights
+    data/results/<cell>/   finished cells of the profile, without logs, without networks that begin with somebody else's
+                           public weights, and without those of seeds beyond 0
     data/checkpoints/      the baseline trained here, as `gkp.load_model` reads it
     data/verdicts.csv      what `gkp.artifact.claims` concludes from those cells
     data/minutes.csv       what each notebook costs, from the seconds recorded in its cells
@@ -140,6 +140,8 @@ def left_out(cell: Cell) -> tuple[str, ...]:
     """The patterns of the files of a cell that are not committed."""
     if isinstance(cell, PretrainedCell) or (isinstance(cell, PruneCell) and isinstance(cell.net, PretrainedCell)):
         return _NETWORKS  # whoever has the public weights prunes them in a second; their licence is not ours to pass on
+    if isinstance(cell, PruneCell) and cell.seed > 0:
+        return _NETWORKS  # further seeds are for intervals: their outcomes are kept, the network can be computed again
     return ()
 
 

@@ -11,8 +11,11 @@
 
 from __future__ import annotations
 
+from gkp.evaluation.audit import conduct, masking, reporting  # each enters its checks
 from gkp.evaluation.audit.evidence import Evidence
 from gkp.evaluation.audit.verdict import CHECKS, Check
+
+__all__ = ["CHECKS", "Check", "conduct", "masking", "reporting", "run_checks"]
 
 
 def run_checks(evidence: Evidence) -> tuple[Check, ...]:
