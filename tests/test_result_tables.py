@@ -70,8 +70,8 @@ def test_pgd_is_shown_in_both_units_with_its_own_n(results):
 
 def test_seeds_are_averaged_and_a_single_one_says_so(results):
     table = tables.seed_spread(results)
-    assert table.shown.loc["sr-gkp", "fgsm-0.1"] == f"61.00 ± {100 * np.std([0.6, 0.62], ddof=1):.2f}"
-    assert table.shown.loc["unpruned", "fgsm-0.1"] == "50.00 (one seed)" and table.shown.loc["l2-gkp", "seeds"] == 2
+    assert table.shown.loc["SR-GKP", "fgsm-0.1"] == f"61.00 ± {100 * np.std([0.6, 0.62], ddof=1):.2f}"
+    assert table.shown.loc["unpruned", "fgsm-0.1"] == "50.00 (one seed)" and table.shown.loc["L2-GKP", "seeds"] == 2
 
 
 def test_mean_ranks_follow_the_rule_of_table_20_and_leave_the_unpruned_network_out(results):
@@ -89,10 +89,35 @@ def test_table_1_has_a_column_for_each_cut_and_passes_other_variants_over(tmp_pa
     assert plots.frequency_lines(table.points).points["cut"].tolist() == ["full", "0.3", "0.5"]
 
 
+def test_every_table_shows_the_evaluations_of_its_part_and_no_others(results, tmp_path):
+    """A network with evaluations in all parts has one row in each table: those of ResNet-56 gave notebook 02 four more."""
+    others = [
+        *({"attacks": (), "variant": variant} for variant in ("", "high-frequency-0.3", "high-frequency-0.7")),
+        {"attacks": ("cascade",), "purpose": "cascade"},
+        {"attacks": ({"attack": "autoattack", "eps": "1/255"},)},
+        {"variant": "rotate-10"},
+        {"eps": ("4/255",), "purpose": "start"},
+    ]
+    pixel = evaluated(BASELINE, tmp_path, {"clean": 0.9, "pgd-1/255": 0.3}, protocol="pixel")
+    strange = [{"clean": 0.5, f"attack-{n}": 0.1} for n in range(len(others))]
+    found = [*results, pixel, *(evaluated(BASELINE, tmp_path, a, **f) for a, f in zip(strange, others, strict=True))]
+    for protocol in ("paper", "pixel"):
+        points = tables.methods_table(found, protocol=protocol, title="").points
+        assert not points.duplicated(["method", "seed", "attack"]).any() and points["attack"].eq("clean").sum() == 5
+        assert not points["attack"].str.startswith("attack-").any()
+        spread = tables.seed_spread(found, protocol=protocol, attacks=["clean"])
+        assert len(spread.points) == 5 and spread.shown.loc["unpruned", "clean"] == "90.00 (one seed)"
+    space = tables.space_choice(found).points
+    assert space[space["method"] == "unpruned"]["accuracy"].tolist() == [0.6, 0.3]
+    assert tables.high_frequency(found).points["cut"].tolist() == ["full", "0.3", "0.7"]
+    assert len(tables.strong_attacks(found).points) == 4
+    assert len(tables.label_choice(found).points) == 5
+
+
 def test_strong_attacks_are_listed_with_their_n_and_what_the_network_costs(results, tmp_path):
     strong = evaluated(PRUNED["sr-gkp", 0], tmp_path, {"clean": 0.9, "cascade-1/255": 0.2}, n=8, attacks=("cascade",))
     table = tables.strong_attacks([*results, strong])
-    assert table.shown.loc["sr-gkp", "cascade-1/255"] == "20.0 [10.0, 25.0], n 8"
+    assert table.shown.loc["SR-GKP", "cascade-1/255"] == "20.0 [10.0, 25.0], n 8"
     assert set(table.points["macs"]) == {23.0} and set(table.points["attack"]) == {"clean", "cascade-1/255"}
     assert set(plots.pareto(table.points, x="macs", x_label="MACs (M)").points["method"]) == {"sr-gkp"}
 
@@ -200,11 +225,23 @@ def test_without_points_a_figure_says_that_it_was_not_run():
     assert plots.pareto(nothing, x="macs", x_label="MACs").points.empty
 
 
+def test_a_network_is_called_as_in_the_paper_by_one_function():
+    from gkp.artifact.published import names_here
+    from gkp.artifact.results import NAMES, paper_name
+    from gkp.pruning.registry import methods
+
+    assert {NAMES[here]: here for here in names_here().values() if here != "none"}.items() <= names_here().items()
+    assert set(methods()) <= set(NAMES) and len(set(NAMES.values())) == len(NAMES)
+    assert paper_name("sr-gkp shape from scratch") == "SR-GKP shape from scratch"
+    assert paper_name("l1norm-b (csb 0.5), one shot") == "L1Norm-B (csb 0.5), one shot"
+    assert paper_name("unpruned, fine-tuned") == "unpruned, fine-tuned" and paper_name("my-own") == "my-own"
+
+
 def test_a_method_has_one_colour_whatever_its_options_and_a_family_shares_one():
     colour = plots.method_colour
     assert colour("sr-gkp (alpha 0.5), one shot") == colour("sr-gkp") != colour("l2-gkp") == colour("random-gkp")
     assert colour("cc") == colour("lrf") != colour("hrank") == colour("sfp-smooth (csb 0.5)")
-    assert len({colour("unpruned"), colour("unpruned, continued"), colour("sr-gkp"), colour("l2")}) == 4
+    assert len({colour("unpruned"), colour("unpruned, fine-tuned"), colour("sr-gkp"), colour("l2")}) == 4
 
 
 def test_the_superscore_figure_draws_what_the_table_found(results):

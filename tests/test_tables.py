@@ -52,7 +52,7 @@ def test_the_methods_table_joins_each_evaluation_with_the_cost_of_its_network(tm
     table = tables.methods_table(results, protocol="paper", title="main")
     assert table.shown.reset_index().to_dict("records") == [
         {
-            "method": "sr-gkp (alpha 0.5), one shot",
+            "method": "SR-GKP (alpha 0.5), one shot",
             "MACs (M)": "23.391",
             "params (M)": "0.153",
             "clean": "50.0 [40.0, 60.0]",
@@ -62,7 +62,7 @@ def test_the_methods_table_joins_each_evaluation_with_the_cost_of_its_network(tm
     ]
     assert (
         tables.row_name(baseline) == "unpruned"
-        and tables.row_name(PruneCell(net=baseline, method="none")) == "unpruned, continued"
+        and tables.row_name(PruneCell(net=baseline, method="none")) == "unpruned, fine-tuned"
     )
 
 

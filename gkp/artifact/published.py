@@ -33,10 +33,17 @@ TEXT, LOG, CODE = "text", "log", "code"  # the running text; the log published w
 def published(table: int | str | None = None) -> pd.DataFrame:
     """The printed numbers of a table, one a row; of all of them without an argument.
 
-    table: 1 to 20, "Table 4", "text", "log" (of the public code, on its ResNet-20) or "code" (that code, run again on one-shot
-    pruning). Table 2 is a part of Table 10 and has its rows; Table 8 has no numbers: it comes as `table_8.csv` has it.
-    Columns: table, dataset, network, rate (share of kernels removed), method, setting, criterion (by which of its metrics the
-    epoch was chosen), metric, value, unit, note, erratum, likely. Raises BadInput for a table that the paper does not have.
+    Args:
+        table: 1 to 20, "Table 4", "text", "log" (of the public code, on its ResNet-20) or "code" (that code, run again on
+            one-shot pruning). Table 2 is a part of Table 10 and has its rows; Table 8 has no numbers: it comes as
+            `table_8.csv` has it.
+
+    Returns:
+        Columns table, dataset, network, rate (share of kernels removed), method, setting, criterion (by which of its metrics
+        the epoch was chosen), metric, value, unit, note, erratum, likely.
+
+    Raises:
+        BadInput: For a table that the paper does not have.
     """
     if table is None:
         return _tables().copy()
@@ -59,9 +66,16 @@ def superscores(
 ) -> pd.DataFrame:
     """The best printed value of each method (row) on each metric (column), in percent: the bars of Figures 5-9.
 
-    One row may mix the epochs of several checkpoints: it need not be a network that exists. network: which of those in the
-    table. likely: read known misprints as they were probably meant. Raises BadInput where the network is not in the table, or
-    several are and none is named.
+    One row may mix the epochs of several checkpoints: it need not be a network that exists.
+
+    Args:
+        table: As in `published`.
+        network: Which of those in the table, "ResNet-56"; may be left out where there is one.
+        likely: Read known misprints as they were probably meant.
+        metrics: The columns.
+
+    Raises:
+        BadInput: Where the network is not in the table, or several are and none is named.
     """
     frame = published(table)
     frame = frame[frame["metric"].isin(metrics)]
@@ -75,16 +89,30 @@ def superscores(
     return wide[[metric for metric in metrics if metric in wide]]
 
 
+def mean_rank(scores: pd.DataFrame, *, ties: str = "min") -> pd.DataFrame:
+    """The rank of each row in each column, 1 for the largest, and their average as "mean rank": the rule of Table 20.
+
+    Args:
+        scores: A row for each method, a column for each metric.
+        ties: What equal scores get, as in `pandas.DataFrame.rank`.
+    """
+    ranks = scores.rank(ascending=False, method=ties)
+    return ranks.assign(**{"mean rank": ranks.mean(axis=1)})
+
+
 def mean_ranks(*, likely: bool = True, ties: str = "min") -> pd.DataFrame:
     """Table 20 by the rule that its numbers follow: a row for each method, a column for each network and for all three.
 
-    The superscore of each method on benign, (a), (b) and (c) is ranked among `RANKED` (1 is best), and the four ranks are
-    averaged. HRank, LRF and OTOv2 are left out by the paper. ties: as in `pandas.DataFrame.rank`.
+    The superscores of `RANKED` on benign, (a), (b) and (c) are ranked and averaged; the paper leaves HRank, LRF and OTOv2 out.
+
+    Args:
+        likely: As in `superscores`.
+        ties: As in `mean_rank`.
     """
     columns = {}
     for table, network in ((17, "ResNet-32"), (18, "ResNet-56"), (19, "ResNet-110")):
         best = superscores(table, likely=likely).loc[list(RANKED)]
-        columns[network] = best.rank(ascending=False, method=ties).mean(axis=1)
+        columns[network] = mean_rank(best, ties=ties)["mean rank"]
     frame = pd.DataFrame(columns)
     return frame.assign(**{"all three": frame.mean(axis=1)})
 

@@ -1,16 +1,93 @@
-"""TODO."""
+"""Finished experiments by their role, and the names that people read: what every table, figure and claim goes by.
+
+`plays` is the one filter: tables select with it among results, claims among the cells of a profile.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from gkp.artifact.experiments.cell import Cell
-from gkp.artifact.experiments.kinds import Network, PruneCell, network_in
+from gkp.artifact.experiments.kinds import EvaluateCell, Network, PruneCell, network_in
 from gkp.artifact.experiments.report import Result
 from gkp.checkpoints import load_model
 from gkp.evaluation.outcomes import Outcomes
+
+STRONG = "strong"  # the part of every evaluation under attacks of its own choice: cascades, AutoAttack
+BASELINE, CONTINUED = "unpruned", "unpruned, fine-tuned"  # the network that methods start from; the same, trained as they are
+NAMES = {  # a method's identifier -> its name in the paper, or one formed alike
+    "cc": "CC",
+    "chip": "CHIP",
+    "depgraph": "DepGraph",
+    "depgraph-one-shot": "DepGraph-One-Shot",
+    "fpgm": "FPGM",
+    "fpgm-one-shot": "FPGM-One-Shot",
+    "greedy-gkp": "Greedy-GKP",
+    "hrank": "HRank",
+    "l1norm-a": "L1Norm-A",
+    "l1norm-b": "L1Norm-B",
+    "l2": "L2Norm",
+    "l2-gkp": "L2-GKP",
+    "least-smooth-gkp": "Least-Smooth-GKP",
+    "lrf": "LRF",
+    "none": CONTINUED,
+    "random": "Random",
+    "random-gkp": "Random-GKP",
+    "scratch": "Scratch",
+    "sfp": "SFP",
+    "sfp-smooth": "SFP-Smooth",
+    "slimming": "Slimming",
+    "sr-gkp": "SR-GKP",
+    "taylor-fo": "Taylor-FO",
+    "tmi-gkp": "TMI-GKP",
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation. network: the result of the network it is of, None where that is not among the results."""
+
+    cell: EvaluateCell
+    result: Result
+    network: Result | None
+
+    @property
+    def net(self) -> Network | PruneCell:
+        """The cell of the network."""
+        return self.cell.net
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Columns of every table of evaluations: method (see `row_name`), seed and n."""
+        return {"method": row_name(self.net), "seed": net_seed(self.net), "n": self.result["n"]}
+
+    @property
+    def accuracies(self) -> Iterator[dict[str, Any]]:
+        """For each attack its columns: attack, accuracy, low, high, as fractions."""
+        for attack, value in self.result["accuracy"].items():
+            low, high = self.result["interval"][attack]
+            yield {"attack": attack, "accuracy": value, "low": low, "high": high}
+
+
+def plays(cell: Cell, part: str) -> bool:
+    """Whether a cell is an evaluation in this role: one of `EvaluateCell.part`, the name of a changed test set, or STRONG."""
+    if not isinstance(cell, EvaluateCell):
+        return False
+    return bool(cell.attacks and not cell.variant) if part == STRONG else part in (cell.part, cell.variant or cell.part)
+
+
+def evaluations(results: Sequence[Result], part: str) -> list[Evaluation]:
+    """The evaluations in this role among finished experiments, in their order. part: as in `plays`."""
+    networks = {result.cell.hash: result for result in results if isinstance(result.cell, Network | PruneCell)}
+    return [
+        Evaluation(cell, result, networks.get(cell.net.hash))
+        for result in results
+        if isinstance(cell := result.cell, EvaluateCell) and plays(cell, part)
+    ]
 
 
 def load_outcomes(cells: Mapping[str, Cell], results: Sequence[Result]) -> dict[str, Outcomes]:
@@ -20,9 +97,9 @@ def load_outcomes(cells: Mapping[str, Cell], results: Sequence[Result]) -> dict[
 
 
 def load_networks(results: Sequence[Result], *names: str) -> dict[str, nn.Module]:
-    """Name -> network, for those of the finished networks among `results` that tables call by these names (seed 0 first).
+    """Name -> network, for those of the finished networks whose `row_name` is among `names`; seed 0 first, others left out.
 
-    The compact network where there is one: it is the same function as the masked twin. Names that are not there are left out.
+    The compact network where there is one: it computes the same function as the masked twin.
     """
     found: dict[str, nn.Module] = {}
     for result in results:
@@ -33,17 +110,33 @@ def load_networks(results: Sequence[Result], *names: str) -> dict[str, nn.Module
 
 
 def row_name(net: Network | PruneCell) -> str:
-    """How a table calls a network: "unpruned", "unpruned, continued", or the method with its options.
+    """The key of a network in the CSV of every table: "unpruned", "unpruned, fine-tuned", or the method with its options.
 
-    One that was not fine-tuned is called "one shot".
+    One that was not fine-tuned is called "one shot". `paper_name` turns the key into what people read.
     """
     if not isinstance(net, PruneCell):
-        return "unpruned"
+        return BASELINE
     if net.method == "none":
-        return "unpruned, continued"
-    options = ", ".join(f"{name} {value}" for name, value in dict(net.options).items())
-    scratch = " shape from scratch" if net.scratch else ""
-    return net.method + scratch + (f" ({options})" if options else "") + ("" if net.epochs else ", one shot")
+        return CONTINUED
+    scratch, untrained = " shape from scratch" if net.scratch else "", "" if net.epochs else ", one shot"
+    return net.method + scratch + in_brackets(net.options) + untrained
+
+
+def paper_name(row: str) -> str:
+    """A row as the paper would call it: "SR-GKP (alpha 0.5), one shot" for "sr-gkp (alpha 0.5), one shot"."""
+    method = method_of(row)
+    return NAMES.get(method, method) + row.removeprefix(method)
+
+
+def method_of(row: str) -> str:
+    """The method's identifier in a `row_name`."""
+    return row.partition(" (")[0].partition(" shape")[0].removesuffix(", one shot")
+
+
+def in_brackets(options: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> str:
+    """Options of a method after its name: " (alpha 0.5)", nothing where there are none."""
+    told = ", ".join(f"{name} {value}" for name, value in dict(options).items())
+    return f" ({told})" if told else ""
 
 
 def net_seed(net: Network | PruneCell) -> int:
@@ -51,6 +144,6 @@ def net_seed(net: Network | PruneCell) -> int:
     return getattr(net, "seed", 0)
 
 
-def with_interval(accuracy: float, low: float, high: float) -> str:
-    """A fraction and its interval in percent, as every table prints them."""
-    return f"{100 * accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+def not_run_yet(what: str) -> str:
+    """The placeholder of every table and figure without finished experiments."""
+    return f"{what} · not run: none of its experiments is finished"

@@ -28,7 +28,7 @@ _SETTINGS = {  # PAPER A2, A3: multiply-accumulates of one image, training image
 # units of `Cell.work` that one core does in a second: training images of ResNet-20, passes of an image through it, layers timed
 _PER_SECOND = {"train": 170.0, "prune": 170.0, "evaluate": 400.0, "timing": 1 / 45, "latency": 0.4, "pretrained": 1.0}
 # passes of an image through the network, by kind of evaluation; what `Cell.work` assumes is 8 and 60 for the two protocols
-_PASSES = {"paper": 8.0, "pixel": 60.0, "cascade": 1500.0, "autoattack": 300.0, "unattacked": 1.0}
+_PASSES = {"paper": 8.0, "pixel": 60.0, "cascade": 1500.0, "autoattack": 300.0, "frequency": 1.0}
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,7 @@ def stated_minutes(cells: Iterable[Cell]) -> float:
 def _stated_seconds(cell: Cell) -> float:
     work = cell.work
     if isinstance(cell, EvaluateCell):
-        from gkp.artifact.claims.evidence import part_of  # here: it imports this module
-
-        part = part_of(cell)
-        passes = _PASSES.get(part, _PASSES["unattacked"] if part == cell.variant else _PASSES["pixel"])
+        passes = _PASSES.get(cell.part, _PASSES["frequency"] if cell.variant else _PASSES["pixel"])
         work *= passes / _PASSES[cell.protocol]
     return work / _PER_SECOND.get(cell.stage, 1.0) / max(1, cell.threads)
 

@@ -175,6 +175,17 @@ class EvaluateCell(Cell):
             parse_variant(self.variant)  # a misspelt one is refused here, not hours later in a worker
 
     @property
+    def part(self) -> str:
+        """The role in tables and claims: "paper" or "pixel", or `purpose` where a protocol's own attacks have one ("start");
+        "frequency" without attack, on the plain test set and on its high frequencies; the name of another changed test set;
+        or the attacks asked for, such as "cascade" or "autoattack"."""
+        if self.variant and (self.attacks != () or not self.variant.startswith("high-frequency-")):
+            return self.variant
+        if self.attacks is None:
+            return self.purpose or self.protocol
+        return "+".join(item if isinstance(item, str) else item["attack"] for item in self.attacks) or "frequency"
+
+    @property
     def label(self) -> str:
         n = "" if self.examples is None else f"-n{self.examples}"
         what = self.purpose or self.protocol

@@ -13,6 +13,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 
+from gkp.artifact.results import not_run_yet
 from gkp.files import output_folder
 
 PALETTE = sns.color_palette("colorblind")
@@ -20,16 +21,29 @@ PALETTE = sns.color_palette("colorblind")
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn figure and the points it shows."""
+    """A drawn figure and the points it shows.
+
+    Attributes:
+        drawing: The matplotlib figure.
+        points: What it was drawn from, one point a row; networks by `gkp.artifact.results.row_name`.
+    """
 
     drawing: MatplotlibFigure
     points: pd.DataFrame
 
     def save(self, name: str, folder: str | Path | None = None) -> Path:
-        """The PNG's path; `name`.svg, .png and .csv now stand in `folder` (default: `figures` of the output folder)."""
+        """Write `name`.svg, .png and .csv, the same bytes for the same points.
+
+        Args:
+            name: File name without suffix.
+            folder: Where to; by default `figures` of the output folder.
+
+        Returns:
+            The path of the PNG.
+        """
         target = Path(folder) if folder else output_folder() / "figures"
         target.mkdir(parents=True, exist_ok=True)
-        stable = {"Date": None} | {"Creator": "gkp"}  # the same points give the same bytes
+        stable = {"Date": None} | {"Creator": "gkp"}
         with matplotlib.rc_context({"svg.hashsalt": name}):
             self.drawing.savefig(target / f"{name}.svg", bbox_inches="tight", metadata=stable)
         self.drawing.savefig(target / f"{name}.png", bbox_inches="tight", dpi=150, metadata={"Software": "gkp"})
@@ -52,8 +66,8 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Matplo
 
 
 def not_run(what: str) -> Figure:
-    """A drawing that says that there is nothing to draw, for results that are not there."""
+    """Placeholder stating that these experiments have not been run."""
     drawing, (ax,) = panels(1, 1, 6, 1)
     ax.axis("off")
-    ax.text(0.5, 0.5, f"{what}: not run", ha="center", va="center")
+    ax.text(0.5, 0.5, not_run_yet(what), ha="center", va="center")
     return Figure(drawing, pd.DataFrame())

@@ -1,4 +1,4 @@
-"""Figure 2: one image, what lies below and above the cuts of Table 1, and what networks make of it.
+"""Figure 2: one image, its frequencies below and above the cuts of Table 1, and the predictions of networks for each.
 
 Cost: 7 images through each network.
 """
@@ -6,12 +6,14 @@ Cost: 7 images through each network.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from torch import nn
 
 from gkp.artifact.figures.figure import PALETTE, Figure, panels
+from gkp.artifact.results import paper_name
 from gkp.data.dataset import Dataset
 from gkp.data.shifts import DEFAULT, THETAS, high_frequency, low_frequency
 from gkp.errors import BadInput
@@ -33,9 +35,19 @@ def reconstructions(
 ) -> Figure:
     """Figure 2: the image at this position, its low- and high-frequency versions, and each network's prediction for each.
 
-    networks: name -> network that takes the images of `data`, e.g. the unpruned and a pruned one. Points: a row for each
-    version and network, with the predicted class, the probability given to it, and whether it is the true one.
-    Raises BadInput for a position that is not there, no network, or a theta or convention that `gkp.data.shifts` refuses.
+    Args:
+        data: The test set.
+        position: Of the image in it.
+        networks: Name -> network that takes the images of `data`, e.g. the unpruned and a pruned one.
+        thetas: The cuts.
+        convention: What a cut means; see `gkp.data.shifts`.
+
+    Returns:
+        A figure whose points have a row for each version and network: the predicted class, its probability, and whether it
+        is the true one.
+
+    Raises:
+        BadInput: For a position that is not there, no network, or a theta or convention that `gkp.data.shifts` refuses.
     """
     if not networks or not thetas:
         raise BadInput("reconstructions needs at least one network and one theta")
@@ -86,9 +98,7 @@ def _sign(part: str) -> str:
 def _caption(ax: Axes, rows: pd.DataFrame) -> None:
     """The predictions under the image, one line a network; marked as well as coloured."""
     for line, row in enumerate(rows.itertuples()):
-        text = f"{row.network}: {row.predicted} {row.probability:.0%} {'✓' if row.right else '✗'}"
+        text = f"{paper_name(row.network)}: {row.predicted} {row.probability:.0%} {'✓' if row.right else '✗'}"
         colour = RIGHT if row.right else WRONG
-        ax.annotate(
-            text, (0.5, 0), (0, -4 - 13 * line), xycoords="axes fraction", textcoords="offset points", ha="center", va="top",
-            fontsize=9, color=colour,
-        )  # fmt: skip
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "top"}
+        ax.annotate(text, (0.5, 0), (0, -4 - 13 * line), fontsize=9, color=colour, **place)

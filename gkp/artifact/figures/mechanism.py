@@ -24,8 +24,16 @@ PRUNED_GREY = "#d9d9d9"
 def granularities(net: nn.Module, layer: str, *, rate: float = 7 / 16) -> Figure:
     """Figure 1: which kernels of one real layer go when the unit is a filter, a channel, a kernel or a grouped kernel.
 
-    net: a masked twin or compact network (its plan gives the grouped kernels, at the plan's own rate). The first three remove
-    the same share by smallest L2 norm. Each cell is one kernel, row = filter, column = input channel, shade = its L2 norm.
+    The first three remove the same share by smallest L2 norm. Each square is one kernel, row = filter, column = input channel,
+    shade = its L2 norm.
+
+    Args:
+        net: A masked twin or compact network; its plan gives the grouped kernels, at the plan's own rate.
+        layer: The name of a convolution pruned by grouped kernels.
+        rate: The share that the first three remove.
+
+    Raises:
+        BadInput: For a layer that is not there or not pruned by grouped kernels.
     """
     weight = _weight(net, layer)
     spec = _spec(net, layer)
@@ -58,7 +66,16 @@ def granularities(net: nn.Module, layer: str, *, rate: float = 7 / 16) -> Figure
 
 
 def snaking(net: nn.Module, layer: str, *, groups: int = 8) -> Figure:
-    """Figure 3: the filters of one real layer dealt S-wise by smoothness, and how even the groups come out."""
+    """Figure 3: the filters of one real layer dealt S-wise by smoothness, and how even the groups come out.
+
+    Args:
+        net: A network that is not pruned.
+        layer: The name of a convolution.
+        groups: How many filter groups.
+
+    Raises:
+        BadInput: For a layer that is not there.
+    """
     weight = _weight(net, layer)
     rough = smoothness(weight).sum(dim=1)
     labels = default_grouping(weight, groups)
@@ -93,7 +110,19 @@ def snaking(net: nn.Module, layer: str, *, groups: int = 8) -> Figure:
 
 
 def beam(net: nn.Module, layer: str, *, rate: float = 7 / 16, groups: int = 8, group: int = 0, start: int = 0) -> Figure:
-    """Figure 4: Smooth Beam Greedy in one filter group of one real layer, from one start: who is added and who is cut."""
+    """Figure 4: Smooth Beam Greedy in one filter group of one real layer, from one start: what is added, and what is cut.
+
+    Args:
+        net: A network that is not pruned.
+        layer: The name of a convolution.
+        rate: The share of grouped kernels to remove.
+        groups: How many filter groups.
+        group: Which of them is drawn.
+        start: The input channel of the grouped kernel that the search starts from.
+
+    Raises:
+        BadInput: For a layer or start that is not there.
+    """
     weight = _weight(net, layer)
     labels = default_grouping(weight, groups)
     kernels, rough = grouped_kernels(weight, labels)[group], grouped_roughness(weight, labels)[group]

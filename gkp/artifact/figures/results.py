@@ -1,12 +1,14 @@
 """Figures of measured results: bars, eps curves, seeds, accuracy against cost. One colour a family of methods, everywhere.
 
-Two dozen methods are more than a colour-blind safe palette has; what matters in the paper is what kind of thing is removed, so
-that is what the colour says. SR-GKP and the unpruned network have colours of their own.
+Two dozen methods are more than a colour-blind safe palette has, so a colour stands for what kind of thing is removed. SR-GKP
+and the unpruned network have colours of their own.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,19 +18,21 @@ from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.patches import Patch
 
 from gkp.artifact.figures.figure import PALETTE, Figure, not_run, panels
+from gkp.artifact.results import BASELINE, CONTINUED, method_of, paper_name
 from gkp.evaluation.outcomes import Outcomes
 from gkp.pruning.registry import methods
 
 _FAMILY = {"grouped kernel": PALETTE[2], "filter": PALETTE[0], "channel": PALETTE[1]}
-_OWN = {"unpruned": "#333333", "unpruned, continued": "#777777", "sr-gkp": PALETTE[3]}
+_OWN = {BASELINE: "#333333", CONTINUED: "#777777", "sr-gkp": PALETTE[3]}
 
 
 def method_colour(row: str):
-    """The colour of a row of a table in every figure: by its method, or by the family of what that removes.
+    """The colour of a network in every figure: its method's own, or that of the family of what the method removes.
 
-    row: as `gkp.artifact.results.row_name` gives it, options in brackets and all.
+    Args:
+        row: As `gkp.artifact.results.row_name` gives it, with options in brackets.
     """
-    method = row.partition(" (")[0].partition(" shape")[0].removesuffix(", one shot")
+    method = method_of(row)
     if method in _OWN:
         return _OWN[method]
     known = methods().get(method)
@@ -36,30 +40,27 @@ def method_colour(row: str):
 
 
 def robustness_curves(outcomes: Mapping[str, Outcomes], attack: str = "pgd") -> Figure:
-    """Accuracy under `attack` against eps (pixel protocol), a line a network, with 95 % Wilson intervals. eps 0 is clean."""
+    """Accuracy under an attack against eps, a line a network, with 95 % Wilson intervals; eps 0 is without attack.
+
+    Args:
+        outcomes: Name -> outcome matrix in the pixel protocol.
+        attack: Its name before the radius.
+    """
     if not outcomes:
         return not_run(f"accuracy under {attack.upper()}")
-    rows = []
+    frames = []
     for name, out in outcomes.items():
         frame = out.to_frame()
-        for key, row in frame.iterrows():
-            eps = (
-                0.0
-                if key == "clean"
-                else float(str(key).removeprefix(f"{attack}-").partition("/")[0])
-                if str(key).startswith(f"{attack}-")
-                else None
-            )
-            if eps is not None:
-                rows.append({"network": name, "eps (of 255)": eps, **row[["accuracy", "low", "high", "n"]]})
-    points = pd.DataFrame(rows)
+        radius = frame.index.to_series().str.extract(rf"^{re.escape(attack)}-([\d.]+)/255$")[0].astype(float)
+        radius["clean"] = 0.0
+        frame = frame.assign(network=name, **{"eps (of 255)": radius})[radius.notna()]
+        frames.append(frame[["network", "eps (of 255)", "accuracy", "low", "high", "n"]])
+    points = pd.concat(frames, ignore_index=True)
     drawing, (ax,) = panels(1, 1, 6.5, 4)
     for colour, (name, line) in zip(PALETTE, points.groupby("network", sort=False), strict=False):
         line = line.sort_values("eps (of 255)")
-        bars = np.clip(np.stack([line["accuracy"] - line["low"], line["high"] - line["accuracy"]]), 0, None)
-        ax.errorbar(
-            line["eps (of 255)"], 100 * line["accuracy"], yerr=100 * bars, label=name, color=colour, marker="o", capsize=3
-        )
+        style = {"color": colour, "marker": "o", "capsize": 3}
+        ax.errorbar(line["eps (of 255)"], 100 * line["accuracy"], yerr=_bars(line), label=paper_name(str(name)), **style)
     ax.set(xlabel="eps (of 255, $L_\\infty$)", ylabel="accuracy (%)", ylim=(0, 100))
     n = int(points["n"].iloc[0])
     ax.set_title(f"accuracy under {attack.upper()}, n = {n:,}, 95 % intervals")
@@ -71,9 +72,11 @@ def robustness_curves(outcomes: Mapping[str, Outcomes], attack: str = "pgd") -> 
 def method_bars(points: pd.DataFrame, *, attacks: Sequence[str] | None = None) -> Figure:
     """A panel for each attack, a bar for each method: accuracy at the last epoch with its 95 % Wilson interval (Figures 5-9).
 
-    points: as `gkp.artifact.tables.accuracy.methods_table(...).points` has them. attacks: the panels; all but those with
-    true labels by default. Every panel starts at 0 and has its own scale: 90 % without attack and 13 % under it leave little
-    to see on a common one.
+    Every panel starts at 0 and has its own scale: 90 % without attack and 13 % under it leave little to see on a common one.
+
+    Args:
+        points: Those of `gkp.artifact.tables.methods_table`.
+        attacks: The panels; by default all but those with true labels.
     """
     if points.empty:
         return not_run("accuracy of every method")
@@ -82,7 +85,8 @@ def method_bars(points: pd.DataFrame, *, attacks: Sequence[str] | None = None) -
     drawing, axes = panels(1, len(attacks), 3.2 * len(attacks), 0.26 * chosen["method"].nunique() + 1.4)
     for ax, attack in zip(axes, attacks, strict=True):
         shown = chosen[chosen["attack"] == attack].iloc[::-1]
-        ax.barh(shown["method"], 100 * shown["accuracy"], xerr=_bars(shown), color=_colours(shown["method"]), capsize=2)
+        names, colours = shown["method"].map(paper_name), _colours(shown["method"])
+        ax.barh(names, 100 * shown["accuracy"], xerr=_bars(shown), color=colours, capsize=2)
         ax.set(title=attack, xlabel="accuracy (%)", ylim=(-0.7, len(shown) - 0.3))
         ax.tick_params(labelleft=ax is axes[0])
         sns.despine(ax=ax)
@@ -93,9 +97,10 @@ def method_bars(points: pd.DataFrame, *, attacks: Sequence[str] | None = None) -
 
 
 def superscore_bars(points: pd.DataFrame) -> Figure:
-    """What Figures 5-9 of the paper draw, the best epoch on the test set, beside the last epoch, per method.
+    """The best epoch on the test set, as Figures 5-9 of the paper draw it, beside the last epoch, per method.
 
-    points: as `gkp.artifact.tables.protocol.epoch_choice(...).points` has them.
+    Args:
+        points: Those of `gkp.artifact.tables.epoch_choice`.
     """
     if points.empty:
         return not_run("best and last epoch")
@@ -105,7 +110,7 @@ def superscore_bars(points: pd.DataFrame) -> Figure:
     bars = _bars(shown.rename(columns={"last": "accuracy", "last_low": "low", "last_high": "high"}))
     ax.barh(height, 100 * shown["last"], xerr=bars, color=colours, capsize=2)
     ax.barh(height, 100 * shown["gain"], left=100 * shown["last"], color=colours, alpha=0.4, hatch="//")
-    ax.set_yticks(height, shown["method"])
+    ax.set_yticks(height, shown["method"].map(paper_name))
     ax.set(xlabel="accuracy (%)", ylim=(-0.7, len(shown) - 0.3))
     sns.despine(ax=ax)
     _families(drawing, shown["method"])
@@ -115,10 +120,15 @@ def superscore_bars(points: pd.DataFrame) -> Figure:
 
 
 def pareto(points: pd.DataFrame, *, x: str, x_label: str) -> Figure:
-    """Accuracy against a cost, a panel an attack, a dot a network with its 95 % interval; the line joins what nothing beats.
+    """Accuracy against a cost, a panel an attack, a dot a network with its 95 % interval; the line is the Pareto front.
 
-    points: one row a network and attack, with columns method, attack, accuracy, low, high, n, and `x`, the cost; networks whose
-    cost is NaN are left out. Named are those on the line, SR-GKP and the unpruned ones; the CSV names all.
+    Named are the networks on the front, SR-GKP and the unpruned ones; the CSV names all.
+
+    Args:
+        points: One row a network and attack, with columns method, attack, accuracy, low, high, n and `x`; networks whose
+            cost is NaN are left out.
+        x: The column of the cost.
+        x_label: The label of its axis, with the unit.
     """
     points = points.dropna(subset=[x]) if len(points) else points
     if points.empty:
@@ -143,8 +153,10 @@ def pareto(points: pd.DataFrame, *, x: str, x_label: str) -> Figure:
 def latency_bars(points: pd.DataFrame) -> Figure:
     """Latency of each form of a network relative to the dense one (1), a panel a batch size.
 
-    points: as `gkp.artifact.tables.cost.latencies(...).points` has them; the bar ends at the median, its line spans the
-    quartile range.
+    The bar ends at the median, and its line spans the quartile range.
+
+    Args:
+        points: Those of `gkp.artifact.tables.latencies`.
     """
     if points.empty:
         return not_run("latency")
@@ -170,7 +182,8 @@ def latency_bars(points: pd.DataFrame) -> Figure:
 def frequency_lines(points: pd.DataFrame) -> Figure:
     """Table 1 drawn: accuracy on what is left of the test set above each cut, a line a network, with 95 % intervals.
 
-    points: as `gkp.artifact.tables.accuracy.high_frequency(...).points` has them.
+    Args:
+        points: Those of `gkp.artifact.tables.high_frequency`.
     """
     if points.empty:
         return not_run("accuracy above a frequency")
@@ -183,7 +196,7 @@ def frequency_lines(points: pd.DataFrame) -> Figure:
             at,
             100 * line["accuracy"],
             yerr=_bars(line),
-            label=method if accent else None,
+            label=paper_name(str(method)) if accent else None,
             color=method_colour(str(method)),
             linewidth=2 if accent else 0.8,
             zorder=3 if accent else 1,
@@ -198,18 +211,19 @@ def frequency_lines(points: pd.DataFrame) -> Figure:
 
 
 def _label(ax: Axes, shown: pd.DataFrame, x: str) -> None:
-    """The name of each dot beside it, those of about one cost spread so that none covers another."""
+    """Write the name of each dot beside it, those of similar cost spread so that none covers another."""
     low, high = ax.get_ylim()
     step, placed = 0.05 * (high - low), dict[int, float]()
     for row, cost in sorted(zip(shown.itertuples(), shown[x], strict=True), key=lambda pair: pair[0].accuracy):
         column = round(5 * float(np.log(cost)))  # within about 20 %: a name is as wide as that
         placed[column] = max(100 * row.accuracy, placed.get(column, low - step) + step)
         spot = (6, placed[column])
-        ax.annotate(row.method, (cost, 100 * row.accuracy), spot, textcoords=("offset points", "data"), fontsize=6, va="center")
+        style: dict[str, Any] = {"textcoords": ("offset points", "data"), "fontsize": 6, "va": "center"}
+        ax.annotate(paper_name(row.method), (cost, 100 * row.accuracy), spot, **style)
 
 
 def _families(drawing: MatplotlibFigure, rows: Iterable[str]) -> None:
-    """A legend of the colours that stand for what a method removes."""
+    """Add a legend of the families in use."""
     used = {method_colour(row) for row in rows}
     patches = [Patch(color=colour, label=family) for family, colour in _FAMILY.items() if colour in used]
     drawing.legend(handles=patches, loc="outside lower center", ncols=len(patches) or 1, frameon=False, title="what is removed")

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from gkp.artifact.experiments.kinds import EvaluateCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.leaderboard import leaderboard as write_page
-from gkp.artifact.results import load_networks, row_name
+from gkp.artifact.results import STRONG, evaluations, load_networks, paper_name
 from gkp.artifact.tables.table import Table, not_run
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.robustbench.entry import entry, save_entry
@@ -17,36 +16,37 @@ from gkp.files import output_folder
 
 
 def leaderboard(results: Sequence[Result]) -> Table:
-    """What was evaluated under attacks of its own choice, ranked; `leaderboard.html` now stands in the output folder.
+    """Rank what was evaluated under attacks of its own choice, and write `leaderboard.html` to the output folder.
 
-    results: networks and their evaluations. The entries themselves, in RobustBench's schema, are in `entries` beside the page;
-    latency is not measured here (notebook 05 does).
+    The entries themselves, in RobustBench's schema, are in `entries` beside the page; latency is not measured here (notebook
+    05 does).
+
+    Args:
+        results: Finished networks and their evaluations.
     """
-    entries = []
-    networks = {result.cell.hash: result for result in results if not isinstance(result.cell, EvaluateCell)}
-    folder = output_folder()
-    for result in results:
-        cell = result.cell
-        if not isinstance(cell, EvaluateCell) or not cell.attacks or cell.net.hash not in networks:
+    entries, rows, folder = [], [], output_folder()
+    for one in evaluations(results, STRONG):
+        if one.network is None:
             continue
-        network, name = networks[cell.net.hash], row_name(cell.net)
+        row = one.facts["method"]
         made = entry(
-            Outcomes.load(result.folder),
-            load_networks([network], name)[name],
-            name=name,
-            evaluated=network["model_sha256"],
+            Outcomes.load(one.result.folder),
+            load_networks([one.network], row)[row],
+            name=paper_name(row),
+            evaluated=one.network["model_sha256"],
             venue="this artifact",
             latency_seconds=None,
         )
-        save_entry(made, folder / "entries")
+        save_entry(made, folder / "entries", model_id=row)
         entries.append(made)
+        rows.append(row)
     if not entries:
         return not_run("Leaderboard")
     write_page(entries, folder / "leaderboard.html")
     points = pd.DataFrame(
         [
             {
-                "method": made["name"],
+                "method": row,
                 "eps": made["eps"],
                 "clean": made["clean_acc"],
                 "autoattack": made["autoattack_acc"],
@@ -56,8 +56,9 @@ def leaderboard(results: Sequence[Result]) -> Table:
                 "n": made["n"],
                 "seed": made["seed"],
             }
-            for made in entries
+            for row, made in zip(rows, entries, strict=True)
         ]
     )
-    shown = points.fillna("").set_index("method").sort_values(["eps", "best known"], ascending=[True, False])
+    shown = points.fillna("").set_index("method").rename(index=paper_name)
+    shown = shown.sort_values(["eps", "best known"], ascending=[True, False])
     return Table("Leaderboard, accuracy in percent, best first at each eps", shown, points)

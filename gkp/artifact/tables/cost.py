@@ -9,7 +9,7 @@ from torch import nn
 
 from gkp.artifact.experiments.kinds import TimingCell
 from gkp.artifact.experiments.report import Result
-from gkp.artifact.published import published
+from gkp.artifact.published import NETWORKS, published
 from gkp.artifact.tables.table import Table, not_run
 from gkp.networks.build import build_model
 from gkp.pruning.cost import cost
@@ -20,18 +20,23 @@ CLUSTERINGS = ("kpca", "spectral", "dbscan")
 
 
 def costs(networks: Mapping[str, nn.Module], *, input_shape: Sequence[int] = (3, 32, 32)) -> Table:
-    """Parameters and multiply-accumulates of each network, a masked twin counted as the compact network it stands for."""
-    counted = {name: cost(net, input_shape=input_shape) for name, net in networks.items()}
+    """Parameters and multiply-accumulates of each network, a masked twin counted as the compact network it stands for.
+
+    Args:
+        networks: Name -> network.
+        input_shape: (C, H, W) of one image.
+    """
     points = pd.DataFrame(
         [
             {
                 "network": name,
-                "form": "masked twin" if isinstance(networks[name], PrunedModel) else "as stored",
-                "params": c.params,
-                "macs": c.macs,
-                "paper_macs": c.paper_macs,
+                "form": "masked twin" if isinstance(net, PrunedModel) else "as stored",
+                "params": counted.params,
+                "macs": counted.macs,
+                "paper_macs": counted.paper_macs,
             }
-            for name, c in counted.items()
+            for name, net in networks.items()
+            for counted in [cost(net, input_shape=input_shape)]
         ]
     )
     shown = points.set_index("network")[["params", "macs", "paper_macs"]].map("{:,}".format)
@@ -40,23 +45,20 @@ def costs(networks: Mapping[str, nn.Module], *, input_shape: Sequence[int] = (3,
 
 # (data set, network as the paper calls it, ours, classes, image side, rate): what Tables 3, 9-13 and 17-19 count
 COUNTED = (
-    ("CIFAR-10", "ResNet-20", "resnet20", 10, 32, 7 / 16),
-    ("CIFAR-10", "ResNet-32", "resnet32", 10, 32, 7 / 16),
-    ("CIFAR-10", "ResNet-56", "resnet56", 10, 32, 7 / 16),
-    ("CIFAR-10", "ResNet-110", "resnet110", 10, 32, 7 / 16),
-    ("CIFAR-10", "VGG-16", "vgg16_bn", 10, 32, 7 / 16),
-    ("CIFAR-10", "ResNet-32", "resnet32", 10, 32, 10 / 16),
-    ("CIFAR-10", "ResNet-56", "resnet56", 10, 32, 10 / 16),
-    ("CIFAR-10", "ResNet-110", "resnet110", 10, 32, 10 / 16),
+    *(("CIFAR-10", name, model, 10, 32, 7 / 16) for name, model in NETWORKS.items()),
+    *(("CIFAR-10", name, NETWORKS[name], 10, 32, 10 / 16) for name in ("ResNet-32", "ResNet-56", "ResNet-110")),
     ("ImageNet", "ResNet-50", "resnet50", 1000, 224, 3 / 4),
 )
 
 
 def published_counts(*datasets: str) -> Table:
-    """What grouped kernel pruning leaves of the paper's networks, counted here beside what the paper prints (A3).
+    """What grouped kernel pruning leaves of the paper's networks, counted here beside what the paper prints.
 
-    datasets: "CIFAR-10", "ImageNet". MACs by the paper's counter and parameters, in millions, with three decimals as printed.
-    The networks are built without weights: only shapes count.
+    MACs by the paper's counter and parameters, in millions, with three decimals as printed. The networks are built without
+    weights: only shapes count.
+
+    Args:
+        datasets: "CIFAR-10", "ImageNet".
     """
     printed = published()
     printed = printed[(printed["method"] == "SR-GKP") & printed["metric"].isin(["MACs", "params"])]
@@ -82,25 +84,26 @@ def published_counts(*datasets: str) -> Table:
             }
         )
     frame = pd.DataFrame(points)
-    shown = pd.DataFrame(
-        {
-            "network": frame["network"],
-            "rate": frame["rate"],
-            "MACs, dense (M)": frame["dense_macs"],
-            "MACs, pruned (M)": frame["macs"],
-            "reported MACs": frame["macs_reported"],
-            "params, pruned (M)": frame["params"],
-            "reported params": frame["params_reported"],
-            "equal": frame["equal"].map({True: "to the last digit", False: "no"}),
-        }
-    )
-    return Table(f"Counted here and reported, {', '.join(datasets)}", shown.set_index("network"), frame)
+    titles = {
+        "network": "network",
+        "rate": "rate",
+        "dense_macs": "MACs, dense (M)",
+        "macs": "MACs, pruned (M)",
+        "macs_reported": "reported MACs",
+        "params": "params, pruned (M)",
+        "params_reported": "reported params",
+        "equal": "equal",
+    }
+    shown = frame[list(titles)].rename(columns=titles).set_index("network")
+    shown["equal"] = shown["equal"].map({True: "to the last digit", False: "no"})
+    return Table(f"Counted here and reported, {', '.join(datasets)}", shown, frame)
 
 
 def grouping_times(results: Sequence[Result]) -> Table:
     """Table 7: seconds to group the same layers by smoothness snaking and by TMI-GKP's three clusterings, and their ratio.
 
-    results: finished timing cells, among others. One measurement of each clustering, the median of five of snaking.
+    Args:
+        results: Finished timing cells, among others. One measurement of each clustering, the median of five of snaking.
     """
     points = []
     for result in _timings(results):
@@ -109,10 +112,7 @@ def grouping_times(results: Sequence[Result]) -> Table:
         points.append(
             {
                 "model": result["model"],
-                "layers": found["layers"],
-                "of": found["of"],
-                "snaking": found["snaking"],
-                **{name: found[name] for name in CLUSTERINGS},
+                **{name: found[name] for name in ("layers", "of", "snaking", *CLUSTERINGS)},
                 "clustering": clustering,
                 "ratio": clustering / found["snaking"],
                 "sr_gkp_total": result["pruning"]["sr-gkp"],
@@ -122,23 +122,24 @@ def grouping_times(results: Sequence[Result]) -> Table:
     if not points:
         return not_run("Table 7 · seconds of grouping")
     frame = pd.DataFrame(points)
-    shown = pd.DataFrame(
-        {
-            "network": frame["model"],
-            "layers": [f"{row.layers} of {row.of}" for row in frame.itertuples()],
-            "smoothness snaking (s)": frame["snaking"].map("{:.4f}".format),
-            "TMI clusterings (s)": frame["clustering"].map("{:.1f}".format),
-            "ratio": frame["ratio"].map("{:,.0f}x".format),
-            "SR-GKP, grouping + search (s)": frame["sr_gkp_total"].map("{:.2f}".format),
-        }
-    )
-    return Table("Table 7 · seconds on one thread, measured here", shown.set_index("network"), frame)
+    shown = {
+        "network": frame["model"],
+        "layers": [f"{layers} of {of}" for layers, of in zip(frame["layers"], frame["of"], strict=True)],
+        "smoothness snaking (s)": frame["snaking"].map("{:.4f}".format),
+        "TMI clusterings (s)": frame["clustering"].map("{:.1f}".format),
+        "ratio": frame["ratio"].map("{:,.0f}x".format),
+        "SR-GKP, grouping + search (s)": frame["sr_gkp_total"].map("{:.2f}".format),
+    }
+    return Table("Table 7 · seconds on one thread, measured here", pd.DataFrame(shown).set_index("network"), frame)
 
 
 def latencies(results: Sequence[Result]) -> Table:
     """Measured inference: the dense network, its grouped convolutions and its filter-pruned twin of the same MACs.
 
     Seconds a batch (median, quartile range) and the ratio to the dense network within one run: below 1 is faster.
+
+    Args:
+        results: Finished timing cells, among others.
     """
     points = []
     for result in _timings(results):

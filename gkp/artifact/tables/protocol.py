@@ -1,120 +1,111 @@
-"""What a protocol's choices do to the figures: labels of FGSM, the space of eps, the epoch that is reported, the seed."""
+"""What a protocol's choices do to its numbers: labels of FGSM, the space of eps, the epoch that is reported, the seed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import pandas as pd
-from statsmodels.stats.proportion import proportion_confint
 
-from gkp.artifact.experiments.kinds import EvaluateCell, Network, PruneCell
+from gkp.artifact.experiments.kinds import PruneCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.published import ATTACKED
-from gkp.artifact.results import net_seed, row_name, with_interval
-from gkp.artifact.tables.table import Table, not_run
+from gkp.artifact.results import evaluations, row_name
+from gkp.artifact.tables.table import Table, by_method, images, not_run, percent, spread_out, with_interval
+from gkp.evaluation.statistics import wilson
 
 
 def label_choice(results: Sequence[Result], *, attack: str = "fgsm-0.1") -> Table:
     """FGSM with the network's own predictions as labels against true labels: accuracy, difference, rank under each.
 
-    attack: a row of the paper protocol. Ranks are among the rows shown, 1 being the most robust.
+    Args:
+        results: Finished networks and their evaluations.
+        attack: A row of the paper protocol. Ranks are among the networks shown, 1 being the most robust.
     """
     points = []
-    for net, result in _evaluations(results, "paper"):
-        predicted, true = result["accuracy"][attack], result["accuracy"][f"{attack}-true"]
-        points.append(
-            {
-                "method": row_name(net),
-                "clean": result["accuracy"]["clean"],
-                "predicted": predicted,
-                "true": true,
-                "difference": predicted - true,
-                "n": result["n"],
-                "seed": net_seed(net),
-            }
-        )
+    for one in evaluations(results, "paper"):
+        clean, predicted, true = (one.result["accuracy"][key] for key in ("clean", attack, f"{attack}-true"))
+        accuracy = {"clean": clean, "predicted": predicted, "true": true, "difference": predicted - true}
+        points.append({"method": one.facts["method"], **accuracy, "n": one.facts["n"], "seed": one.facts["seed"]})
     if not points:
         return not_run(f"{attack} with predicted and with true labels")
     frame = pd.DataFrame(points)
     for name in ("predicted", "true"):
         frame[f"rank_{name}"] = frame[name].rank(ascending=False, method="min").astype(int)
-    shown = pd.DataFrame(
-        {
-            "method": frame["method"],
-            "benign": _percent(frame["clean"]),
-            "predicted labels": _percent(frame["predicted"]),
-            "true labels": _percent(frame["true"]),
-            "difference": (100 * frame["difference"]).map("{:+.2f}".format),
-            "rank, predicted": frame["rank_predicted"],
-            "rank, true": frame["rank_true"],
-        }
-    )
+    shown = {
+        "benign": percent(frame["clean"]),
+        "predicted labels": percent(frame["predicted"]),
+        "true labels": percent(frame["true"]),
+        "difference": percent(frame["difference"], "{:+.2f}"),
+        "rank, predicted": frame["rank_predicted"],
+        "rank, true": frame["rank_true"],
+    }
     n = int(frame["n"].iloc[0])
     title = f"{attack} (normalised units) with predicted and with true labels, accuracy in percent, n = {n:,}"
-    return Table(title, shown.set_index("method"), frame)
+    return Table(title, by_method(shown, frame["method"]), frame)
 
 
 def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Table:
-    """The last epoch against the best one on the test set, per method, from the log of each fine-tuning (PAPER A5).
+    """The last epoch against the best one on the test set, from the log of each fine-tuning.
 
-    metric: what the best epoch is chosen by. Only networks that were logged are shown. Accuracies are of the first images of
-    the test set, as many as the log has.
+    The paper reports the best epoch on the test set. Accuracies are of its first images, as many as the log has; only epochs
+    at the final cost count, as in the paper.
+
+    Args:
+        results: Finished networks, of which those that were logged are shown.
+        metric: What the best epoch is chosen by.
     """
     points = []
     for result in results:
-        if not isinstance(result.cell, PruneCell):
+        if not isinstance(cell := result.cell, PruneCell):
             continue
-        rows = [row for row in result["epochs"] if metric in row]  # those at the final MACs, as in the paper
-        if rows:
+        if rows := [row for row in result["epochs"] if metric in row]:
             best = max(rows, key=lambda row: row[metric])
             points.append(
                 {
-                    "method": row_name(result.cell),
-                    "seed": result.cell.seed,
+                    "method": row_name(cell),
+                    "seed": cell.seed,
                     "epochs": len(rows),
                     "last": rows[-1][metric],
                     "best": best[metric],
                     "best_epoch": rows.index(best) + 1,
                     "clean_last": rows[-1]["clean"],
                     "clean_at_best": best["clean"],
-                    "n": result.cell.log_examples,
+                    "n": cell.log_examples,
                 }
             )
     if not points:
         return not_run(f"{metric}: the last epoch and the best one on the test set")
     frame = pd.DataFrame(points)
     frame["gain"] = frame["best"] - frame["last"]
-    low, high = proportion_confint((frame["last"] * frame["n"]).round(), frame["n"], method="wilson")
-    frame["last_low"], frame["last_high"] = low, high
-    shown = pd.DataFrame(
-        {
-            "method": frame["method"],
-            "seed": frame["seed"],
-            "last epoch": [with_interval(row.last, row.last_low, row.last_high) for row in frame.itertuples()],
-            "best epoch": _percent(frame["best"]),
-            "which": [f"{row.best_epoch} of {row.epochs}" for row in frame.itertuples()],
-            "gain": (100 * frame["gain"]).map("{:+.2f}".format),
-            "benign, last": _percent(frame["clean_last"]),
-            "benign, at that epoch": _percent(frame["clean_at_best"]),
-        }
-    )
+    ends = [wilson(round(last * n), n) for last, n in zip(frame["last"], frame["n"], strict=True)]
+    frame["last_low"], frame["last_high"] = zip(*ends, strict=True)
+    last = frame[["last", "last_low", "last_high"]].set_axis(["accuracy", "low", "high"], axis=1)
+    shown = {
+        "seed": frame["seed"],
+        "last epoch": with_interval(last),
+        "best epoch": percent(frame["best"]),
+        "which": [f"{best} of {epochs}" for best, epochs in zip(frame["best_epoch"], frame["epochs"], strict=True)],
+        "gain": percent(frame["gain"], "{:+.2f}"),
+        "benign, last": percent(frame["clean_last"]),
+        "benign, at that epoch": percent(frame["clean_at_best"]),
+    }
     n = int(frame["n"].iloc[0])
     title = f"{metric}: the last epoch and the best one on the test set, accuracy in percent, n = {n:,}"
-    return Table(title, shown.set_index("method"), frame)
+    return Table(title, by_method(shown, frame["method"]), frame)
 
 
 def seed_spread(results: Sequence[Result], *, protocol: str = "paper", attacks: Sequence[str] = ATTACKED) -> Table:
-    """Mean and standard deviation over seeds of each method's accuracy under these attacks; methods with one seed say so."""
+    """Mean and standard deviation over seeds of each method's accuracy; methods with one seed say so.
+
+    Args:
+        results: Finished networks and their evaluations.
+        protocol: "paper" or "pixel".
+        attacks: The columns, among those of the protocol.
+    """
     rows = [
-        {
-            "method": row_name(net),
-            "seed": net_seed(net),
-            "n": result["n"],
-            "attack": key,
-            "accuracy": value,
-        }
-        for net, result in _evaluations(results, protocol)
-        for key, value in result["accuracy"].items()
+        {**one.facts, "attack": key, "accuracy": value}
+        for one in evaluations(results, protocol)
+        for key, value in one.result["accuracy"].items()
         if key in attacks
     ]
     if not rows:
@@ -125,9 +116,8 @@ def seed_spread(results: Sequence[Result], *, protocol: str = "paper", attacks: 
         f"{100 * mean:.2f} ± {100 * std:.2f}" if seeds > 1 else f"{100 * mean:.2f} (one seed)"
         for mean, std, seeds in zip(grouped["mean"], grouped["std"], grouped["count"], strict=True)
     ]
-    shown = grouped.assign(text=text).pivot(index="method", columns="attack", values="text")
-    shown = shown.loc[list(dict.fromkeys(points["method"])), list(attacks)]
-    shown["seeds"] = points.groupby("method")["seed"].nunique()
+    shown = spread_out(grouped, text, columns="attack")[list(attacks)]
+    shown["seeds"] = points.groupby("method", sort=False)["seed"].nunique().to_numpy()
     n = int(points["n"].iloc[0])
     title = f"Mean ± standard deviation over seeds, {protocol} protocol, accuracy in percent, n = {n:,} images a seed"
     return Table(title, shown, points)
@@ -136,39 +126,23 @@ def seed_spread(results: Sequence[Result], *, protocol: str = "paper", attacks: 
 def space_choice(results: Sequence[Result]) -> Table:
     """PGD at the paper's 8/255 of normalised space beside PGD at the radii of pixel space, per method, in percent.
 
-    results: networks with evaluations in both protocols; n differs between them and is stated.
+    Args:
+        results: Finished networks and their evaluations in both protocols, whose n differ and are stated; points have every
+            seed, and the table to read has seed 0.
     """
-    pixel = {net.hash: result for net, result in _evaluations(results, "pixel")}
+    pixel = {one.net.hash: one for one in evaluations(results, "pixel")}
     points = []
-    for net, result in _evaluations(results, "paper"):
-        other = pixel.get(net.hash)
-        rows = [("normalised 8/255", result["accuracy"]["pgd-8/255"], result["n"])]
-        if other is not None:
-            radii = [key for key in other["accuracy"] if key.startswith("pgd-")]
-            rows += [(f"pixel {key.removeprefix('pgd-')}", other["accuracy"][key], other["n"]) for key in radii]
-        facts = {"method": row_name(net), "seed": net_seed(net)}
+    for one in evaluations(results, "paper"):
+        rows = [("normalised 8/255", one.result["accuracy"]["pgd-8/255"], one.facts["n"])]
+        if other := pixel.get(one.net.hash):
+            accuracy = other.result["accuracy"]
+            radii = [key for key in accuracy if key.startswith("pgd-")]
+            rows += [(f"pixel {key.removeprefix('pgd-')}", accuracy[key], other.facts["n"]) for key in radii]
+        facts = {"method": one.facts["method"], "seed": one.facts["seed"]}
         points += [{**facts, "eps": eps, "accuracy": accuracy, "n": n} for eps, accuracy, n in rows]
     if not points:
         return not_run("PGD in normalised and in pixel units")
     frame = pd.DataFrame(points)
     first = frame[frame["seed"] == 0]
-    shown = first.assign(text=_percent(first["accuracy"])).pivot(index="method", columns="eps", values="text")
-    shown = shown.loc[list(dict.fromkeys(first["method"])), list(dict.fromkeys(first["eps"]))]
-    counts = ", ".join(f"{n:,}" for n in dict.fromkeys(frame["n"]))
-    return Table(f"PGD in normalised and in pixel units, accuracy in percent, n = {counts}", shown, frame)
-
-
-def _evaluations(results: Sequence[Result], protocol: str) -> list[tuple[Network | PruneCell, Result]]:
-    """What was evaluated on the plain test set in this protocol, with its own attacks, and the figures."""
-    return [
-        (cell.net, result)
-        for result in results
-        if isinstance(cell := result.cell, EvaluateCell)
-        and cell.protocol == protocol
-        and not cell.variant
-        and cell.attacks is None
-    ]
-
-
-def _percent(values: pd.Series) -> pd.Series:
-    return (100 * values).map("{:.2f}".format)
+    shown = spread_out(first, percent(first["accuracy"]), columns="eps")
+    return Table(f"PGD in normalised and in pixel units, accuracy in percent, {images(frame)}", shown, frame)

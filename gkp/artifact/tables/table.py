@@ -1,27 +1,42 @@
-"""A table to read, and the numbers behind it."""
+"""A table to read, and the numbers behind it; how all tables print a row's name, a percentage and an interval."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from gkp.artifact.experiments.report import Result
+from gkp.artifact.results import not_run_yet, paper_name
 from gkp.files import output_folder
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table to read and the numbers behind it. shown: text, for people. points: one number a row, for machines."""
+    """A table to read and the numbers behind it.
+
+    Attributes:
+        title: What it shows, with n, seeds and kind of interval.
+        shown: Text, for people.
+        points: One number a row, for machines; networks by `gkp.artifact.results.row_name`.
+    """
 
     title: str
     shown: pd.DataFrame
     points: pd.DataFrame
 
     def save(self, name: str, folder: str | Path | None = None) -> Path:
-        """The CSV's path: `name`.csv in `folder` (default: `tables` of the output folder) holds `points`."""
+        """Write `points` as `name`.csv.
+
+        Args:
+            name: File name without suffix.
+            folder: Where to; by default `tables` of the output folder.
+
+        Returns:
+            The path of the CSV.
+        """
         target = Path(folder) if folder else output_folder() / "tables"
         target.mkdir(parents=True, exist_ok=True)
         self.points.to_csv(target / f"{name}.csv", index=False)
@@ -35,14 +50,50 @@ class Table:
 
 
 def not_run(title: str) -> Table:
-    """A table without rows, for cells that have not been computed: said, not hidden."""
-    return Table(f"{title} · not run: none of its cells is finished", pd.DataFrame(), pd.DataFrame())
+    """Placeholder stating that these experiments have not been run."""
+    return Table(not_run_yet(title), pd.DataFrame(), pd.DataFrame())
+
+
+def by_method(columns: dict[str, Iterable], rows: pd.Series) -> pd.DataFrame:
+    """A table to read: these columns, a row for each `row_name` of `rows`, named as the paper does."""
+    frame = pd.DataFrame({name: list(values) for name, values in columns.items()})
+    return frame.set_index(pd.Index(rows.map(paper_name), name="method"))
+
+
+def spread_out(frame: pd.DataFrame, text: Iterable[str], *, columns: str) -> pd.DataFrame:
+    """A table to read: a row a method and a column for each value of `columns`, both in order of appearance.
+
+    Args:
+        frame: Points with columns "method" and `columns`.
+        text: What to print for each of its rows.
+        columns: The name of a column of `frame`.
+    """
+    wide = frame.assign(text=list(text)).pivot(index="method", columns=columns, values="text")
+    wide = wide.loc[frame["method"].unique(), frame[columns].unique()]
+    return wide.rename(index=paper_name)
+
+
+def with_interval(rows: pd.DataFrame) -> list[str]:
+    """Accuracy and interval in percent, "90.0 [88.1, 91.6]", of rows with columns accuracy, low and high."""
+    values = zip(rows["accuracy"], rows["low"], rows["high"], strict=True)
+    return [f"{100 * accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for accuracy, low, high in values]
+
+
+def percent(fractions: pd.Series, form: str = "{:.2f}") -> pd.Series:
+    """Fractions as percent with two decimals, or in another form."""
+    return (100 * fractions).map(form.format)
+
+
+def images(frame: pd.DataFrame) -> str:
+    """ "n = 10,000", and every other number of images after it."""
+    return f"n = {', '.join(f'{n:,}' for n in dict.fromkeys(frame['n']))}"
 
 
 def provenance(runs: Sequence[Result]) -> str:
     """One line for the foot of a notebook: what was cached and what computed, on what, with which versions, in how long.
 
-    runs: results of `gkp.artifact.experiments.run.run`.
+    Args:
+        runs: Results of `gkp.artifact.experiments.run`.
     """
     records = [result.run for result in runs]
     cached = sum(result.cached for result in runs)
