@@ -1,7 +1,7 @@
 """Grouped kernel pruning with kernel smoothness (SR-GKP), the methods it competes with, and the attacks it is judged by.
 
 The library is `gkp.data`, `gkp.networks`, `gkp.training`, `gkp.pruning`, `gkp.attacks` and `gkp.evaluation`; the names below
-are what most users need of it. `gkp.artifact` makes the paper's tables and figures with it, and nothing here imports that.
+are what most users need of it. The artifact is built on it, and nothing here imports that.
 
 Names are imported on first use: `import gkp` takes milliseconds and loads neither torch nor numpy.
 """

@@ -17,10 +17,8 @@ from typing import Any
 
 import click
 
-from gkp.artifact.commands import artifact
+from gkp.artifact.commands import FOLDER, artifact, command_of, json_option, out_option
 from gkp.errors import BadInput, RunFailed
-
-FOLDER = click.Path(path_type=Path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,18 +58,11 @@ def _usage(error: click.UsageError) -> str:
     return f"{message} (see `{error.ctx.command_path} --help`)"
 
 
-def _command(example: str) -> Callable[[Callable], click.Command]:
-    """Declare a command, named by the first word of its example."""
-    return gkp.command(example.split()[1], epilog=f"\b\nExample:\n  {example}")
-
-
 def _options(*options: Callable[[Callable], Callable]) -> Callable[[Callable], Callable]:
     """Give a command several options, in this order."""
     return lambda command: functools.reduce(lambda inner, option: option(inner), reversed(options), command)
 
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_out = functools.partial(click.option, "--out", type=FOLDER)
 _seed = functools.partial(click.option, "--seed", default=0)
 _images = _options(
     click.option("--dataset", default="cifar10", help="cifar10 or digits."),
@@ -136,8 +127,8 @@ def _named_value(text: str) -> tuple[str, Any]:
         return name, value
 
 
-@_command("gkp methods --json")
-@_json
+@command_of(gkp, "gkp methods --json")
+@json_option
 def _methods(as_json: bool) -> None:
     """List the pruning methods."""
     from gkp.pruning.registry import methods
@@ -154,7 +145,7 @@ def _methods(as_json: bool) -> None:
     print(*(f"  {info.name}: {info.fidelity.partition(': ')[2]}" for info in known if info.fidelity != "faithful"), sep="\n")
 
 
-@_command("gkp prune --model resnet20 --weights akamaster --method sr-gkp --rate 0.4375 --out build/small")
+@command_of(gkp, "gkp prune --model resnet20 --weights akamaster --method sr-gkp --rate 0.4375 --out build/small")
 @_network
 @click.option("--method", default="sr-gkp", help="One of `gkp methods`.")
 @click.option("--rate", type=_fraction, default="7/16", metavar="RATE", help="Share of kernels removed: 0.4375 or 7/16.")
@@ -163,8 +154,8 @@ def _methods(as_json: bool) -> None:
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the method, e.g. alpha=0.75.")
 @click.option("--dataset", help="Training images for methods that look at data, e.g. cifar10.")
 @click.option("--form", type=click.Choice(["compact", "masked"]), default="compact", help="The network to save.")
-@_out(required=True, help="Folder for model.safetensors and model.json.")
-@_json
+@out_option(required=True, help="Folder for model.safetensors and model.json.")
+@json_option
 def _prune(
     net: Any, method: str, options: Sequence[str], dataset: str | None, form: str, out: Path, as_json: bool, **given: Any
 ) -> None:
@@ -190,7 +181,7 @@ def _prune(
     print(f"  {form} network in {out}")
 
 
-@_command("gkp benchmark --checkpoint build/small --dataset cifar10 --protocol pixel --examples 1000 --json")
+@command_of(gkp, "gkp benchmark --checkpoint build/small --dataset cifar10 --protocol pixel --examples 1000 --json")
 @_network
 @_images
 @click.option("--protocol", type=click.Choice(["pixel", "paper"]), default="pixel", help="The field's or the paper's.")
@@ -199,8 +190,8 @@ def _prune(
 @click.option("--batch-size", default=200, help="Changes speed, never outcomes but autoattack's.")
 @click.option("--resume", "checkpoint", type=FOLDER, metavar="FOLDER", help="Keep finished images here and go on from them.")
 @click.option("--allow-nondeterministic", is_flag=True, help="Evaluate although logits change from pass to pass.")
-@_out(help="Folder for the outcome of every image.")
-@_json
+@out_option(help="Folder for the outcome of every image.")
+@json_option
 def _benchmark(net: Any, dataset: str, out: Path | None, as_json: bool, **options: Any) -> None:
     """Evaluate a network under attack."""
     from gkp.evaluation.benchmark import benchmark
@@ -219,7 +210,7 @@ def _benchmark(net: Any, dataset: str, out: Path | None, as_json: bool, **option
     _print_columns([("ATTACK", "ACCURACY", "INTERVAL"), *rows])
 
 
-@_command("gkp audit --checkpoint build/small --dataset cifar10 --examples 100 --eps 1/255 --out build/card")
+@command_of(gkp, "gkp audit --checkpoint build/small --dataset cifar10 --examples 100 --eps 1/255 --out build/card")
 @_network
 @_images
 @click.option("--eps", default="8/255", help="Radius in pixel units.")
@@ -227,8 +218,8 @@ def _benchmark(net: Any, dataset: str, out: Path | None, as_json: bool, **option
 @click.option("--reference-accuracy", type=float, metavar="P", help="The accuracy it is known to reach, e.g. 0.917.")
 @click.option("--selection", help='How the checkpoint was chosen: "last epoch", "validation" or "test".')
 @click.option("--outcomes", type=FOLDER, metavar="FOLDER", help="Folder that `gkp benchmark --out` wrote, to be reused.")
-@_out(help="Folder for card.md and card.json.")
-@_json
+@out_option(help="Folder for card.md and card.json.")
+@json_option
 def _audit(
     net: Any, dataset: str, parent: Path | None, outcomes: Path | None, out: Path | None, as_json: bool, **options: Any
 ) -> int:

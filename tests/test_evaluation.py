@@ -123,7 +123,7 @@ def test_the_paper_protocol_gives_four_figures_and_true_labels_on_request():
 
 def test_the_authors_network_gives_the_figures_of_their_code(official_weights, cifar10_root):
     # On all 10,000 images 91.99 / 67.15 / 19.78, and 61.91 / 15.07 with true labels, in 2 minutes on one core; the released
-    # code gives 91.99 / 67.15 / 19.80 and 61.91 / 15.09 (PAPER, page 1). These are the first 200 images of that run:
+    # code gives 91.99 / 67.15 / 19.80 and 61.91 / 15.09 (the paper, page 1). These are the first 200 images of that run:
     expected = {"clean": 181, "fgsm-0.01": 135, "fgsm-0.1": 42, "pgd-8/255": 38, "fgsm-0.01-true": 120, "fgsm-0.1-true": 33}
     net = load_model("resnet20", weights="srgkp-official")
     out = benchmark(net, "cifar10", protocol="paper", n_examples=200, true_labels=True)

@@ -149,7 +149,7 @@ def test_more_than_one_chunk_of_images_is_changed_as_one_would_be(monkeypatch):
 
 @pytest.mark.usefixtures("cifar10_root", "public_weights")
 def test_accuracy_falls_with_theta_as_in_table_1():
-    """PAPER A8, Table 1, unpruned ResNet-56: 77.05 / 50.77 / 22.79. What theta means is inferred, so only the order counts."""
+    """The paper's Table 1, unpruned ResNet-56: 77.05 / 50.77 / 22.79. Theta's meaning is inferred, so only the order counts."""
     import gkp
 
     net, data = gkp.load_model("resnet56", weights="akamaster"), load_dataset("cifar10").first(200)

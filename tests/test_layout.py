@@ -51,7 +51,7 @@ def imported(name: str) -> set[str]:
             if (node.module or "").partition(".")[0] == "gkp":
                 inner = {f"{node.module}.{alias.name}" for alias in node.names}
                 found |= {module if module in FILES else str(node.module) for module in inner}
-    return found & FILES.keys() | {module for module in found if module not in FILES}
+    return found
 
 
 def floor(module: str) -> int:

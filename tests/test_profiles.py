@@ -193,7 +193,7 @@ def test_a_pruned_cell_keeps_its_plan_through_fine_tuning_and_ships_the_small_ne
     small = gkp.load_model(result.file("compact"))
     twin = masked_twin(small)
     assert isinstance(twin, PrunedModel) and gkp.evaluation.subject.state_sha256(twin) == result["model_sha256"]
-    assert result["params"] == sum(p.numel() for p in small.parameters()) == 152_794  # PAPER A3: 0.153 M at 7/16
+    assert result["params"] == sum(p.numel() for p in small.parameters()) == 152_794  # the paper: 0.153 M at 7/16
     x = load_dataset("digits").pixels(slice(0, 8))
     assert (twin(x) - small(x)).abs().max() <= 1e-5
     assert {"clean", "fgsm-0.01", "fgsm-0.1"} <= result["epochs"][0].keys()

@@ -20,21 +20,21 @@ FOLDER = click.Path(path_type=Path)
 artifact = click.Group()
 
 
-def _command(example: str) -> Callable[[Callable], click.Command]:
-    """Declare a command, named by the first word of its example."""
-    return artifact.command(example.split()[1], epilog=f"\b\nExample:\n  {example}")
+def command_of(group: click.Group, example: str) -> Callable[[Callable], click.Command]:
+    """Declare a command of `group`, named by the first word of its example."""
+    return group.command(example.split()[1], epilog=f"\b\nExample:\n  {example}")
 
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_out = partial(click.option, "--out", type=FOLDER)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+out_option = partial(click.option, "--out", type=FOLDER)
 _profile = click.option("--profile", default="quick", help="quick, cifar10, paper, or a file of yours.")
 _group = click.option("--group", "groups", multiple=True, help="One group of the profile, e.g. main; may be repeated.")
 _words = click.option("--only", metavar="WORDS", help="Cells whose id contains one of these comma-separated words.")
 
 
-@_command("gkp leaderboard build/entries --out build/leaderboard.html")
+@command_of(artifact, "gkp leaderboard build/entries --out build/leaderboard.html")
 @click.argument("folders", nargs=-1, required=True, type=FOLDER)
-@_out(required=True, help="The HTML file to write.")
+@out_option(required=True, help="The HTML file to write.")
 @click.option("--title", default="Robustness leaderboard", help="Its heading.")
 def _leaderboard(folders: tuple[Path, ...], out: Path, title: str) -> None:
     """Write RobustBench entries as one sortable HTML page.
@@ -47,7 +47,7 @@ def _leaderboard(folders: tuple[Path, ...], out: Path, title: str) -> None:
     print(leaderboard(load_entries(folders), out, title=title))
 
 
-@_command("gkp run --profile quick --only sr-gkp --jobs 2")
+@command_of(artifact, "gkp run --profile quick --only sr-gkp --jobs 2")
 @_profile
 @_group
 @_words
@@ -73,11 +73,11 @@ def _run(profile: str, groups: Sequence[str], only: str | None, again: bool, **o
     return report.exit_status
 
 
-@_command("gkp status --profile quick --json")
+@command_of(artifact, "gkp status --profile quick --json")
 @_profile
 @_group
 @_words
-@_json
+@json_option
 def _status(profile: str, groups: Sequence[str], only: str | None, as_json: bool) -> None:
     """Show which cells of a profile are finished."""
     from gkp.artifact import experiments, profiles
@@ -89,11 +89,11 @@ def _status(profile: str, groups: Sequence[str], only: str | None, as_json: bool
         print(*found.lines(), sep="\n")
 
 
-@_command("gkp reproduce --profile quick --only 00_start_here")
+@command_of(artifact, "gkp reproduce --profile quick --only 00_start_here")
 @_profile
 @click.option("--only", help="Part of a notebook's name.")
 @click.option("--jobs", type=int, metavar="N", help="Workers side by side.  [default: the number of cores]")
-@_out(help="Folder for notebooks, figures, tables.  [default: build/PROFILE]")
+@out_option(help="Folder for notebooks, figures, tables.  [default: build/PROFILE]")
 @click.option(
     "--compute/--no-compute",
     default=None,
@@ -107,8 +107,8 @@ def _reproduce(profile: str, **options: Any) -> None:
     reproduce(profile, progress=sys.stderr.isatty(), **options)
 
 
-@_command("gkp verify --json")
-@_json
+@command_of(artifact, "gkp verify --json")
+@json_option
 def _verify(as_json: bool) -> int:
     """Check that what is committed follows from the committed data."""
     from gkp.artifact.verify import verify
@@ -124,7 +124,7 @@ def _verify(as_json: bool) -> int:
     return 1 if problems else 0
 
 
-@_command("gkp publish --cells")
+@command_of(artifact, "gkp publish --cells")
 @click.option("--profile", default="cifar10", help="The profile whose cells are committed.")
 @click.option("--cells", "cells_only", is_flag=True, help="Only cells, verdicts and the manifest: leave the notebooks alone.")
 def _publish(profile: str, cells_only: bool) -> int:
@@ -136,9 +136,9 @@ def _publish(profile: str, cells_only: bool) -> int:
     return 1 if any(check.problems for check in done.checks) else 0
 
 
-@_command("gkp html --profile quick")
+@command_of(artifact, "gkp html --profile quick")
 @_profile
-@_out(help="Folder to write.  [default: build/html]")
+@out_option(help="Folder to write.  [default: build/html]")
 def _html(profile: str, out: Path | None) -> None:
     """Write the executed notebooks as HTML that needs nothing else."""
     from gkp.artifact.html_report import html_report

@@ -4,7 +4,7 @@
 |---|---|---|---|---|
 | `quick` | digits, shipped with scikit-learn | ResNet-20 | 2 epochs | minutes on 2 cores |
 | `cifar10` | CIFAR-10 | ResNet-20, ResNet-56 | 3 epochs, 1 epoch | hours on 2 cores |
-| `paper` | the paper's, as far as `gkp.data.dataset` has them | ResNet-32/56/110, VGG-16 | 300 epochs | GPU cluster |
+| `paper` | the paper's, as far as `gkp.data.sources` has them | ResNet-32/56/110, VGG-16 | 300 epochs | GPU cluster |
 
 Each profile is a dictionary of groups, in the order in which they are worth having; a group is a list of cells. A file of
 your own is a profile too: it defines `cells()`, which returns a list of cells, and registers stages of its own if it has any.
@@ -33,7 +33,7 @@ from gkp.artifact.experiments.kinds import (
 )
 from gkp.errors import BadInput
 
-RATE, HIGH_RATE = 7 / 16, 10 / 16  # PAPER A3
+RATE, HIGH_RATE = 7 / 16, 10 / 16  # of the paper's tables, by their MACs and parameters
 UNPRUNED = "none"  # the unpruned network under the same fine-tuning: a row of every table
 SEEDED = (UNPRUNED, "sr-gkp", "l2-gkp", "random-gkp", "l1norm-b")  # the rows that get three seeds
 HIGH = (UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "fpgm", "sfp", "hrank")
@@ -152,7 +152,7 @@ def cifar10() -> Groups:
 
 
 def paper() -> Groups:
-    """The paper's protocol to the letter (PAPER A2, A5): 300 epochs, every epoch scored on the whole test set; for GPUs."""
+    """The paper's protocol to the letter (p. 7 to 9, 17): 300 epochs, each scored on the whole test set; for GPUs."""
     gpu: dict[str, Any] = {"threads": 0}
     schedule: dict[str, Any] = {"epochs": 300, "log_examples": 10_000, **gpu}
     scale = Scale(
@@ -210,18 +210,16 @@ def _groups(baseline: TrainCell, scale: Scale) -> Groups:
     main = scale.pruned(baseline, [UNPRUNED, *_registered()], rate=RATE)
     scratch = [replace(cell, scratch=True) for cell in main if cell.method == "sr-gkp"]  # is it the weights, or the shape?
 
-    def rows(methods: Iterable[str]) -> list[PruneCell]:
-        wanted = set(methods)
-        return [cell for cell in main if cell.method in wanted]
+    def rows(methods: Iterable[str] | None) -> list[PruneCell]:
+        return [cell for cell in main if methods is None or cell.method in methods]
 
-    seeded = main if scale.seeded is None else rows(scale.seeded)
-    seeds = [replace(cell, seed=s) for s in (0, *scale.seeds) for cell in seeded]
+    seeds = [replace(cell, seed=s) for s in (0, *scale.seeds) for cell in rows(scale.seeded)]
     variants = [cell for alpha in scale.alphas for cell in scale.pruned(baseline, ["sr-gkp"], options={"alpha": alpha})]
     variants += scale.pruned(baseline, ["sr-gkp"], options={"beta": "paper"})
     variants += scale.pruned(baseline, ["tmi-gkp"], options={"grouping": "random"})  # does grouping matter at all?
     transfer = [cell for csb in scale.csbs for cell in scale.pruned(baseline, ["sfp-smooth"], options={"csb": csb})]
     high = [cell for cell in scale.pruned(baseline, scale.high, rate=HIGH_RATE) if cell.method != UNPRUNED]
-    strong: list[Network | PruneCell] = [baseline, *(main if scale.strong is None else rows(scale.strong))]
+    strong: list[Network | PruneCell] = [baseline, *rows(scale.strong)]
 
     def table(nets: Iterable[PruneCell]) -> list[Cell]:
         compared: list[Network | PruneCell] = [baseline, *nets]

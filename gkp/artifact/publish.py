@@ -1,7 +1,7 @@
 """`gkp publish`: measured cells, verdicts and executed notebooks to where they are committed, in that order.
 
     data/results/<cell>/   finished cells of the profile, without logs, without networks that begin with somebody else's
-                           public weights, and without those of seeds beyond 0
+                           public weights, nor those of seeds beyond 0 (some committed earlier keep theirs)
     data/checkpoints/      the baseline trained here, as `gkp.load_model` reads it
     data/verdicts.csv      what `gkp.artifact.claims` concludes from those cells
     data/minutes.csv       what each notebook costs, from the seconds recorded in its cells

@@ -1,11 +1,11 @@
-"""AutoAttack (Croce & Hein, ICML 2020) through pyautoattack, with its traps fenced off (EVALUATION section 3).
+"""AutoAttack (Croce & Hein, ICML 2020) through pyautoattack, with its traps fenced off.
 
 It reseeds the global generators, ends whatever is tracing, reports to a logger that prints, and counts suspicious calls of one
 network against the next. Here all of that is as it was before. One thing cannot be mended from outside: it draws one stream of
 random numbers for a whole batch, so **the batch size is part of the result**. The same seed, batch size and images give the
 same bytes; another batch size, or fewer images, gives other outcomes, all of them equally valid.
 
-Cost for ResNet-20 on one core (EVALUATION section 3): 0.6 s an image that falls at once, about 34 s one that survives.
+Cost for ResNet-20 on one core: 0.6 s an image that falls at once, about 34 s one that survives.
 """
 
 from __future__ import annotations

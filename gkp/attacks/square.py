@@ -38,7 +38,7 @@ def square(
     queries: int = 5000,
     p: float = 0.8,
 ) -> Tensor:
-    """Images of the same shape as `x`, within `eps` of it, after a random search for a lower margin (EVALUATION section 4).
+    """Images of the same shape as `x`, within `eps` of it, after a random search for a lower margin.
 
     x: (N, C, H, W) within `bounds`; y: (N,) labels; eps: in the units of `x`. The margin is the logit of the label less the
     largest other one. Each query repaints a square window, whose share of the image starts at `p` and is halved on the paper's
@@ -151,6 +151,9 @@ def _inside(x: Tensor, u: Tensor, sides: Tensor) -> tuple[Tensor, Tensor, Tensor
     return (row >= 0) & (row < side) & (column >= 0) & (column < side), row, column
 
 
+# --- Linf: algorithm 2 of the paper ---------------------------------------------------------------------------------
+
+
 def _stripes(search: _Search, x: Tensor, ids: Tensor) -> Tensor:
     """Vertical stripes one pixel wide, of eps up or down in each channel."""
     channels, width = x.shape[1], x.shape[3]
@@ -167,6 +170,9 @@ def _squares(search: _Search, x: Tensor, best: Tensor, u: Tensor, sides: Tensor)
     if bool(same.any()):
         now[same] = torch.where(inside[same], (x[same] - shift[same]).clamp(*search.bounds), best[same])
     return now
+
+
+# --- L2: algorithm 3 of the paper -----------------------------------------------------------------------------------
 
 
 def _tiles(search: _Search, x: Tensor, ids: Tensor) -> Tensor:

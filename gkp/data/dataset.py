@@ -136,7 +136,7 @@ def augmented_batches(
     """One shuffled epoch of pairs (x float32 in [0, 1], y int64), cropped at random after zero padding, and mirrored.
 
     pad, flip: pixels of padding on each side, and whether half of the images are mirrored; the dataset's own by
-    default (cifar10: 4 and yes, as in the paper's code, PAPER B10; digits: 1 and no). All randomness, the order of the
+    default (cifar10: 4 and yes, as in the paper's code; digits: 1 and no). All randomness, the order of the
     images included, comes from `generator`, which must live on the CPU: the same state gives the same epoch on every
     device. drop_last: leave out a last batch that is not full. Work is done on whole batches of uint8.
     """

@@ -1,7 +1,7 @@
 """The hash of each data set, known without the data, so that stored results are found on a machine that has none.
 
 The hashes are those of the data this project measured with. Another copy of the same set may differ in a few pixels
-(ours of CIFAR-10 has 121 of 60,000 images from JPEG copies): `gkp.artifact.experiments.stages` uses it when its labels are
+(ours of CIFAR-10 has 121 of 60,000 images from JPEG copies): an experiment uses it when its labels are
 the very same, and its own hash then stands in the figures. Anything else under the name is refused.
 
 This module imports nothing, so that planning needs neither data nor torch.

@@ -101,7 +101,7 @@ _SLACK = 1e-9  # 0.6 and a frequency of 3/5 are the same number
 
 
 def high_pass(images: Tensor, theta: float, *, convention: str = DEFAULT, keep_mean: bool = False) -> Tensor:
-    """The images without the frequencies below the cut: same shape and type, not clipped (Table 1; EVALUATION 6, check 21).
+    """The images without the frequencies below the cut: same shape and type, not clipped (Table 1; check 21 of the audit).
 
     images: float (N, C, H, W) in [0, 1]. theta: in [0, 1], or for "pixels" a radius of 0 or more. Frequency zero, the mean of
     each channel, is below every cut but 0; keep_mean puts it back. `low_pass(...) + high_pass(...)` are the images.

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The data sets that gkp loads by name: digits, CIFAR-10 and CIFAR-10-C, found in folders, checked, and split."""
 
 from __future__ import annotations
 

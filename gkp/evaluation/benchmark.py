@@ -1,7 +1,6 @@
 """`benchmark`: the outcome of every image under every attack, in the paper's protocol or in the field's.
 
-`gkp.evaluation.protocols` says what a protocol attacks and where, `gkp.evaluation.outcomes` what comes of it (EVALUATION
-sections 1, 2 and 5).
+`gkp.evaluation.protocols` says what a protocol attacks and where, `gkp.evaluation.outcomes` what comes of it.
 
 Cost: FGSM takes one gradient and one forward pass an image for each eps, the gradient being shared by all eps and its logits
 being the clean ones; PGD drops an image once it has fallen. ResNet-20 on one core: 10,000 images in the paper protocol take
@@ -9,7 +8,7 @@ about 2 minutes. Longer attacks are run on a twin without BatchNorm (`gkp.evalua
 by the network itself. Outcomes do not depend on the batch size (see `gkp.attacks`), nor on whether the evaluation was
 interrupted: with a checkpoint, what a kill costs is the images of the last minutes.
 
-The exception is `autoattack`, whose outcomes depend on which images share a batch (EVALUATION section 3): it gets all images
+The exception is `autoattack`, whose outcomes depend on which images share a batch: it gets all images
 that are to be attacked in one call, the batch size is one of its options in the outcome matrix, and a kill costs the call.
 """
 

@@ -1,6 +1,6 @@
 """Which network is the more robust: paired statistics between outcome matrices, and attacks that are carried over.
 
-Networks are compared image by image, on the very same images under the very same attack (EVALUATION section 5): what counts is
+Networks are compared image by image, on the very same images under the very same attack: what counts is
 on how many images only one of two is right. `compare` tests all pairs, `rank_groups` says who cannot be told apart,
 `common_accuracy` looks at the images that all classify correctly, `transfer` attacks one network and asks the others.
 

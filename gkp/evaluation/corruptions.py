@@ -1,4 +1,4 @@
-"""Test sets changed by noise, shifts and rotations, and CIFAR-10-C: robustness beyond Linf (EVALUATION 6, check 21).
+"""Test sets changed by noise, shifts and rotations, and CIFAR-10-C: robustness beyond Linf (check 21 of the audit).
 
 Every change is a function from a `Dataset` to a `Dataset` whose name says what was done: "cifar10+gaussian-noise-0.05". The
 noise of an image depends on its position and the seed alone, so that it is the same in `data.first(n)` for every n. Shifts

@@ -1,4 +1,4 @@
-"""The outcome matrix: which image is classified correctly under which attack (EVALUATION section 5).
+"""The outcome matrix: which image is classified correctly under which attack.
 
 Every figure is derived from it: accuracy, Wilson interval, worst case per image, curves over eps; `gkp.evaluation.compare`
 has what takes several. On disk it is a folder of two files, `outcomes.npz` (the arrays, no pickle) and `outcomes.json` (what
@@ -28,7 +28,7 @@ from gkp.files import replace_files
 
 FORMAT = 1
 ARRAYS = ("right", "indices", "labels", "predictions")
-TOGETHER = ("autoattack",)  # attacks whose outcome for an image depends on which images share its batch (EVALUATION section 3)
+TOGETHER = ("autoattack",)  # attacks whose outcome for an image depends on which images share its batch
 
 
 @dataclass(frozen=True)

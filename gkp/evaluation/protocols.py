@@ -1,10 +1,10 @@
 """What a protocol attacks and where: the rows of the outcome matrix, the space its images live in, the clip box.
 
-`paper` (PAPER A4; EVALUATION 1): attacks work on normalised images with one clip box for all channels; FGSM at 0.01 and 0.1,
+`paper` (the paper's released code): attacks work on normalised images with one clip box for all channels; FGSM at 0.01 and 0.1,
 for which the labels are the network's own predictions; PGD at 8/255 in 3 steps of 2/255 with true labels; all in normalised
 units. Misclassified images are attacked too, and count when the attack makes them right.
 
-`pixel` (RobustBench; EVALUATION 2): images in [0, 1], true labels, any attack at k/255. An image that is misclassified
+`pixel` (RobustBench): images in [0, 1], true labels, any attack at k/255. An image that is misclassified
 without attack is wrong under every attack.
 """
 
@@ -51,7 +51,7 @@ class Space:
 
 
 def space_of(net: nn.Module, data: Dataset, protocol: str, *, fold: bool = False) -> Space:
-    """EVALUATION section 1. The paper's loader normalises by the data set's mean and std, in float32 as torchvision does.
+    """The paper's loader normalises by the data set's mean and std, in float32 as torchvision does.
 
     fold: in the pixel protocol, attack a twin with its BatchNorms folded into the convolutions, where there is one.
     """
@@ -115,7 +115,7 @@ def attack_rows(
 
 
 def _paper_attacks(true_labels: bool, pgd_random_start: bool) -> tuple[AttackSpec, ...]:
-    """PAPER A4, all radii in normalised units. PGD makes all its steps, as the library that the paper used does."""
+    """The attacks of the paper's tables, radii in normalised units. PGD makes all its steps, as in the library that it used."""
     fgsm = [AttackSpec("fgsm", e, labels="predicted", key=f"fgsm-{e}") for e in (0.01, 0.1)]
     steps = {"step": 2 / 255, "steps": 3, "random_start": pgd_random_start, "drop_fallen": False}
     true = [AttackSpec("fgsm", e, key=f"fgsm-{e}-true") for e in (0.01, 0.1)] if true_labels else []

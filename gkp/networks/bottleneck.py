@@ -14,7 +14,7 @@ from gkp.networks.classifier import Architecture, Classifier, FunctionalReLU
 class BottleneckResNet(Classifier, torchvision.models.ResNet):
     """torchvision's bottleneck ResNet; with `small_images` the stem is one 3x3 convolution without pooling (64x64 input).
 
-    The paper prunes the 3x3 convolution of each block here (PAPER A3, B1).
+    The paper prunes the 3x3 convolution of each block here, by the MACs of its tables.
     """
 
     relus_uncounted_when_pruned = True

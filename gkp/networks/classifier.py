@@ -82,11 +82,11 @@ class Classifier(nn.Module):
         return self.from_normalised((x - self.mean) / self.std)
 
     def prunable(self, name: str, conv: nn.Conv2d) -> bool:
-        """Whether the paper prunes this convolution (PAPER A3, B1)."""
+        """Whether the paper prunes this convolution (by the MACs of its tables and its released code)."""
         raise TypeError(f"{type(self).__name__} does not say what is pruned")
 
     def from_normalised(self, z: Tensor) -> Tensor:
-        """Logits of images that are normalised already: the space the paper's attacks work in (PAPER A4)."""
+        """Logits of images that are normalised already: the space the paper's attacks work in."""
         raise TypeError(f"{type(self).__name__} does not say how it computes")
 
 

@@ -133,7 +133,7 @@ class GroupedKernelConv2d(nn.Module):
 
 
 def kept_count(in_channels: int, rate: float, layer: str = "the layer") -> int:
-    """How many of `in_channels` grouped kernels stay in each group at `rate`, the share removed (PAPER B4).
+    """The number of grouped kernels of `in_channels` that stay in each group at `rate`, the share removed (released rounding).
 
     Raises BadInput for a rate outside (0, 1) or one that leaves a fraction of a kernel.
     """

@@ -1,7 +1,9 @@
-"""`train_pruned`: the methods that prune while they train. They, too, decide what stays and leave the masking to others.
+"""`prune` for methods that prune in one shot, `train_pruned` for those that prune while they train.
 
-Such a method has `callback(convs)`, a `gkp.training.callback.Callback` that acts on the training of the dense network
-(before training, loss term, after step, after epoch, finish) and whose `plan(net)` then says what stays.
+Both kinds decide what stays and leave the masking to others.
+
+A method that prunes while it trains has `callback(convs)`, a `gkp.pruning.callback.PruningCallback` that acts on the
+training of the dense network and whose `plan(net)` then says what stays.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class TrainingLog:
         return self.rows[-1]
 
     def best(self, metric: str) -> dict[str, float]:
-        """The first row with the highest value of this metric (PAPER A5 reports those; the net itself was not kept).
+        """The first row with the highest value of this metric (the paper reports those, p. 8 and 9; not kept here).
 
         Raises BadInput when no row has the metric.
         """

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The recipe of a training: epochs, learning rate and its schedule, batch size, momentum, weight decay, smoothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def _require(holds: bool, name: str, value: object, wanted: str) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train; the defaults are the paper's fine-tuning (PAPER A2, B10). BadInput for a value that makes no sense.
+    """How to train; the defaults are the paper's fine-tuning (p. 7, 8 and 17; the settings that were released).
+
+    Raises BadInput for a value that makes no sense.
 
     epochs: whole passes. lr: the first learning rate ("step") or the highest ("one-cycle"). schedule: "step" multiplies
     it by gamma after every step_epochs epochs; "one-cycle" rises along a cosine from lr / 25 to lr over the first 30 %
@@ -68,5 +70,5 @@ class Recipe:
         return _cosine(self.lr, bottom, (step - peak) / (last - peak))
 
 
-PAPER_FINETUNE = Recipe()  # PAPER B10
-PAPER_BASELINE = Recipe(lr=0.1)  # PAPER A2: how the unpruned networks were trained
+PAPER_FINETUNE = Recipe()  # the settings that were released
+PAPER_BASELINE = Recipe(lr=0.1)  # p. 7, 8 and 17 of the paper: how the unpruned networks were trained

@@ -1,4 +1,4 @@
-"""What the parts of SR-GKP are worth, and what grouping costs (Tables 4-7, 14-16)."""
+"""Claims on the worth of each part of SR-GKP, and on the cost of grouping (Tables 4-7, 14-16)."""
 
 from __future__ import annotations
 

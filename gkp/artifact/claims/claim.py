@@ -1,4 +1,4 @@
-"""What a claim is, and what can become of it.
+"""A claim of the paper, and the verdicts that it can get.
 
 Four words are verdicts on the paper. "reproduced": found again in the paper's own setting. "direction holds": found in a
 setting scaled down from it, which can say no more. "differs": the data speak against it. "not run": what would decide it was
@@ -74,6 +74,6 @@ class Claim:
         return 60 * self.gpu_hours if for_gpu(cells) else stated_minutes(cells)
 
     def command(self, profile: str) -> str:
-        """What shows the verdict, computing first what is missing."""
+        """The command that shows the verdict, computing first what is missing."""
         compute = " COMPUTE=1" if profile == COMMITTED and self.models else ""
         return f"make reproduce PROFILE={profile} ONLY={self.notebook}{compute}"

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The words of a verdict, and the decision on one claim with the numbers behind it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ class NotRun(Exception):
 
 @dataclass(frozen=True)
 class Decision:
-    """What the data say. ours, interval: text in the units of the statement; n: images, networks or printed numbers, seeds:
-    training runs behind it; value, low, high: the first number of `ours` and its interval, NaN where there is none."""
+    """The answer of the data to one claim.
+
+    ours, interval: text in the units of the statement; n: images, networks or printed numbers, seeds: training runs behind it;
+    value, low, high: the first number of `ours` and its interval, NaN where there is none.
+    """
 
     verdict: str
     ours: str

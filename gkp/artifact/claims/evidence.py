@@ -33,7 +33,7 @@ from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import Spread
 
 EMBEDDED = "digits"
-PAPER_EPOCHS = 300  # of fine-tuning on CIFAR-10 (PAPER A2)
+PAPER_EPOCHS = 300  # of fine-tuning on CIFAR-10 (p. 7 and 8)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Net:
 
     @property
     def label(self) -> str:
-        """How reasons call it."""
+        """The name of the network in reasons."""
         names = {"baseline": "unpruned", UNPRUNED: "unpruned, fine-tuned"}
         options = "".join(f" {name} {value}" for name, value in self.options)
         return names.get(self.method, self.method) + options
@@ -210,7 +210,7 @@ class Case:
         return found
 
     def spread(self, part: str, keys: Sequence[str]) -> Spread:
-        """How much an accuracy of this architecture moves with the seed, pooled over every method that has several."""
+        """The spread of an accuracy of this architecture over seeds, pooled over every method that has several."""
         at = (self.model, part, "+".join(keys))
         if at not in self._spreads:
             groups = []

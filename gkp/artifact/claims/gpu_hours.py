@@ -15,7 +15,7 @@ from gkp.artifact.experiments.kinds import EvaluateCell
 from gkp.artifact.experiments.todo import family
 
 _COLAB_HOURS, _COLAB_MACS, _COLAB_IMAGES, _COLAB_EPOCHS = 2 + 26 / 60, 40.938e6, 50_000, 300
-_SETTINGS = {  # PAPER A2, A3: multiply-accumulates of one image, training images, epochs
+_SETTINGS = {  # the paper's settings: multiply-accumulates of one image, training images, epochs
     "resnet20": (40.938e6, 50_000, 300),
     "resnet32": (69.479e6, 50_000, 300),
     "resnet56": (126.561e6, 50_000, 300),

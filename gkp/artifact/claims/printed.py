@@ -1,4 +1,4 @@
-"""Counter-evidence inside the paper: statements held against its own printed numbers, without running anything (PAPER A9).
+"""Counter-evidence inside the paper: statements held against its own printed numbers, without running anything.
 
 "reproduced" says that a statement follows from the printed numbers, "differs" that they contradict it. One training run
 is behind each printed number and no interval around it.

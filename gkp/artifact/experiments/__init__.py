@@ -1,8 +1,8 @@
 """The experiment grid: cells that are computed once, on one core or on a cluster, and never again.
 
-    results = gkp.artifact.experiments.run.run(cells)            # 42 cells: 42 cached, 0 computed
-    gkp.artifact.experiments.run.run(cells, jobs=8)              # eight local workers; scheduler="tcp://..." for a Dask cluster
-    gkp.artifact.experiments.status(cells).to_json()         # finished, running, failed, blocked, missing, minutes left
+    results = experiments.run(cells)            # 42 cells: 42 cached, 0 computed
+    experiments.run(cells, jobs=8)              # eight local workers; scheduler="tcp://..." for a Dask cluster
+    experiments.status(cells).to_json()         # finished, running, failed, blocked, missing, minutes left
 
 `cell` says what a cell is, `store` where results live, `compute` how one is made, `plan` which are needed, `runner` how
 many are made at once.

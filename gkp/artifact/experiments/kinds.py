@@ -38,7 +38,7 @@ def _training_work(dataset: str, model: str, epochs: int) -> float:
 class Network(Cell):
     """A cell that leaves a network in its folder `model`.
 
-    dataset: what it is for; model: its architecture, a name of `gkp.networks.classifier`.
+    dataset: what it is for; model: its architecture, a name of `gkp.networks.build`.
     """
 
     dataset: str = "cifar10"

@@ -43,7 +43,7 @@ class Figure:
         """
         target = Path(folder) if folder else output_folder() / "figures"
         target.mkdir(parents=True, exist_ok=True)
-        stable = {"Date": None} | {"Creator": "gkp"}
+        stable = {"Date": None, "Creator": "gkp"}  # the same points give the same bytes
         with matplotlib.rc_context({"svg.hashsalt": name}):
             self.drawing.savefig(target / f"{name}.svg", bbox_inches="tight", metadata=stable)
         self.drawing.savefig(target / f"{name}.png", bbox_inches="tight", dpi=150, metadata={"Software": "gkp"})

@@ -2,7 +2,7 @@
 
 One table and one plot per data set, threat model and eps: robust accuracies at different eps are never ranked against each
 other. Ranked as RobustBench does, by the best known robust accuracy; the range of ranks that the 95 % intervals leave open
-stands beside it. EVALUATION section 2. Cost: a second and a fraction of one per table.
+stands beside it. Cost: a second and a fraction of one per table.
 """
 
 from __future__ import annotations

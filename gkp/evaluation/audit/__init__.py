@@ -1,4 +1,4 @@
-"""`audit`: can the robust accuracy of this network be believed? 22 checks of EVALUATION section 6 on one card.
+"""`audit`: can the robust accuracy of this network be believed? 22 checks on one card.
 
 | module | what it is |
 |---|---|

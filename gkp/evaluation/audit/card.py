@@ -24,7 +24,7 @@ _MARKS = {PASS: "pass", WARN: "**warn**", FAIL: "**FAIL**", NOT_RUN: "not run"}
 class Card:
     """What an audit says of one network at one radius.
 
-    checks: the 22 of EVALUATION section 6, in order. facts: what was attacked and every outcome (`Evidence.to_json`), enough to
+    checks: all 22, in order. facts: what was attacked and every outcome (`Evidence.to_json`), enough to
     evaluate again with `gkp.evaluation.audit.replay.reevaluate`. accuracies, tests: `gkp.evaluation.audit.checks.accuracies`
     and `paired_tests`. reported: the robust accuracy, a fraction: right without attack and under every attack.
     """

@@ -1,4 +1,4 @@
-"""The 22 checks of EVALUATION section 6, each a function of an `Evidence` that returns a `Check`. Pure and free.
+"""The 22 checks of the audit, each a function of an `Evidence` that returns a `Check`. Pure and free.
 
 | module | checks |
 |---|---|

@@ -1,4 +1,4 @@
-"""Checks 1 to 5 of EVALUATION section 6: were the attacks given the right network, and did they keep to the rules? Free."""
+"""Checks 1 to 5 of the audit: were the attacks given the right network, and did they keep to the rules? Free."""
 
 from __future__ import annotations
 

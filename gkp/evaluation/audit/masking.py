@@ -1,4 +1,4 @@
-"""Checks 6 to 12 of EVALUATION section 6: do the attacks see the gradient, or is it masked? Free."""
+"""Checks 6 to 12 of the audit: do the attacks see the gradient, or is it masked? Free."""
 
 from __future__ import annotations
 

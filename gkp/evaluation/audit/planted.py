@@ -1,4 +1,4 @@
-"""The audit's test of itself (check 15 of EVALUATION section 6): a toy network known to be masked, and its honest twin.
+"""The audit's test of itself (check 15): a toy network known to be masked, and its honest twin.
 
 Cost: a second, once per process.
 """

@@ -1,4 +1,4 @@
-"""Evaluates some images again from a card's JSON alone (check 22 of EVALUATION section 6), with the network and the images.
+"""Evaluates some images again from a card's JSON alone (check 22), with the network and the images.
 
 Cost: for each attack up to four images that fell and, unless it is a query attack, four that did not.
 """

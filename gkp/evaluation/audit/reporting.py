@@ -1,4 +1,4 @@
-"""Checks 13 to 22 of EVALUATION section 6: is the right figure reported, and can it be had again? Free."""
+"""Checks 13 to 22 of the audit: is the right figure reported, and can it be had again? Free."""
 
 from __future__ import annotations
 

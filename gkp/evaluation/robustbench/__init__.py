@@ -4,7 +4,7 @@
     outcomes = gkp.benchmark(net, attacks=[AttackSpec("autoattack", "8/255")], n_examples=1000)
     save_entry(entry(outcomes, net, name="SR-GKP, rate 7/16", architecture="ResNet-20"), "build/entries")
 
-`gkp.artifact.leaderboard` renders a folder of entries. EVALUATION section 2.
+A folder of entries can be rendered as a leaderboard (`gkp leaderboard`).
 """
 
 from gkp.evaluation.robustbench.adapter import robustbench_benchmark

@@ -56,7 +56,7 @@ def robustbench_benchmark(
     """Clean and robust accuracy, fractions, of the first `n_examples` (all by default), as `robustbench.benchmark()` has them.
 
     model: takes float32 [0, 1] NCHW, returns logits; evaluated in eval mode and left as it was. dataset: a name, for its test
-    split, or a Dataset of your own. threat_model: "Linf" or "L2". batch_size: part of the result (EVALUATION section 3); 32 is
+    split, or a Dataset of your own. threat_model: "Linf" or "L2". batch_size: part of the result; 32 is
     RobustBench's. seed: RobustBench has none, and AutoAttack then takes the clock. version, attacks_to_run: as for
     `gkp.attacks.autoattack.autoattack`; "standard" is what RobustBench runs.
     Prints nothing and writes no file. Raises BadInput for whatever does not fit, and if robustbench cannot be imported.

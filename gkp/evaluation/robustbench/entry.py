@@ -61,7 +61,7 @@ def entry(
     input_shape: Sequence[int] | None = None,
     latency_seconds: float | None = 1.0,
 ) -> dict[str, Any]:
-    """The entry, plain JSON types, of `net` at one radius of `outcomes` (EVALUATION section 2).
+    """The entry, plain JSON types, of `net` at one radius of `outcomes`.
 
     net: the network that was evaluated (a masked twin is counted and timed as the compact network it stands for). eps, norm:
     which radius; may be left out when there is only one. reported: the robust accuracy that its authors claim, a fraction.
@@ -150,6 +150,9 @@ def _read(path: Path) -> dict[str, Any]:
     return value
 
 
+# --- from outcomes --------------------------------------------------------------------------------------------------
+
+
 def _check_belong(outcomes: Outcomes, network: str) -> None:
     if outcomes.protocol != "pixel":
         raise BadInput(f'the outcomes are of protocol {outcomes.protocol!r}; a leaderboard takes those of protocol "pixel"')
@@ -208,6 +211,9 @@ def _facts(
         "indices_sha256": hashlib.sha256(indices.tobytes()).hexdigest(),
         "model_sha256": outcomes.model_sha256,
     }
+
+
+# --- from the network -----------------------------------------------------------------------------------------------
 
 
 def _architecture(net: nn.Module) -> str:

@@ -26,7 +26,7 @@ from gkp.pruning.twin import PrunedModel
 class Scratch:
     """rate, groups: as in `gkp.prune`. seed: of the new weights. of: the grouped kernel method whose shape it has.
 
-    Raises BadInput for another kind of method: prune by it and call `gkp.pruning.methods.controls`.
+    Raises BadInput for another kind of method: prune by it and call `gkp.pruning.scratch`.
     """
 
     rate: float = 7 / 16
@@ -39,7 +39,7 @@ class Scratch:
         if info.family != "grouped kernel" or set(info.needs) - {"weights"}:
             raise BadInput(
                 f"scratch takes the shape of a grouped kernel method that needs weights only, not of {self.of}; "
-                f"for that call gkp.pruning.methods.controls on the network pruned by {self.of}"
+                f"for that call gkp.pruning.scratch on the network pruned by {self.of}"
             )
 
     def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:

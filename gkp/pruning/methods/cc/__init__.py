@@ -1,4 +1,4 @@
-"""CC: collaborative compression, channel pruning and low rank at once (Li et al., CVPR 2021; PAPER C).
+"""CC: collaborative compression, channel pruning and low rank at once (Li et al., CVPR 2021).
 
 From one mean gradient over the training images, each layer's compression units, input channels and ranks of the weight, get
 a first-order sensitivity sum (G dW)^2. A curve of what saving costs each layer sets how much each saves, so that the last MAC

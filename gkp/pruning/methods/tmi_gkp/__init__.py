@@ -1,4 +1,4 @@
-"""TMI-GKP: the grouped kernel pruning before SR-GKP (Zhong et al., ICLR 2022; PAPER B12).
+"""TMI-GKP: the grouped kernel pruning before SR-GKP (Zhong et al., ICLR 2022).
 
 Per layer, filters are clustered in three ways into equal groups; the clustering that spreads "tickets magnitude increase" (how
 far weights moved from an early snapshot to the end) most evenly over its groups wins a vote over snapshots; in each group the

@@ -1,4 +1,4 @@
-"""Three ways to cluster the filters of a layer into groups of equal size (TMI-GKP, step 1; PAPER B12).
+"""Three ways to cluster the filters of a layer into groups of equal size (TMI-GKP, step 1).
 
 Each takes a weight `(C_out, C_in, k_h, k_w)` and returns labels `(C_out,)` int64, C_out / groups of each. What the released
 code does is kept: kernels, graph, search grid and its ranks. What differs: sizes are made equal by optimal assignment

@@ -1,4 +1,4 @@
-"""Which of several clusterings a layer gets: a vote of snapshots by tickets magnitude increase (TMI-GKP, step 2; PAPER B12)."""
+"""Which of several clusterings a layer gets: a vote of snapshots by tickets magnitude increase (TMI-GKP, step 2)."""
 
 from __future__ import annotations
 
