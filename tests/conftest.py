@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,16 @@ def no_network_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:
     if "GKP_TEST_NETWORK" not in os.environ:
         for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
             monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
+@pytest.fixture(autouse=True)
+def registered_alone() -> Iterator[None]:
+    """Methods and kinds of spec that a test registers are gone after it: no test sees those of another."""
+    from gkp.pruning import registry, spec
+
+    tables = (registry._REGISTRY, spec._KINDS)
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
