@@ -50,7 +50,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     places = SimpleNamespace(data=tmp_path / "my data", cache=tmp_path / "cache")
     places.data.mkdir()
     monkeypatch.setenv("GKP_DATA", str(places.data))
-    monkeypatch.setattr("gkp.files.user_cache_path", lambda name: places.cache)
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: places.cache)
     monkeypatch.setattr(files, "__file__", str(tmp_path / "site-packages" / "gkp" / "files.py"))
     monkeypatch.setattr(files, "reachable", lambda url: False)
     return places

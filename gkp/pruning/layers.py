@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from torch import nn
 
 from gkp.errors import BadInput
+from gkp.networks.classifier import convolutions
 from gkp.pruning.coupling import Couplings
 
 Layers = Iterable[str] | Callable[[str, nn.Conv2d], bool] | None
@@ -19,7 +20,7 @@ def choose_layers(net: nn.Module, layers: Layers, groups: int) -> Chosen:
     layers, groups: as in `gkp.prune`. None: the paper's (our networks), or every ungrouped convolution whose filters divide by
     `groups` except the image layer. Raises BadInput for a layer that was asked for and does not fit, and if nothing is left.
     """
-    every = _convs(net)
+    every = convolutions(net)
     asked = getattr(net, "prunable", None) if layers is None else layers
     if asked is None:
         left_out = {name: reason for name, conv in every.items() if (reason := _unfit(name, conv, every, groups))}
@@ -39,7 +40,7 @@ def choose_filter_layers(net: nn.Module, layers: Layers, input_shape: Sequence[i
     layers: as in `gkp.prune`. None: all whose filters can go whole, that is without touching a residual stream. Raises BadInput
     for a layer that was asked for and does not fit, and if nothing is left.
     """
-    every = _convs(net)
+    every = convolutions(net)
     couplings = Couplings(net, input_shape)
     if layers is None:
         left_out = {name: reason for name in every if (reason := couplings.reason(name))}
@@ -51,10 +52,6 @@ def choose_filter_layers(net: nn.Module, layers: Layers, input_shape: Sequence[i
             if reason := couplings.reason(name):
                 raise BadInput(f"whole filters of {name} cannot go: it {reason}; leave it out with layers=")
     return _some(net, every, chosen), left_out
-
-
-def _convs(net: nn.Module) -> dict[str, nn.Conv2d]:
-    return {name: module for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
 
 
 def _some(net: nn.Module, every: Mapping[str, nn.Conv2d], chosen: Iterable[str]) -> dict[str, nn.Conv2d]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.networks.build import build_model
+from gkp.networks.build import initialised
 from gkp.networks.classifier import Classifier
 from gkp.pruning.methods.filter_method import FilterMethod
 from gkp.pruning.plan import Plan
@@ -57,10 +57,7 @@ def scratch(pruned: PrunedModel, *, seed: int = 0) -> PrunedModel:
     Raises BadInput for another network than one of ours if the plan restructures layers: its dense shape is then not known.
     """
     if isinstance(pruned.net, Classifier):
-        architecture = pruned.net.architecture
-        fields = {name: value for name, value in architecture.to_json().items() if name != "name"}
-        fields |= {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])}
-        net: nn.Module = build_model(architecture.name, seed=seed, **fields)
+        net: nn.Module = initialised(pruned.net.architecture, seed)
     elif any(spec.restructures for spec in pruned.plan.values()) and not _dense(pruned):
         raise BadInput(f"the dense shape of this {type(pruned.net).__name__} is not known; initialise and prune it again")
     else:

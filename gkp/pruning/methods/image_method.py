@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from gkp.data.dataset import Dataset
 from gkp.errors import BadInput
+from gkp.networks.classifier import eval_mode
 from gkp.pruning.coupling import Couplings
 from gkp.pruning.methods.filter_method import FilterMethod
 
@@ -44,7 +44,7 @@ class ImageMethod(FilterMethod):
             raise BadInput(f"{type(self).__name__} wants data, n_batches and batch_size of 1 or more")
         order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self.seed))
         device = next(net.parameters()).device
-        with _in_eval_mode(net), torch.no_grad():
+        with eval_mode(net), torch.no_grad():
             yield from self.data.subset(order[: self.n_images]).batches(self.batch_size, device=device)
 
 
@@ -91,13 +91,3 @@ def feature_maps(
         for hook in hooks:
             hook.remove()
     return maps
-
-
-@contextmanager
-def _in_eval_mode(net: nn.Module) -> Iterator[None]:
-    was_training = net.training
-    net.eval()
-    try:
-        yield
-    finally:
-        net.train(was_training)

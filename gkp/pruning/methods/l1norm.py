@@ -16,7 +16,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.networks.classifier import CifarResNet
+from gkp.networks.classifier import CifarResNet, convolutions
 from gkp.pruning.methods.filter_method import FilterMethod
 from gkp.pruning.registry import register
 
@@ -55,7 +55,7 @@ class L1Norm(FilterMethod):
             return dict.fromkeys(convs, 1.0)
         depth = NEAREST.get(net.architecture.name, net.architecture.name)
         kept = KEPT[self.scheme, self.rate > HIGH_RATE][depth]
-        numbers = {name: number for number, (name, _) in enumerate(_convolutions(net), start=1)}
+        numbers = {name: number for number, name in enumerate(convolutions(net), start=1)}
         return {
             name: 0.0 if numbers[name] in SKIPPED[self.scheme] else 1 - kept[stage_of(name) - 1] / WIDTHS[stage_of(name) - 1]
             for name in convs
@@ -91,7 +91,3 @@ class L1NormB(L1Norm):
 def stage_of(name: str) -> int:
     """1, 2 or 3: the stage of a layer of a CIFAR ResNet, by its name."""
     return int(name.removeprefix("layer").partition(".")[0])
-
-
-def _convolutions(net: nn.Module) -> list[tuple[str, nn.Conv2d]]:
-    return [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]

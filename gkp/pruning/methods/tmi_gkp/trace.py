@@ -24,12 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.files import one_line, replace_file
+from gkp.files import one_line, read_tensors, write_tensors
+from gkp.networks.classifier import convolutions
 from gkp.training.callback import Callback
 
 FORMAT = "gkp weight trace 1"
@@ -63,10 +62,8 @@ class Trace:
     def save(self, path: str | Path) -> Path:
         """The path of the file written, whole or not at all. Raises BadInput if it cannot be."""
         path = Path(path)
-        # one entry: safetensors writes several in an order that changes from one time to the next
         header = {FORMAT: json.dumps({"epochs": self.epochs, "weights": dict(self.weights)}, sort_keys=True)}
-        changes = {name: changes.contiguous() for name, changes in self.changes.items()}
-        replace_file(path, lambda partial: save_file(changes, partial, metadata=header))
+        write_tensors(path, self.changes, header)
         return path
 
     @classmethod
@@ -76,17 +73,13 @@ class Trace:
         if not path.is_file():
             raise BadInput(f"{path}: no such file with a weight trace; {HOW}")
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                changes = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            if FORMAT not in header:
-                raise BadInput(f"{path}: is not a weight trace; {HOW}")
-            fields = json.loads(header[FORMAT])
-            return cls(tuple(fields["epochs"]), changes, fields["weights"])
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            if isinstance(error, BadInput):
-                raise
+            changes, header = read_tensors(path)
+            fields = json.loads(header.get(FORMAT, "{}"))
+            if fields:
+                return cls(tuple(fields["epochs"]), changes, fields["weights"])
+        except (OSError, KeyError, ValueError) as error:
             raise BadInput(f"{path}: is truncated or not a weight trace ({one_line(error)}); {HOW}") from error
+        raise BadInput(f"{path}: is not a weight trace; {HOW}")
 
 
 def snapshot_epochs(epochs: int) -> tuple[int, ...]:
@@ -158,7 +151,7 @@ class WeightTrace(Callback):
         return self.trace.save(path)
 
     def _convs(self, net: nn.Module) -> dict[str, nn.Conv2d]:
-        every = {name: module for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
+        every = convolutions(net)
         if self.layers is None:
             prunable = getattr(net, "prunable", None) or (lambda name, conv: conv.groups == 1)
             return {name: conv for name, conv in every.items() if prunable(name, conv)}

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
-from scipy import stats
 from torch import Tensor
 
 
@@ -30,6 +29,8 @@ def winner(changes: Tensor, candidates: Sequence[Tensor]) -> int:
     The smallest 0.5 rank(mean interval) + rank(variance of intervals) wins (equal values share their mean rank), the first of
     equals.
     """
+    from scipy import stats
+
     means, variances = zip(*(intervals(changes, labels) for labels in candidates), strict=True)
     return int(np.argmin(0.5 * stats.rankdata(means) + stats.rankdata(variances)))
 
