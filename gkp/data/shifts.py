@@ -2,9 +2,9 @@
 
 For the latter (after Wang et al., CVPR 2020) each channel is Fourier transformed, the frequencies on one side of a cut are set
 to zero, and the rest is transformed back. Every mask treats a frequency and its opposite alike, so the result is real: there is
-no choice between real part and magnitude. The paper gives the cut as a threshold theta in [0, 1] and does not define it, and its
-code was not released: **the meaning of theta here is inferred**, hence the `convention`s. Frequencies (u, v) run from 0 to 1
-down and across, 1 = half the side.
+no choice between real part and magnitude. The paper gives the cut as a threshold theta in [0, 1] and does not define it, and
+its code was not released: **the meaning of theta here is inferred**, hence the `convention`s. Frequencies (u, v) run from 0 to
+1 down and across, 1 = half the side.
 
 Accuracy (%) measured on the first 1,000 CIFAR-10 test images (standard errors 1.1 to 1.6), the akamaster ResNet-56, which has
 92.6 on the images themselves; beside it the paper's unpruned ResNet-56, another network, on all 10,000:
