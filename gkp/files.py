@@ -26,10 +26,18 @@ Content = str | bytes | Callable[[Path], object]
 
 
 def cache_folder() -> Path:
-    """The user's cache folder of this package (it may not exist yet)."""
+    """The user's cache folder of this package (it may not exist yet).
+
+    Raises:
+        BadInput: The user has no home folder, as an unknown one in a container.
+    """
     from platformdirs import user_cache_path
 
-    return user_cache_path("gkp")
+    try:
+        return user_cache_path("gkp")
+    except (RuntimeError, KeyError):
+        need = "set XDG_CACHE_HOME to a folder for downloads, or GKP_DATA to a folder that holds the files"
+        raise BadInput(f"this user has no home folder to download to; {need}") from None
 
 
 def checkout() -> Path | None:
@@ -38,20 +46,20 @@ def checkout() -> Path | None:
     return root if (root / "pyproject.toml").is_file() else None
 
 
-def output_folder() -> Path:
-    """The folder of a run's figures and tables: GKP_OUT (which `gkp reproduce` sets), else build/ of the checkout."""
-    return Path(os.environ["GKP_OUT"]) if os.environ.get("GKP_OUT") else (checkout() or Path.cwd()) / "build"
-
-
 def given_folders() -> list[Path]:
     """The folders of GKP_DATA, absolute."""
     return [Path(part).expanduser().resolve() for part in os.environ.get("GKP_DATA", "").split(os.pathsep) if part]
 
 
-def searched_folders() -> list[Path]:
+def searched_folders(*, cache: bool = True) -> list[Path]:
     """The folders in which files are looked for, in order: those of GKP_DATA, the repository's data/, the user's cache."""
-    root = checkout()
-    return [*given_folders(), *([root / "data"] if root else []), cache_folder()]
+    folders = given_folders()
+    if (root := checkout()) is not None:
+        folders.append(root / "data")
+    if cache:
+        with contextlib.suppress(BadInput):  # a user without one may have the file elsewhere
+            folders.append(cache_folder())
+    return folders
 
 
 def locate(relative: str) -> Path | None:
@@ -76,7 +84,7 @@ def fetch(relative: str, *, url: str, sha256: str, what: str) -> Path:
     Raises:
         BadInput: It is nowhere and cannot be downloaded.
     """
-    own = next((path for folder in searched_folders()[:-1] if (path := folder / relative).is_file()), None)
+    own = next((path for folder in searched_folders(cache=False) if (path := folder / relative).is_file()), None)
     if own is not None:
         return own
     target = cache_folder() / relative

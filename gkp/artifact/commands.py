@@ -51,7 +51,7 @@ def _leaderboard(folders: tuple[Path, ...], out: Path, title: str) -> None:
 @_profile
 @_group
 @_words
-@click.option("--jobs", type=int, metavar="N", help="Cells computed at once.  [default: one per core]")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Cells computed at once.  [default: one per core]")
 @click.option("--shard", metavar="I/N", help="This runner's share, for job arrays without a cluster.")
 @click.option("--scheduler", help="Address or file of a Dask scheduler.  [default: $DASK_SCHEDULER_ADDRESS]")
 @click.option("--again", is_flag=True, help="Compute finished cells anew and compare; needs --only.")
@@ -92,7 +92,7 @@ def _status(profile: str, groups: Sequence[str], only: str | None, as_json: bool
 @_command("gkp reproduce --profile quick --only 00_start_here")
 @_profile
 @click.option("--only", help="Part of a notebook's name.")
-@click.option("--jobs", type=int, metavar="N", help="Workers side by side.  [default: the number of cores]")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Workers side by side.  [default: the number of cores]")
 @_out(help="Folder for notebooks, figures, tables.  [default: build/PROFILE]")
 @click.option(
     "--compute/--no-compute",
@@ -104,7 +104,7 @@ def _reproduce(profile: str, **options: Any) -> None:
     """Run the notebooks."""
     from gkp.artifact.notebooks import reproduce
 
-    reproduce(profile, progress=sys.stderr.isatty(), **options)
+    reproduce(profile, **options)
 
 
 @_command("gkp verify --json")

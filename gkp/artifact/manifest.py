@@ -7,12 +7,13 @@ without a source cannot get into the manifest.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from gkp.artifact.executed import sha256_of_file
 from gkp.errors import BadInput
+from gkp.files import file_sha256, replace_file
 
 NAME = "MANIFEST"
 MEASURED = {  # first part of the path -> where from; all of it under the licence of this repository
@@ -52,15 +53,12 @@ def read(data: Path) -> dict[str, Row]:
 
 def write(data: Path) -> list[Row]:
     """The rows of the manifest, written anew from the files that are there. BadInput for a file without a source."""
-    rows = [
-        Row(path, (data / path).stat().st_size, sha256_of_file(data / path), *origin_of(data, path)) for path in files(data)
-    ]
-    partial = data / f"{NAME}.partial"
-    with open(partial, "w", encoding="utf-8", newline="") as opened:
-        table = csv.writer(opened, lineterminator="\n")
-        table.writerow([field.name for field in fields(Row)])
-        table.writerows(astuple(row) for row in rows)
-    partial.replace(data / NAME)
+    rows = [Row(path, (data / path).stat().st_size, file_sha256(data / path), *origin_of(data, path)) for path in files(data)]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([field.name for field in fields(Row)])
+    table.writerows(astuple(row) for row in rows)
+    replace_file(data / NAME, text.getvalue())
     return rows
 
 
@@ -93,7 +91,7 @@ def problems(data: Path) -> list[str]:
         row, file = rows.get(path), data / path
         if row is None:
             found.append(f"data/{path}: is not in data/{NAME}; `gkp publish --cells` writes it anew")
-        elif file.stat().st_size != row.bytes or sha256_of_file(file) != row.sha256:
+        elif file.stat().st_size != row.bytes or file_sha256(file) != row.sha256:
             found.append(f"data/{path}: differs from data/{NAME}")
         elif not (row.source and row.licence):
             found.append(f"data/{path}: has no source or no licence in data/{NAME}")

@@ -9,9 +9,6 @@ Cost: a hash of every file under data/ and the verdicts once, seconds in all; no
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from gkp.artifact import claims, manifest
 from gkp.artifact import readme as front_page
 from gkp.artifact.executed import read_notebook, source_sha256, was_executed
 from gkp.artifact.experiments.copies import check_folder, entry_of
-from gkp.artifact.experiments.store import Damaged, read_json
+from gkp.artifact.experiments.store import Damaged, Store, read_json
 from gkp.artifact.profiles import COMMITTED
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import Outcomes
@@ -127,24 +124,8 @@ def check_opening(root: Path, profile: str = COMMITTED) -> Check:
 
 def verdicts_csv(data: Path, profile: str = COMMITTED) -> str:
     """The verdicts of `gkp.artifact.claims` as CSV, from the cells committed under `data` and no others."""
-    with only_cells(data / "results"):
-        found = claims.verdicts(profile)
-    frame: pd.DataFrame = getattr(found, "points", found)
-    return frame.to_csv(index=False, float_format=DIGITS, lineterminator="\n")
-
-
-@contextmanager
-def only_cells(results: Path) -> Iterator[None]:
-    """While the body runs, only the committed cells are there: what lies in build/cells decides nothing."""
-    before = os.environ.get("GKP_CELLS")
-    os.environ["GKP_CELLS"] = str(results)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["GKP_CELLS"]
-        else:
-            os.environ["GKP_CELLS"] = before
+    found = claims.verdicts(profile, store=Store(data / "results"))
+    return found.points.to_csv(index=False, float_format=DIGITS, lineterminator="\n")
 
 
 def check_notebooks(folder: Path) -> Check:

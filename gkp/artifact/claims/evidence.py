@@ -26,6 +26,7 @@ from gkp.artifact.experiments.kinds import (
     TrainCell,
 )
 from gkp.artifact.experiments.report import Result
+from gkp.artifact.experiments.store import Store
 from gkp.artifact.profiles import HIGH_RATE, RATE, UNPRUNED
 from gkp.artifact.results import plays
 from gkp.errors import BadInput
@@ -237,9 +238,9 @@ class Case:
         return self.model in same and self.epochs() >= PAPER_EPOCHS and trained and not self.index.embedded
 
 
-def case_of(profile: str, results: Sequence[Result] | None = None) -> Case:
-    """The evidence of a profile: these results, and whatever else the stores hold. Raises BadInput for an unknown profile."""
+def case_of(profile: str, results: Sequence[Result] | None = None, store: Store | None = None) -> Case:
+    """The evidence of a profile: these results, and whatever else the store holds. Raises BadInput for an unknown profile."""
     index = Index.of(profile)
     given = {result.cell.hash: result for result in results or ()}
-    stored = grid.load([cell for cell in index.cells if cell.hash not in given])
+    stored = grid.load([cell for cell in index.cells if cell.hash not in given], store=store)
     return Case(index, {**{result.cell.hash: result for result in stored}, **given})

@@ -16,6 +16,7 @@ from gkp.artifact.claims.evidence import Case, case_of
 from gkp.artifact.claims.gpu_hours import for_gpu, hours_in_words, stated_minutes
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.report import Result
+from gkp.artifact.experiments.store import Store
 from gkp.artifact.experiments.todo import family
 from gkp.artifact.published import FIGURES, TABLES
 from gkp.artifact.tables.table import Table
@@ -51,13 +52,14 @@ def verdicts(
     *,
     item: str | Sequence[str] | None = None,
     notebook: str | None = None,
+    store: Store | None = None,
 ) -> Table:
     """A row for each claim: id, item, statement, reported, ours, n, seeds, interval, tolerance, verdict, reason, command, and
     minutes.
 
-    results: of a run; whatever else the stores hold is used too, and nothing is computed. item: only claims of this table or
-    figure, "Table 2", or of several; notebook: those that this notebook shows, "02_cifar10_main"; with both, either. In
-    `points` also kind, page, value, low, high (fractions, or the quotient of a cost ratio) and stated_minutes, from the work
+    results: of a run; whatever else the store (by default the usual one) holds is used too, and nothing is computed. item: only
+    claims of this table or figure, "Table 2", or of several; notebook: those that this notebook shows,
+    "02_cifar10_main"; with both, either. In `points` also kind, page, value, low, high (fractions, or the quotient of a cost ratio) and stated_minutes, from the work
     of the cells; minutes are those recorded, once all cells are finished.
     A claim whose cells are missing says "not run", how many are missing and what they cost; embedded data give no verdict.
     Raises BadInput for an unknown profile, item or notebook.
@@ -69,7 +71,7 @@ def verdicts(
         raise BadInput(f"no claim is about {unknown[0]!r}; give Table 1 to Table 20, Figure 1 to Figure 9, or text")
     everything = not wanted and notebook is None
     chosen = [claim for claim in claims() if everything or set(wanted) & set(claim.items) or claim.notebook == notebook]
-    case = case_of(profile, results)
+    case = case_of(profile, results, store)
     points = pd.DataFrame([_row(claim, case, profile) for claim in chosen])
     about = [*wanted, *([notebook] if notebook else [])]
     title = f"Verdicts · {', '.join(about) or 'every claim'} · profile {profile}"

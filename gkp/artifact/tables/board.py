@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -12,11 +13,10 @@ from gkp.artifact.results import STRONG, evaluations, load_networks, paper_name
 from gkp.artifact.tables.table import Table, not_run
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.robustbench.entry import entry, save_entry
-from gkp.files import output_folder
 
 
 def leaderboard(results: Sequence[Result]) -> Table:
-    """Rank what was evaluated under attacks of its own choice, and write `leaderboard.html` to the output folder.
+    """Rank what was evaluated under attacks of its own choice, and write `build/leaderboard.html`.
 
     The entries themselves, in RobustBench's schema, are in `entries` beside the page; latency is not measured here (notebook
     05 does).
@@ -24,7 +24,7 @@ def leaderboard(results: Sequence[Result]) -> Table:
     Args:
         results: Finished networks and their evaluations.
     """
-    entries, rows, folder = [], [], output_folder()
+    entries, rows, folder = [], [], Path("build")
     for one in evaluations(results, STRONG):
         if one.network is None:
             continue
