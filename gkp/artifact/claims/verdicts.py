@@ -59,8 +59,8 @@ def verdicts(
 
     results: of a run; whatever else the store (by default the usual one) holds is used too, and nothing is computed. item: only
     claims of this table or figure, "Table 2", or of several; notebook: those that this notebook shows,
-    "02_cifar10_main"; with both, either. In `points` also kind, page, value, low, high (fractions, or the quotient of a cost ratio) and stated_minutes, from the work
-    of the cells; minutes are those recorded, once all cells are finished.
+    "02_cifar10_main"; with both, either. In `points` also kind, page, value, low, high (fractions, or the quotient of a cost
+    ratio) and stated_minutes, from the work of the cells; minutes are those recorded, once all cells are finished.
     A claim whose cells are missing says "not run", how many are missing and what they cost; embedded data give no verdict.
     Raises BadInput for an unknown profile, item or notebook.
     """
