@@ -136,7 +136,7 @@ def check_notebooks(folder: Path) -> Check:
     for file, book in executed.items():
         published: dict[str, Any] = book["metadata"].get("gkp", {})
         if not published:
-            problems.append(f"notebooks/{file.name}: has outputs that `make publish` did not write; strip it with nbstripout")
+            problems.append(f"notebooks/{file.name}: has outputs that `make publish` did not write; clear its outputs")
         elif published.get("sources_sha256") != source_sha256(book):
             problems.append(
                 f"notebooks/{file.name}: was edited after it was executed; `make reproduce` and `make publish` for its profile"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -33,7 +33,7 @@ def describe_run(*, seconds: float, threads: int, peak: PeakMemory, work: float,
     """The run.json of a cell that has just been computed in this process; notes: what its stage measured of this run."""
     return {
         **notes,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         **peak.mb(),
         "threads": threads,
