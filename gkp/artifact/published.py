@@ -89,6 +89,24 @@ def superscores(
     return wide[[metric for metric in metrics if metric in wide]]
 
 
+def gain(
+    table: int, more: Sequence[str], less: Sequence[str], metrics: Sequence[str], networks: Sequence[str | None] = (None,)
+) -> float:
+    """The printed difference of mean superscores over methods and metrics, as a fraction, misprints as likely meant.
+
+    Args:
+        table: As in `published`.
+        more, less: The methods of both sides, as rows of `superscores` are called.
+        metrics: The columns.
+        networks: The networks over which the difference is averaged; may be left out where the table has one.
+    """
+    found = []
+    for network in networks:
+        best = superscores(table, network=network, likely=True)[list(metrics)]
+        found.append(float(best.loc[list(more)].to_numpy().mean() - best.loc[list(less)].to_numpy().mean()) / 100)
+    return sum(found) / len(found)
+
+
 def mean_rank(scores: pd.DataFrame, *, ties: str = "min") -> pd.DataFrame:
     """The rank of each row in each column, 1 for the largest, and their average as "mean rank": the rule of Table 20.
 

@@ -1,14 +1,22 @@
-"""TODO."""
+"""Verdicts, and the rules that reach them.
+
+Four words are verdicts on the paper. "reproduced": found again in the paper's own setting. "direction holds": found in a
+setting scaled down from it, which can say no more. "differs": the data contradict it. "not run": what would decide it was not
+run, or what was run leaves it undecided; the reason says which, and what deciding it takes. Digits give no verdict at all.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 REPRODUCED, DIRECTION, DIFFERS, NOT_RUN = "reproduced", "direction holds", "differs", "not run"
 VERDICTS = (REPRODUCED, DIRECTION, DIFFERS, NOT_RUN)
 NO_VERDICT = "not a verdict: digits show that the pipeline works"
-KINDS = ("value", "order at equal MACs", "direction", "cost ratio", "internal")
+VALUE, ORDER, TREND, COST, INTERNAL = KINDS = ("value", "order at equal MACs", "direction", "cost ratio", "internal")
+COUNTED = "none: counted, not measured"
 
 
 class NotRun(Exception):
@@ -17,8 +25,18 @@ class NotRun(Exception):
 
 @dataclass(frozen=True)
 class Decision:
-    """What the data say. ours, interval: text in the units of the statement; n: images, networks or printed numbers, seeds:
-    training runs behind it; value, low, high: the first number of `ours` and its interval, NaN where there is none."""
+    """What the data say of a claim.
+
+    Attributes:
+        verdict: One of `VERDICTS`, or `NO_VERDICT`.
+        ours: What was found, as text in the units of the statement.
+        reason: Why the verdict follows.
+        n: Images, networks or printed numbers behind it.
+        seeds: Trainings behind it.
+        interval: Of `ours`, as text.
+        value: The first number of `ours`, a fraction or a quotient; NaN where there is none.
+        low, high: Its interval; NaN where there is none.
+    """
 
     verdict: str
     ours: str
@@ -29,3 +47,33 @@ class Decision:
     value: float = math.nan
     low: float = math.nan
     high: float = math.nan
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How claims of one form are decided; claims.toml names it and gives its parameters.
+
+    Attributes:
+        kind: The kind of the claims it decides, one of `KINDS`, unless a claim says otherwise.
+        decide: From the evidence (a `Case`) and the parameters, by keyword, to the `Decision`; raises `NotRun`.
+        find: From the experiments of a profile (an `Index`), an architecture and the parameters to those that decide it,
+            none where the profile has no experiments for it.
+    """
+
+    kind: str
+    decide: Callable[..., Decision]
+    find: Callable[..., list]
+
+    @property
+    def name(self) -> str:
+        """What claims.toml calls it."""
+        return self.decide.__name__
+
+
+def rule(kind: str, find: Callable[..., list] | None = None) -> Callable[[Callable[..., Decision]], Rule]:
+    """Make a `Rule` of the function that decides; without `find` it needs no experiments."""
+    return lambda decide: Rule(kind, decide, find or _nothing)
+
+
+def _nothing(index: Any, model: str, **parameters: Any) -> list:
+    return []
