@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import tomllib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -17,6 +17,11 @@ from gkp.artifact.claims.gpu_hours import SETTINGS, for_gpu, gpu_hours, stated_m
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.profiles import COMMITTED
 from gkp.errors import BadInput
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 FILE = Path(__file__).with_name("claims.toml")
 _DEFINED = [value for module in (rules, protocol, counts, printed) for value in vars(module).values()]
