@@ -13,12 +13,13 @@ from scipy.stats import t as student
 from gkp.artifact import profiles
 from gkp.artifact.claims.claim import FILE, RULES, claims, read_claims
 from gkp.artifact.claims.decision import DIFFERS, DIRECTION, KINDS, NO_VERDICT, NOT_RUN, REPRODUCED, VERDICTS, NotRun
-from gkp.artifact.claims.evidence import BASELINE, SR, TMI, Case, Index, Keys, Net, Nets, case_of
+from gkp.artifact.claims.evidence import BASELINE, SR, TMI, Case, Index, Keys, Net, case_of
 from gkp.artifact.claims.gpu_hours import gpu_hours, stated_minutes
-from gkp.artifact.claims.rules import Contrast, Contrasts, best_or_second, contrasts, equal_but_fragile
+from gkp.artifact.claims.rules import Contrast, best_or_second, contrasts, equal_but_fragile
 from gkp.artifact.claims.verdicts import decide, verdicts
 from gkp.artifact.experiments.kinds import EvaluateCell, PretrainedCell, PruneCell, TimingCell, TrainCell
 from gkp.artifact.experiments.report import Result
+from gkp.artifact.experiments.store import Store
 from gkp.artifact.published import FIGURES, TABLES, names_here, published, superscores
 from gkp.checkpoints import save_model
 from gkp.errors import BadInput
@@ -189,8 +190,8 @@ def test_seeds_are_averaged_and_their_spread_can_undo_an_order(lab):
     for seed, a, b in ((0, 0.50, 0.47), (1, 0.40, 0.42), (2, 0.45, 0.43)):
         lab.net("sr-gkp", {"pgd-8/255": a}, seed=seed)
         lab.net("tmi-gkp", {"pgd-8/255": b}, seed=seed)
-    part = Contrast("pgd", Nets([SR]), Nets([TMI]), Keys.of("(c)"))
-    found = contrasts.decide(lab.case(), contrasts=Contrasts([part]))
+    part = Contrast("pgd", (SR,), (TMI,), Keys.of("(c)"))
+    found = contrasts.decide(lab.case(), contrasts=(part,))
     assert found.value == pytest.approx(0.01) and found.seeds == 3
     sd = math.sqrt((2 * 0.05**2 + 2 * np.var([0.47, 0.42, 0.43], ddof=1)) / 4)
     seeds_only = student.ppf(0.975, 4) * sd * math.sqrt(2 / 3)
@@ -207,7 +208,7 @@ def test_networks_of_different_cost_give_no_order(lab):
 def test_best_or_second_counts_who_is_ahead(lab):
 
     def decision(case, *more):
-        return best_or_second.decide(case, against=Nets.of(["cc", "fpgm", "sfp", *more]), keys=Keys.of("(c)"))
+        return best_or_second.decide(case, against=[Net(name) for name in ("cc", "fpgm", "sfp", *more)], keys=Keys.of("(c)"))
 
     lab.net("sr-gkp", {"pgd-8/255": 0.50})
     lab.net("cc", {"pgd-8/255": 0.60})
@@ -362,6 +363,7 @@ def test_digits_give_no_verdict_though_the_arithmetic_runs(tmp_path):
         ('keys = "benign, ', 'rate = "7/16", keys = "benign, ', "rate is '7/16', and has to be float"),
         (', keys = "benign, (a), (b), (c)"', "", "rule best_or_second needs keys"),
         ('keys = "benign', 'keys = "bening', "'bening' is no column; give benign, (a), (b), (c), or an attack such as"),
+        ('["cc", "fpgm"]', '"cc"', "against is 'cc', and has to be a list"),
         ('["cc"', '["ccc"', "no method is called 'ccc'; there are cc, "),
         ("statement = ", "statment = ", "there is no field 'statment'; the fields are item, statement, "),
         ("tolerance = ", "# ", "tolerance is missing"),
@@ -391,9 +393,19 @@ gpu = { resnet56 = 2 }
 
 def test_a_contrast_that_cannot_be_read_and_a_file_that_is_no_toml_are_refused():
     text = FILE.read_text(encoding="utf-8")
-    first = 'more = ["sr-gkp"], less = ["tmi-gkp"], keys'
-    for wrong in ('mroe = ["sr-gkp"], less = ["tmi-gkp"], keys', 'more = ["sr-gkp"], less = ["tmi-gkp"], kind = 1, keys'):
-        with pytest.raises(BadInput, match=r"^claims.toml, claim main.sr-over-tmi: a contrast cannot be read: .*"):
+    first = 'more = ["sr-gkp"], less = ["tmi-gkp"], keys = "(a), (b), (c)", printed = { table = 10 }'
+    assert text.count(first) == 1
+    for wrong, said in (
+        (first.replace("more", "mroe"), "a contrast has no parameter 'mroe'; it has name, more, less, keys, part, "),
+        (first.replace("printed", 'margin = "1", printed'), "margin is '1', and has to be float | None"),
+        (
+            first.replace("printed = { table", "printed = { tabel"),
+            "the printed difference of SR-GKP minus TMI-GKP cannot be read",
+        ),
+        (first.replace("table = 10", 'table = 10, less = ["TMI"]'), "the printed difference of SR-GKP minus TMI-GKP cannot be"),
+        (first.replace("table = 10", "table = 21"), "the paper has no table 21"),
+    ):
+        with pytest.raises(BadInput, match=re.escape(f"claims.toml, claim main.sr-over-tmi: {said}")):
             read_claims(text.replace(first, wrong), "claims.toml")
     with pytest.raises(BadInput, match=r"^claims.toml cannot be read: .*line 1"):
         read_claims("[main\n", "claims.toml")
@@ -537,13 +549,13 @@ def test_a_notebook_can_ask_for_its_own_tables():
         verdicts("quick", item="Table 21")
 
 
-def test_results_of_a_run_count_whatever_the_stores_hold(lab, monkeypatch, tmp_path):
+def test_results_of_a_run_count_whatever_the_store_holds(lab, monkeypatch, tmp_path):
     lab.net("sr-gkp", {"pgd-8/255": 0.5})
     lab.net("tmi-gkp")
-    monkeypatch.setenv("GKP_CELLS", str(tmp_path / "none"))
     monkeypatch.setattr(profiles, "cells", lambda profile, *groups: lab.cells)
-    assert not case_of("cifar10").results
-    found = verdicts("cifar10", list(lab.results.values()), item="Table 2").points.set_index("id")
+    empty = Store(tmp_path / "none")
+    assert not case_of("cifar10", store=empty).results
+    found = verdicts("cifar10", list(lab.results.values()), item="Table 2", store=empty).points.set_index("id")
     assert found.loc["sr-over-tmi", "verdict"] == DIRECTION
     assert set(found["verdict"]) <= set(VERDICTS)
 

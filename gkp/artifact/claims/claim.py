@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from gkp.artifact.claims import counts, printed, protocol, rules
 from gkp.artifact.claims.decision import KINDS, Decision, Rule
@@ -140,31 +139,9 @@ def _claim(id: str, given: dict[str, Any]) -> Claim:
     if (rule := RULES.get(called := parameters.pop("name", None))) is None:
         raise BadInput(f"there is no rule {called!r}; the rules are {', '.join(RULES)}")
     facts: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    claim = Claim(**{"kind": rule.kind, **facts, "id": id, "rule": rule, "parameters": _parameters(rule, parameters)})
+    claim = Claim(**{"kind": rule.kind, **facts, "id": id, "rule": rule, "parameters": rule.arguments(parameters)})
     if claim.kind not in KINDS:
         raise BadInput(f"there is no kind {claim.kind!r}; give {', '.join(KINDS)}")
     if unknown := [setting for setting in claim.gpu if setting not in SETTINGS]:
         raise BadInput(f"there is no setting {unknown[0]!r}; give {', '.join(SETTINGS)}")
     return claim
-
-
-def _parameters(rule: Rule, given: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of a rule, as the types that its function names."""
-    known = {name: p for name, p in inspect.signature(rule.decide).parameters.items() if name != "case"}
-    if unknown := [name for name in given if name not in known]:
-        raise BadInput(f"rule {rule.name} has no parameter {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    if missing := [name for name, p in known.items() if p.default is p.empty and name not in given]:
-        raise BadInput(f"rule {rule.name} needs {missing[0]}")
-    types = get_type_hints(rule.decide)
-    return {name: _value(name, value, types[name]) for name, value in given.items()}
-
-
-def _value(name: str, given: Any, wanted: Any) -> Any:
-    """A value of the file as this type: one that reads itself (`of`), or a plain one."""
-    if hasattr(wanted, "of"):
-        return wanted.of(given)
-    if wanted is tuple and isinstance(given, list):
-        return tuple(given)
-    if not isinstance(given, (int, float) if wanted is float else wanted) or isinstance(given, bool):
-        raise BadInput(f"{name} is {given!r}, and has to be {wanted.__name__}")
-    return given

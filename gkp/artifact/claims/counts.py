@@ -51,7 +51,7 @@ def no_experiments(case: Case) -> Decision:
 
 
 @rule(VALUE)
-def counts_agree(case: Case, *, network: str, tables: tuple) -> Decision:
+def counts_agree(case: Case, *, network: str, tables: tuple[int | str, ...]) -> Decision:
     """Every printed count of multiply-accumulates and parameters of a network, unpruned and by SR-GKP, is counted here too."""
     frame = pd.concat([published(table) for table in tables])
     frame = frame[frame["metric"].isin(("MACs", "params")) & frame["method"].isin(("Unpruned", "SR-GKP"))]

@@ -7,10 +7,13 @@ run, or what was run leaves it undecided; the reason says which, and what decidi
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
+
+from gkp.errors import BadInput
 
 REPRODUCED, DIRECTION, DIFFERS, NOT_RUN = "reproduced", "direction holds", "differs", "not run"
 VERDICTS = (REPRODUCED, DIRECTION, DIFFERS, NOT_RUN)
@@ -69,6 +72,10 @@ class Rule:
         """What claims.toml calls it."""
         return self.decide.__name__
 
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters as claims.toml gives them, read; see `arguments`."""
+        return arguments(self.decide, given, f"rule {self.name}")
+
 
 def rule(kind: str, find: Callable[..., list] | None = None) -> Callable[[Callable[..., Decision]], Rule]:
     """Make a `Rule` of the function that decides; without `find` it needs no experiments."""
@@ -77,3 +84,36 @@ def rule(kind: str, find: Callable[..., list] | None = None) -> Callable[[Callab
 
 def _nothing(index: Any, model: str, **parameters: Any) -> list:
     return []
+
+
+def arguments(function: Callable[..., Any], given: Mapping[str, Any], called: str) -> dict[str, Any]:
+    """Arguments from claims.toml as the types that a function names, all but the first `case`.
+
+    Args:
+        function: A function or class. A type of its arguments with a method `of` reads itself.
+        given: Name -> plain value.
+        called: What the function is called in errors.
+
+    Raises:
+        BadInput: For an argument that is unknown, missing, or of another type.
+    """
+    known = {name: p for name, p in inspect.signature(function).parameters.items() if name != "case"}
+    if unknown := [name for name in given if name not in known]:
+        raise BadInput(f"{called} has no parameter {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    if missing := [name for name, p in known.items() if p.default is p.empty and name not in given]:
+        raise BadInput(f"{called} needs {missing[0]}")
+    types = get_type_hints(function)
+    return {name: _read(name, value, types[name]) for name, value in given.items()}
+
+
+def _read(name: str, given: Any, wanted: Any) -> Any:
+    if hasattr(wanted, "of"):
+        return wanted.of(given)
+    if get_origin(wanted) is tuple:
+        if not isinstance(given, list):
+            raise BadInput(f"{name} is {given!r}, and has to be a list")
+        return tuple(_read(name, item, get_args(wanted)[0]) for item in given)
+    fits = isinstance(given, wanted) or (float in (wanted, *get_args(wanted)) and isinstance(given, int))
+    if not fits or (isinstance(given, bool) and wanted is not bool):
+        raise BadInput(f"{name} is {given!r}, and has to be {getattr(wanted, '__name__', wanted)}")
+    return given

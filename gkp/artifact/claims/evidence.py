@@ -86,15 +86,6 @@ class Net:
         return _NAMES.get(self.method, self.method) + in_brackets(self.options)
 
 
-class Nets(tuple[Net, ...]):
-    """Several rows of a table."""
-
-    @classmethod
-    def of(cls, given: Iterable[str | Mapping[str, Any]]) -> Nets:
-        """From a list in claims.toml, of what `Net.of` takes."""
-        return cls(map(Net.of, given))
-
-
 BASELINE, CONTINUED, SR, TMI = Net("baseline"), Net(UNPRUNED), Net("sr-gkp"), Net("tmi-gkp")
 
 

@@ -132,7 +132,7 @@ def printed_text(*, method: str) -> Answer:
 
 
 @consistent
-def printed_labels(*, tables: tuple) -> Answer:
+def printed_labels(*, tables: tuple[int | str, ...]) -> Answer:
     """In these tables, the row labelled best by a metric is the best by it."""
     wrong, rows = [], 0
     for table in tables:

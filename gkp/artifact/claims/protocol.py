@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from gkp.artifact.claims.decision import DIFFERS, DIRECTION, NOT_RUN, TREND, Decision, NotRun, rule
-from gkp.artifact.claims.evidence import CONTINUED, Case, Index, Keys, Net, Nets
+from gkp.artifact.claims.evidence import CONTINUED, Case, Index, Keys, Net
 from gkp.artifact.claims.rules import conclude
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import PruneCell
@@ -22,7 +22,7 @@ RESAMPLES = 1000
 
 
 @rule(TREND, lambda index, model, *, nets, **_: index.measured(nets, ["paper"], model))
-def predicted_labels_flatter_little(case: Case, *, nets: Nets, keys: Keys, margin: float = 0.005) -> Decision:
+def predicted_labels_flatter_little(case: Case, *, nets: tuple[Net, ...], keys: Keys, margin: float = 0.005) -> Decision:
     """Attacks that take the network's own predictions as labels leave at most `margin` more accuracy than with true ones."""
     gaps, lines = [], []
     for net in nets:

@@ -14,8 +14,19 @@ import numpy as np
 from scipy.stats import norm
 from statsmodels.stats.multitest import multipletests
 
-from gkp.artifact.claims.decision import DIFFERS, DIRECTION, NOT_RUN, ORDER, REPRODUCED, TREND, Decision, NotRun, rule
-from gkp.artifact.claims.evidence import SR, Case, Index, Keys, Net, Nets
+from gkp.artifact.claims.decision import (
+    DIFFERS,
+    DIRECTION,
+    NOT_RUN,
+    ORDER,
+    REPRODUCED,
+    TREND,
+    Decision,
+    NotRun,
+    arguments,
+    rule,
+)
+from gkp.artifact.claims.evidence import SR, Case, Index, Keys, Net
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.profiles import RATE, UNPRUNED
 from gkp.artifact.published import gain, names_here
@@ -40,8 +51,8 @@ class Contrast:
     """
 
     name: str
-    more: Nets
-    less: Nets
+    more: tuple[Net, ...]
+    less: tuple[Net, ...]
     keys: Keys
     part: str = "paper"
     margin: float | None = None
@@ -54,17 +65,15 @@ class Contrast:
 
         By default these compare what the paper calls the networks of both sides. Raises BadInput for what cannot be read.
         """
-        fields = dict(given)
-        printed = fields.pop("printed", None)
-        try:
-            fields |= {"more": Nets.of(fields["more"]), "less": Nets.of(fields["less"]), "keys": Keys.of(fields["keys"])}
-            if printed is not None:
-                calls = {here: name for name, here in names_here().items()} | {"baseline": "Unpruned"}
-                sides = {side: [calls.get(net.method, net.label) for net in fields[side]] for side in ("more", "less")}
-                fields["reported"] = gain(**{**sides, **printed}, metrics=fields["keys"])
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
-            raise BadInput(f"a contrast cannot be read: {error}") from None
+        fields = arguments(cls, {name: value for name, value in given.items() if name != "printed"}, "a contrast")
+        if "printed" in given:
+            calls = {here: name for name, here in names_here().items()} | {"baseline": "Unpruned"}
+            sides = {side: [calls.get(net.method, net.label) for net in fields[side]] for side in ("more", "less")}
+            try:
+                fields["reported"] = gain(**{**sides, **given["printed"]}, metrics=fields["keys"])
+            except (KeyError, TypeError) as error:
+                raise BadInput(f"the printed difference of {fields['name']} cannot be read: {error}") from None
+        return cls(**fields)
 
     def estimate(self, case: Case, tests: int) -> Estimate:
         """The difference with its interval, one of so many that hold together. Raises NotRun for what is not finished."""
@@ -77,15 +86,6 @@ class Contrast:
         return difference(more, less, spread=spread, tests=tests, seeds=seeds)
 
 
-class Contrasts(tuple[Contrast, ...]):
-    """Several orders that must all hold."""
-
-    @classmethod
-    def of(cls, given: Sequence[Mapping[str, Any]]) -> Contrasts:
-        """From a list in claims.toml, of what `Contrast.of` takes."""
-        return cls(map(Contrast.of, given))
-
-
 def _compared(index: Index, model: str, *, contrasts: Sequence[Contrast]) -> list[Cell]:
     nets_of: dict[str, dict[Net, None]] = {}
     for part in contrasts:
@@ -95,7 +95,7 @@ def _compared(index: Index, model: str, *, contrasts: Sequence[Contrast]) -> lis
 
 
 @rule(ORDER, _compared)
-def contrasts(case: Case, *, contrasts: Contrasts) -> Decision:
+def contrasts(case: Case, *, contrasts: tuple[Contrast, ...]) -> Decision:
     """One or several orders: the claim holds when all do."""
     found = [part.estimate(case, len(contrasts)) for part in contrasts]
     pairs = list(zip(contrasts, found, strict=True))
@@ -132,12 +132,16 @@ def conclude(
     return Decision(verdict, ours, reason, n, seeds, interval, *numbers)
 
 
-def _with_rivals(index: Index, model: str, *, who: Net = SR, against: Nets, rate: float = RATE, **_: Any) -> list[Cell]:
+def _with_rivals(
+    index: Index, model: str, *, who: Net = SR, against: tuple[Net, ...], rate: float = RATE, **_: Any
+) -> list[Cell]:
     return index.available([who.at(rate)], [net.at(rate) for net in against], "paper", model)
 
 
 @rule(ORDER, _with_rivals)
-def best_or_second(case: Case, *, against: Nets, keys: Keys, who: Net = SR, rate: float = RATE, at_least: int = 3) -> Decision:
+def best_or_second(
+    case: Case, *, against: tuple[Net, ...], keys: Keys, who: Net = SR, rate: float = RATE, at_least: int = 3
+) -> Decision:
     """A network is best or second best in each column among those of `against` that the profile has at this rate.
 
     It holds when at most one of them is more accurate in each column, and fails when two or more are significantly better.
