@@ -213,10 +213,11 @@ def convolutions(net: nn.Module) -> dict[str, nn.Conv2d]:
 
 @contextmanager
 def eval_mode(net: nn.Module) -> Iterator[None]:
-    """Put `net` into evaluation mode for a while."""
-    was_training = net.training
+    """Put `net` into evaluation mode for a while; afterwards every module is in the mode it was in."""
+    modes = {module: module.training for module in net.modules()}
     net.eval()
     try:
         yield
     finally:
-        net.train(was_training)
+        for module, training in modes.items():
+            module.training = training

@@ -1,7 +1,7 @@
-"""L1Norm-A and -B: filters of smallest L1 norm go (Li et al. 2017), in two schemes of per-stage rates and skipped layers.
+"""L1Norm-A and -B: prune filters of smallest L1 norm (Li et al. 2017), in two schemes of rates per stage and skipped layers.
 
 The paper took the schemes of the "rethinking" code (Liu et al. 2019) for ResNet-56 and raised the rates to its budget without
-printing them. Its MACs and parameters give them away: with the skipped layers *of ResNet-56, by number*, at every depth, the
+printing them. They follow from its MACs and parameters: with the skipped layers *of ResNet-56, by number*, at every depth, the
 widths below are the only ones that reproduce all twelve rows of Tables 9-11 and 17-19 (a test does). Two oddities follow: in
 ResNet-32 and 110 other layers are skipped than the sensitive ones of ResNet-56; and B, whose published rates fall from stage to
 stage (0.6, 0.3, 0.1), cuts all stages alike in ResNet-32/56 at the high rate. Weights only; milliseconds.
@@ -39,7 +39,7 @@ FIDELITY = (
 
 
 class L1Norm(FilterMethod):
-    """What the two schemes share."""
+    """The base of the two schemes."""
 
     scheme: Literal["a", "b"]
 
@@ -48,7 +48,7 @@ class L1Norm(FilterMethod):
         return {name: conv.weight.detach().double().abs().sum(dim=(1, 2, 3)) for name, conv in convs.items()}
 
     def shares(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> dict[str, float]:
-        """The paper's rates on CIFAR ResNets; elsewhere A takes the same share everywhere. Raises BadInput for B elsewhere."""
+        """The paper's rates on CIFAR ResNets; elsewhere A takes one share for all layers and B raises BadInput."""
         if not isinstance(net, CifarResNet):
             if self.scheme == "b":
                 raise BadInput(f"l1norm-b has rates for the stages of CIFAR ResNets, not {type(net).__name__}; use l1norm-a")
@@ -89,5 +89,5 @@ class L1NormB(L1Norm):
 
 
 def stage_of(name: str) -> int:
-    """1, 2 or 3: the stage of a layer of a CIFAR ResNet, by its name."""
+    """The stage of a layer of a CIFAR ResNet, by its name: 1, 2 or 3."""
     return int(name.removeprefix("layer").partition(".")[0])

@@ -1,11 +1,11 @@
-"""Three ways to cluster the filters of a layer into groups of equal size (TMI-GKP, step 1; PAPER B12).
+"""Three ways to cluster the filters of a layer into groups of equal size (TMI-GKP, step 1).
 
-Each takes a weight `(C_out, C_in, k_h, k_w)` and returns labels `(C_out,)` int64, C_out / groups of each. What the released
-code does is kept: kernels, graph, search grid and its ranks. What differs: sizes are made equal by optimal assignment
-(scipy.optimize.linear_sum_assignment), where it moves filters one by one: in its k-means greedily, in its DBSCAN to the
-centre *farthest* away that is not full (it sorts distances downwards), so that what it groups there is hardly alike. Two more
-of its traits: with 16 filters its graph of mutual 16 nearest neighbours is complete, so the spectral clustering of a first
-stage says nothing; and its t-SNE runs with perplexities as small as 2.
+Each takes a weight `(C_out, C_in, k_h, k_w)` and returns labels `(C_out,)` int64, C_out / groups of each. Kernels, graph,
+search grid and its ranks are those of the released code. The difference: sizes are made equal by optimal assignment
+(scipy.optimize.linear_sum_assignment), where the released code moves filters one by one: in its k-means greedily, in its DBSCAN
+to the centre *farthest* away that is not full (it sorts distances downwards), so that filters grouped there are hardly alike.
+Two more of its traits: with 16 filters its graph of mutual 16 nearest neighbours is complete, so the spectral clustering of a
+first stage carries no information; and its t-SNE runs with perplexities as small as 2.
 
 One core, a layer of 16, 32 or 64 filters: kpca and spectral 0.01-0.03 s, dbscan 0.8, 1.2 and 2.3 s (a search over clusterings
 by the thousand).
@@ -114,7 +114,7 @@ def equal_k_means(points: Floats, groups: int, *, seed: int = 0) -> Labels:
 
 
 def assign_equally(points: Floats, centres: Floats) -> Labels:
-    """Labels `(N,)` that put N / len(centres) of the `points` `(N, D)` to each centre with the least squared distances."""
+    """Labels `(N,)` that assign N / len(centres) of the `points` `(N, D)` to each centre with the least squared distances."""
     from scipy.optimize import linear_sum_assignment
     from scipy.spatial.distance import cdist
 
@@ -126,7 +126,7 @@ def assign_equally(points: Floats, centres: Floats) -> Labels:
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    """One DBSCAN clustering of `points`: labels (noise is -1), how many of them, and the variance of the clusters' sizes."""
+    """One DBSCAN clustering of `points`: labels (noise is -1), their number, and the variance of the clusters' sizes."""
 
     points: Floats
     labels: Labels
