@@ -33,8 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return end.exit_code
     except (BadInput, click.UsageError) as error:
         return _say(_usage(error) if isinstance(error, click.UsageError) else str(error), 2)
-    except ModuleNotFoundError as error:  # the library needs no more than is installed with it
-        return _say(f'{error.name} not installed; get what is missing with: pip install "gkp[artifact]"', 2)
     except RunFailed as error:
         return _say(str(error), 1)
     except KeyboardInterrupt:

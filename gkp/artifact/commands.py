@@ -8,21 +8,30 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gkp.errors import BadInput
+from gkp.errors import BadInput, need_extra
 
 FOLDER = click.Path(path_type=Path)
 artifact = click.Group()
 
 
 def _command(example: str) -> Callable[[Callable], click.Command]:
-    """Declare a command, named by the first word of its example."""
-    return artifact.command(example.split()[1], epilog=f"\b\nExample:\n  {example}")
+    """Declare a command, named by the first word of its example; without the artifact's packages it says so."""
+
+    def declare(run: Callable) -> click.Command:
+        @wraps(run)
+        def checked(*arguments: Any, **options: Any) -> Any:
+            need_extra("artifact", "matplotlib", "papermill", "distributed", "psutil")
+            return run(*arguments, **options)
+
+        return artifact.command(example.split()[1], epilog=f"\b\nExample:\n  {example}")(checked)
+
+    return declare
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
