@@ -21,8 +21,7 @@ from typing import Any
 
 from gkp.artifact import profiles
 from gkp.artifact.experiments.cell import Cell
-from gkp.artifact.experiments.run import load
-from gkp.artifact.experiments.store import Store, read_json, write_json
+from gkp.artifact.experiments.store import Entry, Store, default_store, read_json, write_json
 from gkp.errors import BadInput
 from gkp.files import checkout, file_sha256, json_sha256, replace_file
 
@@ -107,12 +106,18 @@ def _calls(book: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
             yield ast.unparse(node.func), [str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)]
 
 
-def finished(cells: Iterable[Cell], store: Store | None = None) -> dict[str, str]:
-    """Return hash of a cell -> sha256 of its result, for those of the cells that are finished."""
-    return {result.cell.hash: file_sha256(result.folder / "result.json") for result in load(cells, store=store)}
+def finished(cells: Iterable[Cell], store: Store | None = None) -> dict[str, Entry]:
+    """Return hash of a cell -> what is stored of it, for those of the cells that are finished.
+
+    Those count whose networks were not kept, although cells built on them would compute them again.
+    """
+    store = store or default_store()
+    names = store.names()
+    entries = {cell.hash: store.lookup(cell.id, cell.hash) for cell in cells if cell.id in names}
+    return {key: entry for key, entry in entries.items() if entry is not None}
 
 
-def origin(notebook: Path, parameters: Mapping[str, Any], results: Mapping[str, str] | None = None) -> dict[str, str]:
+def origin(notebook: Path, parameters: Mapping[str, Any], results: Mapping[str, Entry] | None = None) -> dict[str, str]:
     """Return what -> sha256 of all that the outputs of an execution follow from.
 
     Args:
@@ -126,11 +131,15 @@ def origin(notebook: Path, parameters: Mapping[str, Any], results: Mapping[str, 
     return {
         "the notebook": source_sha256(book),
         "its parameters": json_sha256({name: value for name, value in parameters.items() if name not in HOW}),
-        "its cells": json_sha256(sorted((cell.hash, results.get(cell.hash, "")) for cell in shown)),
+        "its cells": json_sha256(sorted((cell.hash, _sha256_of(results.get(cell.hash))) for cell in shown)),
         "gkp": _code(),
         "data/published": _published(),
         "an installed package": _packages(),
     }
+
+
+def _sha256_of(entry: Entry | None) -> str:
+    return file_sha256(entry.folder / "result.json") if entry else ""
 
 
 def read_notebook(file: Path) -> dict[str, Any]:

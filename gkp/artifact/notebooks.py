@@ -36,6 +36,7 @@ from gkp.artifact.executed import (
 )
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.provenance import cores
+from gkp.artifact.experiments.store import Entry
 from gkp.artifact.profiles import COMMITTED, PROFILES, check_profile
 from gkp.errors import BadInput, RunFailed
 from gkp.files import checkout, file_sha256
@@ -195,7 +196,7 @@ class _Reproduction:
         self,
         out: Path,
         parameters: Mapping[str, Any],
-        results: Mapping[str, str],
+        results: Mapping[str, Entry],
         computed: Collection[str],
         cells: Mapping[Path, Collection[Cell]],
     ) -> None:

@@ -28,7 +28,7 @@ import pandas as pd
 from gkp.artifact import experiments as grid
 from gkp.artifact import manifest, profiles
 from gkp.artifact import readme as front_page
-from gkp.artifact.executed import RECORDS, Record, cells_run, origin, read_notebook, reading_copy
+from gkp.artifact.executed import RECORDS, Record, cells_run, finished, origin, read_notebook, reading_copy
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import PretrainedCell, PruneCell, TrainCell
 from gkp.artifact.experiments.store import Store, default_store
@@ -89,7 +89,8 @@ def publish(
     data = root / "data"
     refuse_edited(data)
     wanted = profiles.cells(profile)
-    done = [result.cell for result in grid.load(wanted, store=store)]
+    stored = finished(wanted, store)
+    done = [cell for cell in wanted if cell.hash in stored]
     publish_cells(done, data / "results", store)
     publish_baselines(done, data, store)
     (data / VERDICTS).write_text(verdicts_csv(data, profile), encoding="utf-8")
@@ -184,14 +185,15 @@ def publish_minutes(build: Path, data: Path, store: Store) -> None:
 def _cost(members: Sequence[tuple[Record, list[Cell]]], store: Store) -> dict[str, Any]:
     """Return what these notebooks cost together, as a row of minutes.csv; missing: cells that are not finished."""
     asked = {cell.hash: cell for _, cells in members for cell in cells}
-    done = grid.load(family(asked.values()).values(), store=store)
-    seconds = sum(result.run["seconds"] * max(1, result.run["threads"]) for result in done) / CORES
+    done = finished(family(asked.values()).values(), store)
+    runs = [entry.run() for entry in done.values()]
+    seconds = sum(run["seconds"] * max(1, run["threads"]) for run in runs) / CORES
     return {
         "cells": len(done),
-        "missing": sum(cell.hash in asked for cell in done.missing),
+        "missing": len(asked.keys() - done.keys()),
         "minutes": round((seconds + sum(record.seconds for record, _ in members)) / 60, 2),
         "cores": CORES,
-        "hardware": "; ".join(sorted({result.run["hardware"]["processor"] for result in done})),
+        "hardware": "; ".join(sorted({run["hardware"]["processor"] for run in runs})),
     }
 
 
