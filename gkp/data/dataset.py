@@ -27,8 +27,7 @@ class Dataset:
         images: uint8 `(N, C, H, W)`.
         labels: int64 `(N,)`, each in [0, num_classes).
         num_classes: Number of classes.
-        mean: One number per channel, of pixels in [0, 1].
-        std: Standard deviations, likewise; above 0.
+        mean, std: One number per channel, of pixels in [0, 1]; std above 0.
         pad: Augmentation that suits these images in training (see `augmented_batches`): random crops after zero padding by
             so many pixels. None by default, for nothing is known of your images.
         flip: Likewise, whether to mirror half of them.

@@ -137,8 +137,7 @@ def high_frequency(data: Dataset, theta: float, *, convention: str = DEFAULT, ke
 
     Args:
         data: The images.
-        theta: The cut, as in `high_pass`.
-        convention: As in `high_pass`.
+        theta, convention: The cut, as in `high_pass`.
         keep_mean: Whether to keep the mean of each channel; without it accuracy falls far below the paper's (see above).
 
     Returns:

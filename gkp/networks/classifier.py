@@ -29,8 +29,7 @@ class Architecture:
         num_classes: Number of logits, 2 or more.
         shortcut: Where the zero channels of an option-A shortcut go: "append" (all after, as in the paper) or "centre" (half
             before, half after, as in akamaster's networks). Other networks ignore it.
-        mean: Per channel, subtracted inside, in units of pixels in [0, 1].
-        std: Per channel, divided by inside.
+        mean, std: Per channel, subtracted and divided by inside, in units of pixels in [0, 1].
 
     Raises:
         BadInput: A value that makes no sense.
@@ -68,8 +67,7 @@ class Classifier(nn.Module):
 
     Attributes:
         architecture: The description it was built from.
-        mean: Buffer `(1, 3, 1, 1)`.
-        std: Buffer `(1, 3, 1, 1)`.
+        mean, std: Buffers `(1, 3, 1, 1)`.
         relus_uncounted_when_pruned: A quirk of the paper's MAC counter, see `gkp.pruning.cost`.
     """
 

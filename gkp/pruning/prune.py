@@ -124,16 +124,11 @@ def train_pruned(
         method: One of `gkp.methods()` whose procedure is not "one-shot".
         train_set: The images and labels.
         recipe: How to train, as in `gkp.training.loop.train`.
-        rate: As in `gkp.prune`.
+        rate, layers, input_shape, budget: As in `gkp.prune`.
         seed: Of everything random.
-        layers: As in `gkp.prune`.
-        input_shape: As in `gkp.prune`.
-        budget: As in `gkp.prune`.
         callbacks: Others beside the method's own.
         evaluate: Called after each epoch with the dense network, in which the method may just have zeroed weights.
-        checkpoint: As in `gkp.training.loop.train`.
-        progress: As in `gkp.training.loop.train`.
-        device: As in `gkp.training.loop.train`.
+        checkpoint, progress, device: As in `gkp.training.loop.train`.
         options: The method's own.
 
     Returns:

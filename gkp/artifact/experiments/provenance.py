@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from gkp.files import checkout
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -47,13 +49,13 @@ def describe_run(*, seconds: float, threads: int, peak: PeakMemory, work: float,
 @cache
 def git_commit() -> str:
     """The commit of the checkout this package runs from, "+changes" when its code differs from it; "unknown" outside one."""
-    package = Path(__file__).resolve().parents[2]
-    if not (package.parent / ".git").exists():
+    root = checkout()
+    if root is None or not (root / ".git").exists():
         return "unknown"
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=20, check=True
+            ["git", "-C", str(root / "gkp"), *arguments], capture_output=True, text=True, timeout=20, check=True
         ).stdout.strip()
 
     try:

@@ -35,7 +35,7 @@ from typing import Any
 from gkp.artifact.experiments.cell import canonical
 from gkp.artifact.experiments.lock import Busy, is_held, locked
 from gkp.errors import BadInput
-from gkp.files import file_sha256
+from gkp.files import checkout, file_sha256
 
 _OWN = ("spec.json", "result.json", "run.json", "log.txt")
 
@@ -213,10 +213,9 @@ def default_store() -> Store:
 
     Outside a checkout, cells go to `build/cells` below the current folder.
     """
-    checkout = Path(__file__).resolve().parents[3]
-    inside = (checkout / "pyproject.toml").is_file()
-    root = os.environ.get("GKP_CELLS") or (checkout if inside else Path.cwd()) / "build" / "cells"
-    return Store(Path(root).expanduser().absolute(), (checkout / "data" / "results",) if inside else ())
+    home = checkout()
+    root = os.environ.get("GKP_CELLS") or (home or Path.cwd()) / "build" / "cells"
+    return Store(Path(root).expanduser().absolute(), (home / "data" / "results",) if home else ())
 
 
 def signature(body: Mapping[str, Any]) -> str:

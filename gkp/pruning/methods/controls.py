@@ -28,8 +28,7 @@ class Scratch:
     """The shape of a grouped kernel method with new weights.
 
     Args:
-        rate: As in `gkp.prune`.
-        groups: As in `gkp.prune`.
+        rate, groups: As in `gkp.prune`.
         seed: Of the new weights.
         of: The grouped kernel method whose shape it has.
 

@@ -26,11 +26,9 @@ class Budgeted:
     """A method that searches for widths until the budget is met.
 
     Args:
-        rate: As in `gkp.prune`.
-        budget: As in `gkp.prune`.
+        rate, budget, input_shape: As in `gkp.prune`.
         round_to: Widths are multiples of it (8 makes narrow networks fast); 1 is exact.
         tolerance: Allowed deviation from the budget, as a fraction of it; steps of 8 filters need more than 1 %.
-        input_shape: As in `gkp.prune`.
     """
 
     rate: float = 7 / 16

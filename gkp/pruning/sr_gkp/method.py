@@ -47,8 +47,7 @@ class SRGKP(GroupedMethod):
     """The paper's method.
 
     Args:
-        rate: As in `gkp.prune`.
-        groups: As in `gkp.prune`.
+        rate, groups: As in `gkp.prune`.
         alpha: The balance (CSB in the paper): weight of the cost rank against the smoothness rank, in [0, 1] (Eq 2).
         beam_width: Branches that stay at each check.
         check_every: Extensions between two checks.

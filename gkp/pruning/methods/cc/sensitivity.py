@@ -62,8 +62,7 @@ class Removal:
     satisfied.
 
     Args:
-        weight: `(O, C, k, k)`.
-        gradient: `(O, C, k, k)`.
+        weight, gradient: `(O, C, k, k)`.
         gamma: Weight of the expected cost of the next loss.
         step: Share of all units that go in one step.
     """
@@ -213,8 +212,7 @@ def redundancy_curve(weight: Tensor, gradient: Tensor, *, step: float = STEP) ->
     """The redundancy curve of a layer that loses its units by sensitivity.
 
     Args:
-        weight: `(O, C, k, k)`.
-        gradient: `(O, C, k, k)`.
+        weight, gradient: `(O, C, k, k)`.
         step: Share of its units between two points.
 
     Returns:

@@ -56,8 +56,7 @@ class TMIGKP:
     """TMI-GKP and its stand-ins.
 
     Args:
-        rate: As in `gkp.prune`.
-        groups: As in `gkp.prune`.
+        rate, groups: As in `gkp.prune`.
         seed: Of k-means and t-SNE (released: 0), or of random groups.
         trace: A `Trace` or its file; needed by grouping="vote".
         grouping: "vote" for the method itself; "kpca", "spectral", "dbscan" or "random" for stand-ins that need no trace.
