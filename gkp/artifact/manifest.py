@@ -26,7 +26,7 @@ MEASURED = {  # first part of the path -> where from; all of it under the licenc
 
 @dataclass(frozen=True)
 class Row:
-    """One file: its path below data/, its size, what it must hash to, where it is from, and what allows its use."""
+    """One file: its path below data/, size, sha256, where it is from, and the licence that allows its use."""
 
     path: str
     bytes: int
@@ -36,7 +36,7 @@ class Row:
 
 
 def read(data: Path) -> dict[str, Row]:
-    """The rows of the manifest of the folder `data` by path; none when there is no manifest. BadInput when it is damaged."""
+    """Return the rows of the manifest of the folder `data` by path; none without a manifest. BadInput for a damaged one."""
     file = data / NAME
     if not file.exists():
         return {}
@@ -52,7 +52,7 @@ def read(data: Path) -> dict[str, Row]:
 
 
 def write(data: Path) -> list[Row]:
-    """The rows of the manifest, written anew from the files that are there. BadInput for a file without a source."""
+    """Write the manifest anew from the files that are there, and return its rows. BadInput for a file without a source."""
     rows = [Row(path, (data / path).stat().st_size, file_sha256(data / path), *origin_of(data, path)) for path in files(data)]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -63,13 +63,13 @@ def write(data: Path) -> list[Row]:
 
 
 def files(data: Path) -> list[str]:
-    """Every file under `data` but the manifest, and but what a killed writer left."""
+    """Return the path of every file under `data`, except the manifest and what a killed writer left."""
     found = (path.relative_to(data) for path in data.rglob("*") if path.is_file() and path.name != NAME)
     return sorted(path.as_posix() for path in found if not any(p.startswith(".") or p.endswith(".partial") for p in path.parts))
 
 
 def origin_of(data: Path, path: str) -> tuple[str, str]:
-    """(source, licence) of a file below `data`. Raises BadInput when nobody has said where it is from."""
+    """Return (source, licence) of a file below `data`. Raises BadInput when nothing says where it is from."""
     first, _, rest = path.partition("/")
     if first in MEASURED:
         return MEASURED[first], "MIT"
@@ -84,7 +84,7 @@ def origin_of(data: Path, path: str) -> tuple[str, str]:
 
 
 def problems(data: Path) -> list[str]:
-    """Where the files under `data` and the manifest disagree, one line each."""
+    """Return where the files under `data` and the manifest disagree, a line each."""
     rows, there = read(data), files(data)
     found = [f"data/{path}: is in the manifest and not there" for path in sorted(rows.keys() - set(there))]
     for path in there:

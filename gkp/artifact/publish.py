@@ -51,7 +51,14 @@ MINUTES, CORES = "minutes.csv", 2  # the machine that costs are stated for
 
 @dataclass(frozen=True)
 class Published:
-    """What `publish` did: finished cells of the profile of all it has, MB under data/, notebooks written, what verify found."""
+    """The outcome of a `publish`.
+
+    Args:
+        finished, cells: finished cells of the profile, and all that it has.
+        megabytes: size of data/.
+        notebooks: names of the notebooks written.
+        checks: as `gkp verify` gives them.
+    """
 
     finished: int
     cells: int
@@ -61,7 +68,7 @@ class Published:
 
     @property
     def lines(self) -> list[str]:
-        """The same for people."""
+        """The outcome for people, a line each."""
         first = f"{self.finished} of {self.cells} cells are committed, {self.megabytes:.1f} MB in data/"
         return [first, *(check.line for check in self.checks), f"{len(self.notebooks)} notebooks written"]
 

@@ -1,4 +1,4 @@
-"""`gkp verify`: does everything that is committed still follow from the committed data?
+"""`gkp verify`: check that everything committed still follows from the committed data.
 
 Six checks, each of which can fail alone: files against data/MANIFEST, cells against their own hashes, accuracies against
 the outcome of every image, verdicts against the cells, README's opening against the verdicts, outputs of notebooks against
@@ -31,7 +31,14 @@ DIGITS = "%.6g"  # of numbers in verdicts.csv: what another processor's last bit
 
 @dataclass(frozen=True)
 class Check:
-    """One check: what was looked at, how many, and what is wrong, one line each; note: what a reader should know."""
+    """One check.
+
+    Args:
+        name: what was looked at.
+        n: how many of it.
+        problems: what is wrong, a line each.
+        note: what a reader should know.
+    """
 
     name: str
     n: int
@@ -40,19 +47,19 @@ class Check:
 
     @property
     def line(self) -> str:
-        """The check in one line."""
+        """The check in one line for people."""
         verdict = f"{len(self.problems)} wrong" if self.problems else "as they should be"
         return f"{self.name}: {self.n}, {verdict}{f' ({self.note})' if self.note else ''}"
 
 
 def verify(root: Path | None = None, *, profile: str = COMMITTED) -> list[Check]:
-    """The six checks of the checkout `root` (default: the one this package runs from). Raises BadInput outside one."""
+    """Return the six checks of the checkout `root`, by default the one this package runs from; BadInput outside one."""
     root = root_of(root)
     return [*check_data(root, profile), check_notebooks(root / "notebooks")]
 
 
 def check_data(root: Path, profile: str = COMMITTED) -> list[Check]:
-    """The checks of data/ and of what README takes from it: all but that of the notebooks, which `gkp publish` replaces."""
+    """Return the checks of data/ and of what README takes from it: all except the notebooks, which `gkp publish` replaces."""
     data = root / "data"
     return [
         Check("files in data/MANIFEST", len(manifest.read(data)), tuple(manifest.problems(data))),
@@ -64,20 +71,20 @@ def check_data(root: Path, profile: str = COMMITTED) -> list[Check]:
 
 
 def root_of(root: Path | None) -> Path:
-    """The checkout given, or the one this package runs from. Raises BadInput where there is none."""
+    """Return the checkout given, or the one this package runs from. Raises BadInput where there is none."""
     if (found := root or checkout()) is None:
         raise BadInput("the data are not installed with the package; run this in a checkout of the repository")
     return found
 
 
 def check_cells(results: Path) -> Check:
-    """Each committed cell against its own hashes, and whether it says when, where and how it was computed."""
+    """Compare each committed cell with its own hashes, and check that it records when, where and how it was computed."""
     folders = cell_folders(results)
     return Check("cells in data/results", len(folders), tuple(line for folder in folders for line in check_folder(folder)))
 
 
 def check_outcomes(results: Path) -> Check:
-    """The accuracies of each committed evaluation, computed again from the outcome of every image."""
+    """Compute the accuracies of each committed evaluation again from the outcome of every image."""
     n, wrong = 0, []
     for folder in cell_folders(results):
         stored = (read_json(folder / "result.json") or {}).get("figures", {}).get("accuracy")
@@ -101,7 +108,7 @@ def check_outcomes(results: Path) -> Check:
 
 
 def check_verdicts(data: Path, profile: str = COMMITTED) -> Check:
-    """data/verdicts.csv against the verdicts that the committed cells give now."""
+    """Compare data/verdicts.csv with the verdicts that the committed cells give now."""
     file = data / VERDICTS
     if not file.exists():
         missing = f"data/{VERDICTS}: is missing although cells are committed; `gkp publish` writes it"
@@ -114,7 +121,7 @@ def check_verdicts(data: Path, profile: str = COMMITTED) -> Check:
 
 
 def check_opening(root: Path, profile: str = COMMITTED) -> Check:
-    """README's verdicts against data/verdicts.csv."""
+    """Compare README's verdicts with data/verdicts.csv."""
     file = root / "data" / VERDICTS
     if not file.exists():
         return Check("verdicts in README", 0, (), "none were published yet")
@@ -123,13 +130,13 @@ def check_opening(root: Path, profile: str = COMMITTED) -> Check:
 
 
 def verdicts_csv(data: Path, profile: str = COMMITTED) -> str:
-    """The verdicts of `gkp.artifact.claims` as CSV, from the cells committed under `data` and no others."""
+    """Return the verdicts of `gkp.artifact.claims` as CSV, from the cells committed under `data` and no others."""
     found = claims.verdicts(profile, store=Store(data / "results"))
     return found.points.to_csv(index=False, float_format=DIGITS, lineterminator="\n")
 
 
 def check_notebooks(folder: Path) -> Check:
-    """Whether the outputs that the committed notebooks carry are those of the sources they carry."""
+    """Check that the outputs of the committed notebooks are those of their sources."""
     books = {file: read_notebook(file) for file in sorted(folder.glob("*.ipynb"))}
     executed = {file: book for file, book in books.items() if was_executed(book)}
     problems = []
@@ -147,7 +154,7 @@ def check_notebooks(folder: Path) -> Check:
 
 
 def cell_folders(results: Path) -> list[Path]:
-    """The folders of committed cells."""
+    """Return the folders of committed cells."""
     return sorted(path for path in results.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
