@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from gkp.errors import BadInput
+from gkp.evaluation.statistics import mean_rank
 from gkp.files import locate
 
 TABLES = tuple(range(1, 21))
@@ -107,17 +108,6 @@ def gain(
     return sum(found) / len(found)
 
 
-def mean_rank(scores: pd.DataFrame, *, ties: str = "min") -> pd.DataFrame:
-    """The rank of each row in each column, 1 for the largest, and their average as "mean rank": the rule of Table 20.
-
-    Args:
-        scores: A row for each method, a column for each metric.
-        ties: What equal scores get, as in `pandas.DataFrame.rank`.
-    """
-    ranks = scores.rank(ascending=False, method=ties)
-    return ranks.assign(**{"mean rank": ranks.mean(axis=1)})
-
-
 def mean_ranks(*, likely: bool = True, ties: str = "min") -> pd.DataFrame:
     """Table 20 by the rule that its numbers follow: a row for each method, a column for each network and for all three.
 
@@ -125,7 +115,7 @@ def mean_ranks(*, likely: bool = True, ties: str = "min") -> pd.DataFrame:
 
     Args:
         likely: As in `superscores`.
-        ties: As in `mean_rank`.
+        ties: As in `gkp.evaluation.statistics.mean_rank`.
     """
     columns = {}
     for table, network in ((17, "ResNet-32"), (18, "ResNet-56"), (19, "ResNet-110")):

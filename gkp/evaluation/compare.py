@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 from torch import Tensor, nn
 
 from gkp.attacks.network import evaluating, logits_of
@@ -29,7 +27,7 @@ from gkp.data.dataset import Dataset, to_unit
 from gkp.errors import BadInput
 from gkp.evaluation.benchmark import adversarial
 from gkp.evaluation.outcomes import AttackSpec, Outcomes, differing
-from gkp.evaluation.statistics import paired_interval, wilson
+from gkp.evaluation.statistics import holm, mcnemar, mean_rank, paired_interval, wilson
 from gkp.evaluation.subject import (
     as_dataset,
     check_behaviour,
@@ -58,13 +56,12 @@ def compare(
     rows: list[dict[str, Any]] = []
     for a, b in combinations(right, 2):
         n, only_a, only_b = len(right[a]), int((right[a] & ~right[b]).sum()), int((right[b] & ~right[a]).sum())
-        both = int((right[a] & right[b]).sum())
         low, high = paired_interval(only_a, only_b, n, seed=seed, resamples=resamples, confidence=confidence)
-        p = float(mcnemar([[both, only_a], [only_b, n - both - only_a - only_b]], exact=True).pvalue)
+        p = mcnemar(only_a, only_b)
         rows.append({"a": a, "b": b, "difference": (only_a - only_b) / n, "low": low, "high": high, "p": p,
                      "p_holm": p, "n": n, "only_a": only_a, "only_b": only_b})  # fmt: skip
     frame = pd.DataFrame(rows)
-    frame["p_holm"] = multipletests(frame["p"], method="holm")[1]
+    frame["p_holm"] = holm(frame["p"])
     return frame
 
 
@@ -115,7 +112,7 @@ def mean_ranks(outcomes: Mapping[str, Outcomes], keys: Sequence[str], *, ties: s
     difference at its word. Raises BadInput for outcomes of different images or attacks.
     """
     table = pd.DataFrame({key: {name: row.mean() for name, row in _paired(outcomes, key).items()} for key in keys})
-    return table.rank(ascending=False, method=ties).mean(axis=1).rename("mean rank")
+    return mean_rank(table, ties=ties)["mean rank"]
 
 
 def common_accuracy(

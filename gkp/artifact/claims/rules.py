@@ -11,8 +11,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
-from statsmodels.stats.multitest import multipletests
 
 from gkp.artifact.claims.decision import (
     DIFFERS,
@@ -31,7 +29,7 @@ from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.profiles import RATE, UNPRUNED
 from gkp.artifact.published import gain, names_here
 from gkp.errors import BadInput
-from gkp.evaluation.statistics import Estimate, difference, judge, quantile, together
+from gkp.evaluation.statistics import Estimate, difference, holm, judge, together
 
 SAME_MACS = 0.01  # relative: "equal MACs"
 
@@ -209,9 +207,7 @@ def equal_but_fragile(case: Case, *, keys: Keys, part: str = "paper", close: flo
 
 def _holm(gaps: Sequence[Estimate]) -> np.ndarray:
     """Two-sided p of each of these differences, whose intervals hold together, after Holm's correction."""
-    errors = [(gap.high - gap.low) / 2 / quantile(len(gaps)) for gap in gaps]
-    p = [2 * norm.sf(gap.value / max(error, 1e-12)) for gap, error in zip(gaps, errors, strict=True)]
-    return multipletests(p, method="holm")[1]
+    return holm([gap.p(len(gaps)) for gap in gaps])
 
 
 def check_macs(case: Case, nets: Sequence[Net]) -> None:

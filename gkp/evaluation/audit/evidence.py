@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from statsmodels.stats.contingency_tables import mcnemar
 
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
-from gkp.evaluation.statistics import wilson
+from gkp.evaluation.statistics import mcnemar, wilson
 
 WHITE, BLACK, MIXED = "white-box", "black-box", "mixed"
 
@@ -180,6 +179,5 @@ def paired_tests(evidence: Evidence) -> list[dict[str, Any]]:
         if first in rows and second in rows:
             a, b = rows[first], rows[second]
             only = int((a & ~b).sum()), int((b & ~a).sum())
-            p = float(mcnemar([[0, only[0]], [only[1], 0]], exact=True).pvalue)
-            tests.append({"first": first, "second": second, "only_first": only[0], "only_second": only[1], "p": min(1.0, p)})
+            tests.append({"first": first, "second": second, "only_first": only[0], "only_second": only[1], "p": mcnemar(*only)})
     return tests

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from statsmodels.stats.proportion import proportion_confint
-
 from gkp.evaluation.audit.evidence import BLACK, WHITE, Evidence, Missing
 from gkp.evaluation.audit.verdict import (
     FAIL,
@@ -21,6 +19,7 @@ from gkp.evaluation.audit.verdict import (
     strength_status,
     worst_of,
 )
+from gkp.evaluation.statistics import upper_bound
 
 MASKING = (6, 7, 8, 9, 10, 11, 12)  # the checks whose failure says that the attacks see no gradient to follow
 
@@ -68,7 +67,7 @@ def black_box_adds_little(evidence: Evidence) -> Check:
     evidence.row("square")
     whole = evidence.survivors(WHITE)
     count, n = int((whole & ~evidence.survivors(BLACK)).sum()), evidence.n
-    highest = proportion_confint(count, n, alpha=2 * LEVEL, method="beta")[1]
+    highest = upper_bound(count, n, 1 - LEVEL)
     by = {name: int((whole & ~row.right).sum()) for name, row in evidence.rows.items() if row.kind == BLACK}
     broken = ", ".join(f"{name} {k}" for name, k in by.items() if k)
     note = f"{count} of {n} images" + (f" ({broken})" if broken else "") + f"; with 95 % confidence below {percent(highest)}"

@@ -16,9 +16,9 @@ from functools import wraps
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from gkp.evaluation.audit.evidence import Evidence, Missing, Probe
+from gkp.evaluation.statistics import exceeds, mcnemar
 
 PASS, WARN, FAIL, NOT_RUN = "pass", "warn", "fail", "not run"
 LEVEL = 0.05
@@ -77,7 +77,7 @@ def share_status(k: int, n: int, limit: float) -> str:
     """Status of k of n that should be a share of at most `limit`."""
     if k <= limit * n:
         return PASS
-    return FAIL if limit == 0 or binomtest(k, n, limit, alternative="greater").pvalue < LEVEL else WARN
+    return FAIL if limit == 0 or exceeds(k, n, limit) < LEVEL else WARN
 
 
 def strength_status(strong: np.ndarray, weak: np.ndarray) -> str:
@@ -85,7 +85,7 @@ def strength_status(strong: np.ndarray, weak: np.ndarray) -> str:
     against, in_favour = int((strong & ~weak).sum()), int((weak & ~strong).sum())
     if against <= in_favour:
         return PASS
-    return FAIL if binomtest(against, against + in_favour, 0.5, alternative="greater").pvalue < LEVEL else WARN
+    return FAIL if mcnemar(against, in_favour, one_sided=True) < LEVEL else WARN
 
 
 def at_least_as_strong(strong_name: str, strong: np.ndarray, weak_name: str, weak: np.ndarray) -> Check:
