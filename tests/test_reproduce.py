@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -171,6 +173,26 @@ def test_the_cells_of_a_notebook_are_those_of_the_groups_it_names(file):
     assert ("experiments.run" in names) == bool(executed.cells_run(book, "quick"))
     assert len(executed.cells_shown(book, "quick")) >= len(executed.cells_run(book, "quick"))
     assert names & {"claims.verdicts"} or len(executed.cells_shown(book, "quick")) < len(profiles.cells("quick"))
+
+
+def test_an_interrupt_ends_the_kernels_at_once_and_leaves_nothing(notebook, out, tmp_path):
+    note = tmp_path / "pid"
+    file = notebook(f"import os, pathlib, time\npathlib.Path({str(note)!r}).write_text(str(os.getpid()))\ntime.sleep(600)")
+    code = "import sys; from pathlib import Path; from gkp.artifact import notebooks\n"
+    code += "notebooks.notebook_files = lambda only: [Path(sys.argv[1])]\nnotebooks.reproduce(out=sys.argv[2])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(file), str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        until = time.monotonic() + 120
+        while not (note.exists() and note.read_text()) and time.monotonic() < until:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode and said.rstrip().endswith(b"KeyboardInterrupt")
+        assert not Path(f"/proc/{note.read_text()}").exists() and visible(out) == [] and not list(out.glob(".00_try*"))
+    finally:
+        process.kill()
 
 
 # --- all of them ----------------------------------------------------------------------------------------------------
