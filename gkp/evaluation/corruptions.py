@@ -21,7 +21,7 @@ from gkp.data.dataset import Dataset
 from gkp.data.shifts import gaussian_noise, rotate, shift
 from gkp.data.sources import CORRUPTIONS, SEVERITIES, load_cifar10c
 from gkp.evaluation.benchmark import predict
-from gkp.evaluation.statistics import wilson
+from gkp.evaluation.statistics import share
 
 
 def ladder(
@@ -69,5 +69,4 @@ def corruption_accuracy(
 
 def _scored(model: nn.Module, data: Dataset, batch_size: int) -> dict[str, float]:
     right = int((predict(model, data, batch_size=batch_size).argmax(1) == data.labels.cpu()).sum())
-    low, high = wilson(right, len(data))
-    return {"accuracy": right / len(data), "low": low, "high": high, "n": len(data)}
+    return share(right, len(data))

@@ -42,6 +42,12 @@ def wilson(count: int, n: int, confidence: float = LEVEL) -> tuple[float, float]
     return max(0.0, min(share, float(low))), min(1.0, max(share, float(high)))
 
 
+def share(count: int, n: int, confidence: float = LEVEL) -> dict[str, float]:
+    """The columns accuracy, low, high (Wilson), n of a table, as fractions."""
+    low, high = wilson(count, n, confidence)
+    return {"accuracy": count / n, "low": low, "high": high, "n": n}
+
+
 def upper_bound(count: int, n: int, confidence: float = LEVEL) -> float:
     """One-sided exact (Clopper-Pearson) upper bound of the share count / n."""
     return float(scipy.stats.binomtest(count, n).proportion_ci(2 * confidence - 1, method="exact").high)
@@ -65,6 +71,11 @@ def tolerance(p: float, n: int, *, spread: Spread | None = None, trainings: int 
 
 
 # --- pairs of networks on the same images ---------------------------------------------------------------------------
+
+
+def discordant(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
+    """How many images only the first gets right and how many only the second, from (N,) bool each."""
+    return int((a & ~b).sum()), int((b & ~a).sum())
 
 
 def mcnemar(only_a: int, only_b: int, *, one_sided: bool = False) -> float:
