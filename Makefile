@@ -48,7 +48,7 @@ help:
 	@echo '                   FORCE=1                       notebooks that are up to date too'
 	@echo '                   COMPUTE=1                     cifar10: cells that are not committed too (hours); 0: never compute'
 	@echo 'make test        run the tests'
-	@echo 'make verify      do the committed verdicts, cells and notebooks follow from the committed data?'
+	@echo 'make verify      check that committed verdicts, cells and notebooks follow from the committed data'
 	@echo 'make check       lint, types, and the checks of the artifact itself'
 	@echo 'make bench       measure speed against the stated budgets'
 	@echo 'make html        the executed notebooks of PROFILE as HTML in build/html/, with an index'

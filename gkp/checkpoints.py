@@ -1,8 +1,8 @@
-"""Weights: the public checkpoints by name, and our own folders of safetensors + JSON (never pickle).
+"""Saved networks and public weights.
 
-A saved model is a folder of two files. `model.safetensors` holds the tensors; `model.json` the architecture, the form (dense,
+A saved network is a folder of two files. `model.safetensors` holds the tensors; `model.json` the architecture, the form (dense,
 masked, compact), the plan, the versions, and the sha256 of the tensors and of itself, so that a truncated or edited folder is
-refused. Public checkpoints are pinned by the sha256 of their tensors, whatever file format they come in.
+refused. Nothing is pickled. Public checkpoints are pinned by the sha256 of their tensors, whatever file format they come in.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.files import fetch, locate, not_found, replace_file
+from gkp.files import fetch, file_sha256, json_sha256, locate, not_found, read_tensors, replace_files
 from gkp.networks.build import BUILDERS, build, build_model
 from gkp.networks.classifier import IMAGENET_MEAN, IMAGENET_STD, Architecture, Classifier
 from gkp.pruning.plan import Plan, plan_of
@@ -30,14 +28,29 @@ from gkp.pruning.twin import PrunedModel
 
 FORMAT = 1
 AKAMASTER = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/d5489e8/pretrained_models/"
+SRGKP = (  # theirs -> ours, in the names of layers
+    ("conv_1_3x3.", "conv1."),
+    ("bn_1.", "bn1."),
+    ("stage_", "layer"),
+    (".conv_a.", ".conv1."),
+    (".conv_b.", ".conv2."),
+    (".bn_a.", ".bn1."),
+    (".bn_b.", ".bn2."),
+    ("classifier.", "fc."),
+)
 
 
 @dataclass(frozen=True)
 class Public:
-    """A public checkpoint: file name without suffix, its architecture's fields, how its keys become ours, and pinned hashes.
+    """A public checkpoint.
 
-    url: of the original file, or "" where it cannot be downloaded. prefix: first digits of that file's sha256, as its name
-    carries them. tensors: sha256 of the tensors under our names ("" where nobody has measured it).
+    Args:
+        stem: File name without suffix.
+        fields: Those of its `Architecture`.
+        rename: From the names of its tensors to ours.
+        url: Of the original file; "" where it cannot be downloaded.
+        prefix: First digits of that file's sha256, as its name carries them.
+        tensors: sha256 of the tensors under our names; "" where it has not been measured.
     """
 
     stem: str
@@ -53,16 +66,7 @@ def _from_akamaster(key: str) -> str:
 
 
 def _from_srgkp(key: str) -> str:
-    for theirs, ours in (
-        ("conv_1_3x3.", "conv1."),
-        ("bn_1.", "bn1."),
-        ("stage_", "layer"),
-        (".conv_a.", ".conv1."),
-        (".conv_b.", ".conv2."),
-        (".bn_a.", ".bn1."),
-        (".bn_b.", ".bn2."),
-        ("classifier.", "fc."),
-    ):
+    for theirs, ours in SRGKP:
         key = key.replace(theirs, ours)
     return key
 
@@ -96,14 +100,18 @@ PUBLIC: dict[tuple[str, str], Public] = {
 def load_model(
     source: str | Path, *, weights: str | Path | None = None, into: nn.Module | None = None, seed: int = 0, **fields: Any
 ) -> nn.Module:
-    """A network in eval mode that takes [0, 1] NCHW images and returns logits.
+    """Load a network, in eval mode; it takes [0, 1] images `(N, C, H, W)` and returns logits.
 
-    source: an architecture name (`gkp.networks.build.BUILDERS`), or a folder that `save_model` wrote. weights, for a name:
-    "akamaster" (ResNet-20/32/44/56/110 by Yerlan Idelbayev), "srgkp-official" (ResNet-20 of the paper's authors), "gkp"
-    (trained here, in
-    data/checkpoints), a folder of ours, or None for a new initialisation by `seed` with `fields` (num_classes, shortcut, mean,
-    std). into: for a saved network that is not one of ours, a dense instance of it to fill.
-    Raises BadInput for an unknown name, a file that is missing, truncated, tampered with, or of another architecture.
+    Args:
+        source: An architecture (`gkp.networks.build.BUILDERS`, e.g. "resnet20"), or a folder that `save_model` wrote.
+        weights: For an architecture: "akamaster" (ResNet-20/32/44/56/110 by Yerlan Idelbayev), "srgkp-official" (ResNet-20 of
+            the paper's authors), "gkp" (trained here, in data/checkpoints), a saved folder, or None for new weights.
+        into: For a saved network that is not one of ours: a dense instance of it, to be filled.
+        seed: Of new weights.
+        fields: For new weights: num_classes, shortcut, mean, std, as in `gkp.networks.classifier.Architecture`.
+
+    Raises:
+        BadInput: Unknown name; a file that is missing, truncated, tampered with, or of another architecture.
     """
     if weights is not None and str(source) in BUILDERS:
         if (str(source), str(weights)) in PUBLIC:
@@ -124,11 +132,22 @@ def load_model(
 
 
 def save_model(net: nn.Module, folder: str | Path) -> Path:
-    """The folder, now holding `net` (dense, masked twin or compact) as `model.safetensors` and `model.json`.
+    """Write a network (dense, masked twin or compact) as `model.safetensors` and `model.json`.
 
-    Both are written beside and renamed, so an interrupted save leaves the old model or none. Raises BadInput if the folder
-    cannot be written.
+    Both are written beside and then renamed, so an interrupted save leaves the old network or none.
+
+    Args:
+        net: The network.
+        folder: Where to; it is made if there is none.
+
+    Returns:
+        The folder, for `load_model`.
+
+    Raises:
+        BadInput: The folder cannot be written.
     """
+    from safetensors.torch import save
+
     folder = Path(folder)
     dense = net.net if isinstance(net, PrunedModel) else net
     if isinstance(net, PrunedModel):
@@ -146,10 +165,8 @@ def save_model(net: nn.Module, folder: str | Path) -> Path:
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision")},
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    header["header_sha256"] = _digest(header)
-    replace_file(folder / "model.safetensors", lambda partial: partial.write_bytes(data))
-    replace_file(folder / "model.json", lambda partial: partial.write_text(json.dumps(header, indent=1), encoding="utf-8"))
-    return folder
+    header["header_sha256"] = json_sha256(header)
+    return replace_files(folder, {"model.safetensors": data, "model.json": json.dumps(header, indent=1)}, "the network")
 
 
 def _load_public(name: str, weights: str) -> Classifier:
@@ -157,7 +174,7 @@ def _load_public(name: str, weights: str) -> Classifier:
     net = build_model(name, **public.fields)
     path = _public_file(name, weights, public)
     tensors = {public.rename(key): tensor for key, tensor in _read_tensors(path).items()}
-    for key, tensor in net.state_dict().items():  # what upstream does not carry: our normalisation, BatchNorm's counters
+    for key, tensor in net.state_dict().items():  # upstream does not have our normalisation and BatchNorm's counters
         if key in ("mean", "std") or key.endswith("num_batches_tracked"):
             tensors.setdefault(key, tensor)
     _fill(net, tensors, f"{path} for {name}")
@@ -180,10 +197,10 @@ def _public_file(name: str, weights: str, public: Public) -> Path:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return read_tensors(path)[0]
         content = torch.load(path, map_location="cpu", weights_only=True)
         return content.get("state_dict", content)
-    except (SafetensorError, OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(f"{path} is truncated or no checkpoint ({first_line}); delete it and fetch it again") from error
 
@@ -192,7 +209,7 @@ def _load_folder(folder: Path, into: nn.Module | None, expected: str | None = No
     header = _read_header(folder)
     tensor_file = folder / "model.safetensors"
     try:
-        intact = hashlib.sha256(tensor_file.read_bytes()).hexdigest() == header["sha256"]
+        intact = file_sha256(tensor_file) == header["sha256"]
     except OSError as error:
         raise BadInput(f"{tensor_file} cannot be read ({error.strerror}); save the model again") from error
     if not intact:
@@ -203,8 +220,7 @@ def _load_folder(folder: Path, into: nn.Module | None, expected: str | None = No
     if expected is not None and name != expected:
         raise BadInput(f"{folder} holds a {name}, not a {expected}; load it as that, or give other weights")
     if name in BUILDERS:
-        architecture = Architecture.from_json(header["architecture"])
-        net: nn.Module = build(architecture)
+        net: nn.Module = build(Architecture.from_json(header["architecture"]))
     elif into is not None:
         net = into
     else:
@@ -214,7 +230,7 @@ def _load_folder(folder: Path, into: nn.Module | None, expected: str | None = No
         net = plan.compact(net)
     elif header["form"] == "masked":
         net = PrunedModel(net, plan)
-    _fill(net.net if isinstance(net, PrunedModel) else net, load_file(tensor_file), str(folder))
+    _fill(net.net if isinstance(net, PrunedModel) else net, read_tensors(tensor_file)[0], str(folder))
     return net
 
 
@@ -222,7 +238,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
     path = folder / "model.json"
     try:
         header = json.loads(path.read_text())
-        sound = header.pop("header_sha256") == _digest(header) and header["format"] == FORMAT
+        sound = header.pop("header_sha256") == json_sha256(header) and header["format"] == FORMAT
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise BadInput(
             f"{path} is missing, truncated or not a saved model ({type(error).__name__}); save the model again"
@@ -233,7 +249,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
 
 
 def _fill(net: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Load `tensors` into `net`, every name and shape matching, all finite; BadInput otherwise."""
+    """Load `tensors` into `net`. Raises BadInput unless every name and shape fits and all values are finite."""
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
@@ -262,7 +278,3 @@ def _form(net: nn.Module) -> str:
 
 def _class_name(net: nn.Module) -> str:
     return f"{type(net).__module__}.{type(net).__qualname__}"
-
-
-def _digest(header: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,6 @@
-"""The one error a user can mend, the one a run ends with, and the warning about a network."""
+"""The error that a user can mend, the error of a failed run, the warning about a network, and missing optional packages."""
+
+from importlib.util import find_spec
 
 
 class BadInput(ValueError):
@@ -10,11 +12,25 @@ class BadInput(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """Sound input, but something failed while running: a notebook's cell, a cell of the grid.
+    """Sound input, but something failed while running: a cell of a notebook, an experiment.
 
     The message is one line that says what failed and where to look. The command line prints it and exits with status 1.
     """
 
 
 class ModelWarning(UserWarning):
-    """A network was evaluated, but its figures may not mean what they seem to; the message says why, and how to mend it."""
+    """A network was evaluated, but its values may not mean what they seem to; the message says why, and how to mend it."""
+
+
+def need_extra(extra: str, *modules: str) -> None:
+    """Check that optional packages are installed before they are imported.
+
+    Args:
+        extra: The extra of this package that brings them, e.g. "attacks".
+        modules: Names of top-level modules, e.g. "pyautoattack".
+
+    Raises:
+        BadInput: One of them is missing; the line names the extra.
+    """
+    if missing := [module for module in modules if find_spec(module) is None]:
+        raise BadInput(f'{", ".join(missing)} not installed; get what is missing with: pip install "gkp[{extra}]"')

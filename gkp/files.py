@@ -1,28 +1,43 @@
-"""Where every file is looked for: each folder of GKP_DATA, then the repository's data/, then the user's cache.
+"""Where files are found and fetched, and how they are written: atomically, in one place.
 
-`GKP_DATA` is a list of folders separated as `PATH` is. Downloads go to the cache, and only when no folder has the file.
+A file is looked for in each folder of GKP_DATA (a list of folders separated as in PATH), then in the repository's data/, then
+in the user's cache. Downloads go to the cache, and only when no folder has the file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shlex
 import threading
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
-
-from platformdirs import user_cache_path
-from safetensors import SafetensorError
+from typing import TYPE_CHECKING, Any
 
 from gkp.errors import BadInput
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Content = str | bytes | Callable[[Path], object]
+
 
 def cache_folder() -> Path:
-    """The user's cache folder of this package (it may not exist yet)."""
-    return user_cache_path("gkp")
+    """The user's cache folder of this package (it may not exist yet).
+
+    Raises:
+        BadInput: The user has no home folder, as an unknown one in a container.
+    """
+    from platformdirs import user_cache_path
+
+    try:
+        return user_cache_path("gkp")
+    except (RuntimeError, KeyError):
+        need = "set XDG_CACHE_HOME to a folder for downloads, or GKP_DATA to a folder that holds the files"
+        raise BadInput(f"this user has no home folder to download to; {need}") from None
 
 
 def checkout() -> Path | None:
@@ -31,22 +46,20 @@ def checkout() -> Path | None:
     return root if (root / "pyproject.toml").is_file() else None
 
 
-def output_folder() -> Path:
-    """Where a run leaves figures and tables: GKP_OUT (which `gkp reproduce` sets), else build/ of the checkout."""
-    return Path(os.environ["GKP_OUT"]) if os.environ.get("GKP_OUT") else (checkout() or Path.cwd()) / "build"
-
-
 def given_folders() -> list[Path]:
     """The folders of GKP_DATA, absolute."""
     return [Path(part).expanduser().resolve() for part in os.environ.get("GKP_DATA", "").split(os.pathsep) if part]
 
 
-def searched_folders() -> list[Path]:
-    """Where a file is looked for, in this order: the folders of GKP_DATA, the repository's data/, the user's cache."""
+def searched_folders(*, cache: bool = True) -> list[Path]:
+    """The folders in which files are looked for, in order: those of GKP_DATA, the repository's data/, the user's cache."""
     folders = given_folders()
     if (root := checkout()) is not None:
         folders.append(root / "data")
-    return [*folders, cache_folder()]
+    if cache:
+        with contextlib.suppress(BadInput):  # a user without one may have the file elsewhere
+            folders.append(cache_folder())
+    return folders
 
 
 def locate(relative: str) -> Path | None:
@@ -55,21 +68,31 @@ def locate(relative: str) -> Path | None:
 
 
 def fetch(relative: str, *, url: str, sha256: str, what: str) -> Path:
-    """The path of a file: one the user has, or the cache's copy, downloaded from url if need be and checked by sha256.
+    """Find a file in the user's folders, or download it into the cache and check it.
 
-    relative: path below the folders searched; what: its name in error messages. sha256: 64 hex digits, or the first ones,
-    as upstream's file names carry them. Only the cache's copy is compared with it: a file in the user's own folders may be
-    in another format. Raises BadInput when it cannot be had.
+    Only the copy in the cache is compared with `sha256`: a file in the user's own folders may be in another format.
+
+    Args:
+        relative: Path below the folders searched.
+        url: Address of the original file.
+        sha256: 64 hex digits, or the first ones, as the file names of some publishers carry them.
+        what: Name of the file in error messages.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        BadInput: It is nowhere and cannot be downloaded.
     """
-    import pooch  # here: it brings tqdm.auto, which warns in every kernel without widgets
-
-    own = next((path for folder in searched_folders()[:-1] if (path := folder / relative).is_file()), None)
+    own = next((path for folder in searched_folders(cache=False) if (path := folder / relative).is_file()), None)
     if own is not None:
         return own
     target = cache_folder() / relative
     if not _has_sha256(target, sha256) and not reachable(url):
         command = f"curl -L --create-dirs -o {shlex.quote(str(target))} {url}"
         raise BadInput(not_found(what, relative, url, command=command))
+    import pooch  # late: it brings tqdm.auto, which warns in every kernel without widgets
+
     try:
         if len(sha256) < 64 and not _has_sha256(target, sha256):
             target.unlink(missing_ok=True)  # pooch mends a damaged copy only where it knows the whole hash
@@ -84,21 +107,17 @@ def fetch(relative: str, *, url: str, sha256: str, what: str) -> Path:
             target.unlink()
             raise ValueError(f"its sha256 does not begin with {sha256}")
         return target
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong hash is a ValueError
+    except (OSError, ValueError) as error:  # the errors of requests are OSErrors; a wrong hash is a ValueError
         raise BadInput(
             f"{what}: download from {url} to {target} failed ({one_line(error)}); check the network and the "
             f"folder, or put the file {relative} in a folder named by GKP_DATA"
         ) from error
 
 
-def _has_sha256(path: Path, sha256: str) -> bool:
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256)
-
-
 def reachable(url: str, timeout: float = 8) -> bool:
     """Whether the server answers within `timeout` seconds, proxies honoured.
 
-    In a thread because looking up a host name knows no time-out and can hang for a minute without a network.
+    Runs in a thread because looking up a host name has no time-out and can hang for a minute without a network.
     """
     answers: list[bool] = []
 
@@ -107,7 +126,7 @@ def reachable(url: str, timeout: float = 8) -> bool:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
             answers.append(True)
         except urllib.error.HTTPError:
-            answers.append(True)  # it refuses HEAD, but it is there: let the download itself tell
+            answers.append(True)  # it refuses HEAD but is there: the download itself will show
         except OSError:
             answers.append(False)
 
@@ -118,7 +137,7 @@ def reachable(url: str, timeout: float = 8) -> bool:
 
 
 def not_found(what: str, relative: str, url: str, *, command: str) -> str:
-    """The one line that says a file is missing, where it was looked for, and which command gets it."""
+    """The error line for a missing file: where it was looked for, and the command that gets it."""
     searched = ", ".join(f"{folder}{'' if folder.is_dir() else ' (no such folder)'}" for folder in searched_folders())
     return (
         f"{what}: {relative} is in none of the folders searched ({searched}) and {url} cannot be reached; "
@@ -126,42 +145,124 @@ def not_found(what: str, relative: str, url: str, *, command: str) -> str:
     )
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make `<path>.partial`, then rename it to `path`, which a kill leaves old or new, never half written.
+def file_sha256(path: Path) -> str:
+    """The sha256 (hex) of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
-    Makes the folder if there is none. Raises BadInput where that fails, `path` being left alone.
+
+def json_sha256(value: Any) -> str:
+    """The sha256 (hex) of plain JSON types, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _has_sha256(path: Path, sha256: str) -> bool:
+    return path.is_file() and file_sha256(path).startswith(sha256)
+
+
+def replace_file(path: Path, content: Content) -> Path:
+    """Write a file atomically: a kill leaves the old file or the new one, never half of it. Makes its folder.
+
+    Args:
+        path: The file to write.
+        content: Text, bytes, or a function that writes the path it is given.
+
+    Returns:
+        The path.
+
+    Raises:
+        BadInput: It cannot be written; the old file is left alone.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise BadInput(
-            f"{path}: cannot be written ({one_line(error)}); give a file in a folder that is writable and has room"
-        ) from error
+    hint = "give a file in a folder that is writable and has room"
+    _replace(path.parent, {path: content}, lambda problem: f"{path}: cannot be written ({problem}); {hint}")
+    return path
 
 
-def replace_files(folder: Path, contents: Mapping[str, bytes], what: str) -> Path:
-    """The folder, now holding each of these files (name -> content), all of them written beside before the first is renamed.
+def replace_files(folder: Path, contents: Mapping[str, Content], what: str) -> Path:
+    """Write several files of one folder, all of them beside their targets before the first is renamed.
 
-    what: their name in the message of the BadInput that is raised where it fails, nothing being left half done.
+    Args:
+        folder: The folder; it is made if there is none.
+        contents: File name -> content, as for `replace_file`.
+        what: Name of the files in the error message.
+
+    Returns:
+        The folder.
+
+    Raises:
+        BadInput: One of them cannot be written; nothing is left half done.
     """
-    partials = {folder / name: folder / f"{name}.partial" for name in contents}
+    hint = "choose a folder you may write to"
+    targets = {folder / name: content for name, content in contents.items()}
+    _replace(folder, targets, lambda problem: f"cannot write {what} to {folder} ({problem}); {hint}")
+    return folder
+
+
+def _replace(folder: Path, contents: Mapping[Path, Content], message: Callable[[str], str]) -> None:
+    partials = {path: path.with_name(f"{path.name}.partial") for path in contents}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for target, partial in partials.items():
-            partial.write_bytes(contents[target.name])
-        for target, partial in partials.items():
-            os.replace(partial, target)
+        for path, content in contents.items():
+            if callable(content):
+                content(partials[path])
+            else:
+                partials[path].write_bytes(content.encode() if isinstance(content, str) else content)
+        for path, partial in partials.items():
+            os.replace(partial, path)
     except OSError as error:
         for partial in partials.values():
             with contextlib.suppress(OSError):  # the folder itself may be the problem
                 partial.unlink(missing_ok=True)
-        raise BadInput(f"cannot write {what} to {folder} ({error.strerror}); choose a folder you may write to") from error
-    return folder
+        raise BadInput(message(error.strerror or one_line(error))) from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically.
+
+    Args:
+        path: The file to write.
+        tensors: Tensors by name; they are copied to the CPU, contiguous and apart from each other.
+        header: Text by name. Give one entry if the bytes must be the same each time: several are written in any order.
+
+    Raises:
+        BadInput: It cannot be written.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    apart = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+
+    def save(partial: Path) -> None:
+        try:
+            save_file(apart, partial, metadata=dict(header))
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise OSError(one_line(error)) from error
+
+    replace_file(path, save)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file.
+
+    Returns:
+        Its tensors, copied out of the file, and the text of its header, both by name.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is truncated or not a safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            # clones, since what safetensors gives may be the mapped file itself, soon to be replaced
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(one_line(error)) from error
 
 
 def one_line(error: Exception) -> str:

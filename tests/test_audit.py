@@ -18,11 +18,11 @@ from gkp.data.dataset import Dataset
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput, ModelWarning
 from gkp.evaluation.audit import audit, judge, probing
-from gkp.evaluation.audit.card import Card
+from gkp.evaluation.audit.card import Card, reevaluate
+from gkp.evaluation.audit.checks import CHECKS
 from gkp.evaluation.audit.evidence import BLACK, Evidence, Gradients, InputPath, Probe, Row
 from gkp.evaluation.audit.measure import Effort, planned
-from gkp.evaluation.audit.replay import reevaluate
-from gkp.evaluation.audit.verdict import CHECKS, share_status, strength_status
+from gkp.evaluation.audit.verdict import share_status, strength_status
 from gkp.evaluation.benchmark import benchmark
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
 from gkp.evaluation.subject import state_sha256

@@ -1,6 +1,7 @@
 """Verdicts follow from hand-made cells as the arithmetic says; every table and figure has a claim; no digits give a verdict."""
 
 import math
+import re
 import shutil
 from dataclasses import replace
 
@@ -10,14 +11,16 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from gkp.artifact import profiles
+from gkp.artifact.claims.claim import FILE, RULES, claims, read_claims
 from gkp.artifact.claims.decision import DIFFERS, DIRECTION, KINDS, NO_VERDICT, NOT_RUN, REPRODUCED, VERDICTS, NotRun
-from gkp.artifact.claims.evidence import BASELINE, SR, TMI, Case, Index, Net, case_of
-from gkp.artifact.claims.gpu_hours import GpuRun, gpu_hours, stated_minutes
-from gkp.artifact.claims.rules import Contrast, contrasts, equal_but_fragile, ranked
-from gkp.artifact.claims.verdicts import claims, decide, verdicts
+from gkp.artifact.claims.evidence import BASELINE, SR, TMI, Case, Index, Keys, Net, case_of
+from gkp.artifact.claims.gpu_hours import gpu_hours, stated_minutes
+from gkp.artifact.claims.rules import Contrast, best_or_second, contrasts, equal_but_fragile
+from gkp.artifact.claims.verdicts import decide, verdicts
 from gkp.artifact.experiments.kinds import EvaluateCell, PretrainedCell, PruneCell, TimingCell, TrainCell
 from gkp.artifact.experiments.report import Result
-from gkp.artifact.published import FIGURES, TABLES
+from gkp.artifact.experiments.store import Store
+from gkp.artifact.published import FIGURES, TABLES, names_here, published, superscores
 from gkp.checkpoints import save_model
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
@@ -180,15 +183,15 @@ def test_a_difference_that_chance_explains_is_not_run_and_says_that_it_is_undeci
     lab.net("tmi-gkp")
     found = decide(claim("sr-over-tmi"), lab.case())[0]
     assert found.verdict == NOT_RUN and found.n == 50
-    assert found.reason.startswith("undecided: ") and "more images or seeds would tell" in found.reason
+    assert found.reason.startswith("undecided: ") and "more images or seeds would decide" in found.reason
 
 
 def test_seeds_are_averaged_and_their_spread_can_undo_an_order(lab):
     for seed, a, b in ((0, 0.50, 0.47), (1, 0.40, 0.42), (2, 0.45, 0.43)):
         lab.net("sr-gkp", {"pgd-8/255": a}, seed=seed)
         lab.net("tmi-gkp", {"pgd-8/255": b}, seed=seed)
-    part = Contrast("pgd", (SR,), (TMI,), ("pgd-8/255",))
-    found = contrasts([part], ())[0](lab.case())
+    part = Contrast("pgd", (SR,), (TMI,), Keys.of("(c)"))
+    found = contrasts.decide(lab.case(), contrasts=(part,))
     assert found.value == pytest.approx(0.01) and found.seeds == 3
     sd = math.sqrt((2 * 0.05**2 + 2 * np.var([0.47, 0.42, 0.43], ddof=1)) / 4)
     seeds_only = student.ppf(0.975, 4) * sd * math.sqrt(2 / 3)
@@ -203,8 +206,10 @@ def test_networks_of_different_cost_give_no_order(lab):
 
 
 def test_best_or_second_counts_who_is_ahead(lab):
-    against = [Net(name) for name in ("cc", "fpgm", "sfp")]
-    decision, _ = ranked(against, ("pgd-8/255",), (), who=SR)
+
+    def decision(case, *more):
+        return best_or_second.decide(case, against=[Net(name) for name in ("cc", "fpgm", "sfp", *more)], keys=Keys.of("(c)"))
+
     lab.net("sr-gkp", {"pgd-8/255": 0.50})
     lab.net("cc", {"pgd-8/255": 0.60})
     lab.net("fpgm", {"pgd-8/255": 0.40})
@@ -213,13 +218,19 @@ def test_best_or_second_counts_who_is_ahead(lab):
     lab.net("sfp", {"pgd-8/255": 0.40})
     assert decision(lab.case()).verdict == DIRECTION
     lab.net("l2", {"pgd-8/255": 0.55})
-    decision, _ = ranked([*against, Net("l2")], ("pgd-8/255",), (), who=SR)
-    found = decision(lab.case())
-    assert found.verdict == DIFFERS and found.ours == "pgd-8/255: rank 3 of 5" and "surely behind cc, l2" in found.reason
+    found = decision(lab.case(), "l2")
+    assert (
+        found.verdict == DIFFERS
+        and found.ours == "pgd-8/255: rank 3 of 5"
+        and "significantly behind CC, L2Norm" in found.reason
+    )
 
 
 def test_fragility_needs_two_networks_of_equal_benign_accuracy_that_fall_apart(lab):
-    decision, _ = equal_but_fragile(("pgd-8/255",), ())
+
+    def decision(case):
+        return equal_but_fragile.decide(case, keys=Keys.of("(c)"))
+
     for method in ("sr-gkp", "cc", "fpgm"):
         lab.net(method)
     lab.net("sfp", {"clean": 0.80, "pgd-8/255": 0.1})  # falls apart, but is another network without attack
@@ -227,7 +238,7 @@ def test_fragility_needs_two_networks_of_equal_benign_accuracy_that_fall_apart(l
     lab.net("hrank", {"clean": 0.895, "pgd-8/255": 0.3})
     found = decision(lab.case())
     assert found.verdict == DIRECTION and found.value == pytest.approx(0.1)
-    assert "hrank, 90.0 and 89.5 % without attack" in found.reason
+    assert "HRank, 90.0 and 89.5 % without attack" in found.reason
 
 
 # ---- values, costs, protocols ----
@@ -307,7 +318,7 @@ def test_missing_cells_are_not_run_with_their_count_and_cost(lab):
     lab.net("tmi-gkp", finished=False)
     found, cells = decide(claim("sr-over-tmi"), lab.case())
     assert found.verdict == NOT_RUN and len(cells) == 4
-    assert "2 of 4 cells are not finished, about " in found.reason and "tmi-gkp of resnet20 is not finished" in found.reason
+    assert "2 of 4 cells are not finished, about " in found.reason and "TMI-GKP of resnet20 is not finished" in found.reason
 
 
 def test_the_second_architecture_decides_where_the_first_has_nothing(tmp_path):
@@ -342,6 +353,90 @@ def test_digits_give_no_verdict_though_the_arithmetic_runs(tmp_path):
 
 
 # ---- every claim ----
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong", "message"),
+    [
+        ('name = "best_or_second"', 'name = "best_or_secnd"', "there is no rule 'best_or_secnd'; the rules are contrasts, "),
+        ('keys = "', 'kyes = "', "rule best_or_second has no parameter 'kyes'; it has against, keys, who, rate, at_least"),
+        ('keys = "benign, ', 'rate = "7/16", keys = "benign, ', "rate is '7/16', and has to be float"),
+        (', keys = "benign, (a), (b), (c)"', "", "rule best_or_second needs keys"),
+        ('keys = "benign', 'keys = "bening', "'bening' is no column; give benign, (a), (b), (c), or an attack such as"),
+        ('["cc", "fpgm"]', '"cc"', "against is 'cc', and has to be a list"),
+        ('["cc"', '["ccc"', "no method is called 'ccc'; there are cc, "),
+        ("statement = ", "statment = ", "there is no field 'statment'; the fields are item, statement, "),
+        ("tolerance = ", "# ", "tolerance is missing"),
+        ("gpu = { resnet56", "gpu = { resnet65", "there is no setting 'resnet65'; give resnet20, "),
+        ("page = ", 'kind = "ordre"\npage = ', "there is no kind 'ordre'; give value, order at equal MACs, "),
+    ],
+)
+def test_what_is_misspelt_in_the_claims_is_refused_in_one_line_that_names_the_claim(line, wrong, message):
+    text = """
+[tables]
+page = "8"
+[tables.sr-first]
+item = "Table 10"
+statement = "SR-GKP is best"
+reported = "94.08 %"
+tolerance = "none"
+rule = { name = "best_or_second", against = ["cc", "fpgm"], keys = "benign, (a), (b), (c)" }
+gpu = { resnet56 = 2 }
+"""
+    (found,) = read_claims(text, "claims.toml")
+    assert (found.id, found.kind, found.page) == ("sr-first", "order at equal MACs", "8")
+    assert found.parameters["against"] == (Net("cc"), Net("fpgm")) and line in text
+    with pytest.raises(BadInput, match=r"^claims.toml, claim tables\.sr-first: .*") as refused:
+        read_claims(text.replace(line, wrong), "claims.toml")
+    assert str(refused.value).partition("sr-first: ")[2].startswith(message) and "\n" not in str(refused.value)
+
+
+def test_a_contrast_that_cannot_be_read_and_a_file_that_is_no_toml_are_refused():
+    text = FILE.read_text(encoding="utf-8")
+    first = 'more = ["sr-gkp"], less = ["tmi-gkp"], keys = "(a), (b), (c)", printed = { table = 10 }'
+    assert text.count(first) == 1
+    for wrong, said in (
+        (first.replace("more", "mroe"), "a contrast has no parameter 'mroe'; it has name, more, less, keys, part, "),
+        (first.replace("printed", 'margin = "1", printed'), "margin is '1', and has to be float | None"),
+        (
+            first.replace("printed = { table", "printed = { tabel"),
+            "the printed difference of SR-GKP minus TMI-GKP cannot be read",
+        ),
+        (first.replace("table = 10", 'table = 10, less = ["TMI"]'), "the printed difference of SR-GKP minus TMI-GKP cannot be"),
+        (first.replace("table = 10", "table = 21"), "the paper has no table 21"),
+    ):
+        with pytest.raises(BadInput, match=re.escape(f"claims.toml, claim main.sr-over-tmi: {said}")):
+            read_claims(text.replace(first, wrong), "claims.toml")
+    with pytest.raises(BadInput, match=r"^claims.toml cannot be read: .*line 1"):
+        read_claims("[main\n", "claims.toml")
+    with pytest.raises(BadInput, match=r"claim values.fragility: there is another of this name"):
+        read_claims(text.replace("[values.value-table-9]", "[values.fragility]"), "claims.toml")
+
+
+def test_every_rule_decides_a_claim():
+    assert {claim.rule.name for claim in claims()} == set(RULES)
+
+
+def test_the_rivals_of_a_claim_are_the_methods_of_its_table_that_are_here():
+    here = names_here()
+    for c in claims():
+        if c.rule is best_or_second:
+            printed = superscores(int(c.items[0].removeprefix("Table "))).index
+            rivals = [here[name] for name in printed if name in here and name not in ("SR-GKP", "Unpruned")]
+            assert [net.method for net in c.parameters["against"]] == rivals, c.id
+
+
+def test_every_number_that_a_claim_reports_is_printed_or_follows():
+    """With two decimals or more it is in one of the tables; a difference in points is that of the claim's own contrasts."""
+    printed = published()["value"]
+    known = {f"{value:.{digits}f}" for value in printed for digits in (2, 3)}
+    for c in claims():
+        decimals = re.findall(r"(?<![\d+-])\d+\.\d\d+", c.reported)
+        assert set(decimals) <= known, c.id
+        parts = [part for part in c.parameters.get("contrasts", ()) if part.reported is not None]
+        if "not reported" not in c.reported:
+            for part in parts:
+                assert len(c.parameters["contrasts"]) > 1 or f"{100 * part.reported:+.1f} points" in c.reported, c.id
 
 
 def test_every_table_and_figure_has_a_claim_and_ids_are_unique():
@@ -382,8 +477,8 @@ def test_the_cells_of_every_claim_are_cells_of_the_profile(profile):
 
 
 def test_gpu_hours_are_scaled_from_the_published_wall_time():
-    assert gpu_hours(GpuRun("resnet20", 1)) == pytest.approx(146 / 60)
-    assert gpu_hours(GpuRun("resnet56", 2)) == pytest.approx(2 * 146 / 60 * 126.561 / 40.938)
+    assert gpu_hours("resnet20", 1) == pytest.approx(146 / 60)
+    assert gpu_hours("resnet56", 2) == pytest.approx(2 * 146 / 60 * 126.561 / 40.938)
     assert claim("tiny-resnet-56").gpu_hours == pytest.approx(3 * 146 / 60 * 506.254 / 40.938 * 2)
 
 
@@ -454,13 +549,13 @@ def test_a_notebook_can_ask_for_its_own_tables():
         verdicts("quick", item="Table 21")
 
 
-def test_results_of_a_run_count_whatever_the_stores_hold(lab, monkeypatch, tmp_path):
+def test_results_of_a_run_count_whatever_the_store_holds(lab, monkeypatch, tmp_path):
     lab.net("sr-gkp", {"pgd-8/255": 0.5})
     lab.net("tmi-gkp")
-    monkeypatch.setenv("GKP_CELLS", str(tmp_path / "none"))
     monkeypatch.setattr(profiles, "cells", lambda profile, *groups: lab.cells)
-    assert not case_of("cifar10").results
-    found = verdicts("cifar10", list(lab.results.values()), item="Table 2").points.set_index("id")
+    empty = Store(tmp_path / "none")
+    assert not case_of("cifar10", store=empty).results
+    found = verdicts("cifar10", list(lab.results.values()), item="Table 2", store=empty).points.set_index("id")
     assert found.loc["sr-over-tmi", "verdict"] == DIRECTION
     assert set(found["verdict"]) <= set(VERDICTS)
 

@@ -80,7 +80,7 @@ def test_benchmark_prints_every_attack_with_its_interval_and_keeps_the_outcomes(
         (["prune", "--checkpoint", "{net}", "--groups", "7", "--out", "x"], "do not divide by 7 groups"),
         (["prune", "--checkpoint", "{net}", "--option", "alpha", "--out", "x"], "is not NAME=VALUE"),
         (["prune", "--checkpoint", "{net}", "--option", "gamma=1", "--out", "x"], "sr-gkp has no option gamma"),
-        (["prune", "--checkpoint", "{net}", "--out", "{net}/model.json/below"], "give a file in a folder that is writable"),
+        (["prune", "--checkpoint", "{net}", "--out", "{net}/model.json/below"], "choose a folder you may write to"),
         (["benchmark", "--checkpoint", "{net}", "--dataset", "cifar11"], "unknown dataset 'cifar11'; known: "),
         (["benchmark", "--checkpoint", "{net}", "--dataset", "digits", "--examples", "0"], "0"),
         (["benchmark", "--checkpoint", "{net}", "--dataset", "digits", "--examples", "501"], "500"),

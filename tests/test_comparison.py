@@ -17,7 +17,7 @@ from gkp.errors import BadInput
 from gkp.evaluation.benchmark import benchmark
 from gkp.evaluation.compare import common_accuracy, compare, mean_ranks, rank_groups, transfer
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
-from gkp.evaluation.statistics import paired_interval
+from gkp.evaluation.statistics import exceeds, mcnemar, paired_interval, upper_bound
 
 
 def table(both: int, only_a: int, only_b: int, neither: int) -> dict[str, Outcomes]:
@@ -87,6 +87,13 @@ def test_the_interval_depends_on_the_seed_alone_and_grows_with_confidence():
     trio = {**table(200, 30, 20, 250), "c": made([1] * 500)}
     pair, among = (compare(some, "clean").iloc[0] for some in (table(200, 30, 20, 250), trio))
     assert (pair["low"], pair["high"]) == (among["low"], among["high"])
+
+
+def test_one_sided_tests_and_bounds_are_those_worked_out_by_hand():
+    assert mcnemar(6, 1) == pytest.approx(16 / 128) and mcnemar(6, 1, one_sided=True) == pytest.approx(8 / 128)
+    assert mcnemar(0, 0) == 1 and mcnemar(3, 3) == 1
+    assert exceeds(2, 3, 0.5) == pytest.approx(4 / 8)  # of 3: exactly 2 in three ways, all 3 in one
+    assert upper_bound(0, 10) == pytest.approx(1 - 0.05**0.1)  # 0 of 10 has a chance of 5 % there
 
 
 # --- groups ---------------------------------------------------------------------------------------------------------

@@ -14,9 +14,8 @@ from torch import nn
 from gkp import files
 from gkp.data.dataset import Dataset
 from gkp.data.shifts import gaussian_noise, rotate, shift
-from gkp.data.sources import load_cifar10c
+from gkp.data.sources import CORRUPTIONS, load_cifar10c
 from gkp.errors import BadInput
-from gkp.evaluation import corruptions
 from gkp.evaluation.corruptions import corruption_accuracy, ladder
 
 PER_SEVERITY = 4  # images in the small CIFAR-10-C of these tests, for 10,000
@@ -138,7 +137,7 @@ def cifar10c(tmp_path, monkeypatch):
     """A CIFAR-10-C of 4 images a severity: image k of severity s of corruption c is grey with value 10 c + s."""
     folder = tmp_path / "data" / "CIFAR-10-C"
     folder.mkdir(parents=True)
-    for number, corruption in enumerate(corruptions.CORRUPTIONS):
+    for number, corruption in enumerate(CORRUPTIONS):
         grey = np.repeat(10 * number + np.arange(1, 6), PER_SEVERITY).astype(np.uint8)
         grey[1::PER_SEVERITY] = 255  # the second image of each severity
         images = np.broadcast_to(grey[:, None, None, None], (5 * PER_SEVERITY, 32, 32, 3))
@@ -172,7 +171,7 @@ def robustbench_corruptions() -> tuple[str, ...]:
 
 def test_the_corruption_score_is_the_plain_mean_of_75_accuracies_as_robustbench_has_it(cifar10c):
     theirs = robustbench_corruptions()
-    assert theirs == corruptions.CORRUPTIONS
+    assert theirs == CORRUPTIONS
     table = corruption_accuracy(Brightness(), n_examples=3, batch_size=2)
     assert table.shape == (15, 5) and table.index.tolist() == list(theirs)
     # of images 0, 1, 2 with labels 0, 9, 1: the second is always right, the others where the grey level is that of their class

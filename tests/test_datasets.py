@@ -50,7 +50,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     places = SimpleNamespace(data=tmp_path / "my data", cache=tmp_path / "cache")
     places.data.mkdir()
     monkeypatch.setenv("GKP_DATA", str(places.data))
-    monkeypatch.setattr("gkp.files.user_cache_path", lambda name: places.cache)
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: places.cache)
     monkeypatch.setattr(files, "__file__", str(tmp_path / "site-packages" / "gkp" / "files.py"))
     monkeypatch.setattr(files, "reachable", lambda url: False)
     return places
@@ -526,3 +526,20 @@ def test_a_server_that_never_answers_is_given_up_within_the_time_out(monkeypatch
         assert time.monotonic() - started < 2
         port = mute.getsockname()[1]
     assert not files.reachable(f"http://127.0.0.1:{port}/", timeout=2), "nobody listens there any more"
+
+
+def test_a_user_without_a_home_folder_needs_none_until_something_must_be_downloaded(monkeypatch, tmp_path):
+    """As in a container that runs with the number of an unknown user."""
+
+    def nobody(*_: object) -> None:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setenv("GKP_DATA", str(tmp_path))
+    (tmp_path / "mine.bin").write_bytes(b"1")
+    assert locate("mine.bin") == tmp_path / "mine.bin" and locate("yours.bin") is None
+    assert fetch("mine.bin", url="http://127.0.0.1:9/", sha256="0" * 64, what="mine") == tmp_path / "mine.bin"
+    with pytest.raises(BadInput, match="this user has no home folder to download to; set XDG_CACHE_HOME"):
+        fetch("yours.bin", url="http://127.0.0.1:9/", sha256="0" * 64, what="yours")

@@ -207,7 +207,7 @@ def test_a_filter_plan_survives_json_and_nonsense_does_not():
         with pytest.raises(BadInput, match="not a filter plan"):
             Plan.from_json({"conv": bad})
     for bad in ({"kept_filtres": [0]}, [0, 1], None):
-        with pytest.raises(BadInput, match=r"nothing known of conv; (?=.*kept_filters)(?=.*group_of_filter)"):
+        with pytest.raises(BadInput, match=r"no known kind of spec for conv; (?=.*kept_filters)(?=.*group_of_filter)"):
             Plan.from_json({"conv": bad})
     with pytest.raises(BadInput, match="kept is missing"):
         Plan.from_json({"conv": {"group_of_filter": [0]}})

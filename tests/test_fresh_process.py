@@ -1,4 +1,4 @@
-"""What a new process can do with the library alone: read every network that was saved, whatever was imported before."""
+"""A new process and the library alone: it reads every network that was saved, and loads only what it uses."""
 
 import json
 import os
@@ -32,6 +32,17 @@ x = torch.linspace(0, 1, 3 * 32 * 32).view(1, 3, 32, 32)
 for folder in sys.argv[1:]:
     with torch.no_grad():
         print(*gkp.load_model(folder)(x)[0].tolist())
+"""
+
+
+UNUSED = """
+import json, sys
+import numpy, torch
+theirs = {name.partition(".")[0] for name in sys.modules}
+import gkp
+pruned = gkp.prune(gkp.load_model("resnet20"), "sr-gkp")
+packages = {name.partition(".")[0] for name in sys.modules}
+print(json.dumps(sorted(packages - theirs - set(sys.stdlib_module_names))))
 """
 
 
@@ -100,3 +111,12 @@ def test_the_command_line_evaluates_a_network_of_every_kind_in_a_new_process():
 def test_every_method_is_registered_by_asking_for_them():
     done = python("-c", "import gkp; print(*gkp.methods())")
     assert done.stdout.split() == list(methods())
+
+
+def test_pruning_loads_nothing_beside_torch_and_numpy():
+    assert json.loads(python("-c", UNUSED).stdout) == ["gkp"]
+
+
+def test_importing_the_package_loads_neither_torch_nor_numpy():
+    done = python("-c", "import sys, gkp; print({'torch', 'numpy'} & set(sys.modules))")
+    assert done.stdout.split() == ["set()"]

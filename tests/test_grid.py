@@ -603,5 +603,5 @@ def test_progress_says_for_each_cell_what_happened_and_what_is_left(store, capsy
 
 
 def test_jobs_below_one_are_refused(store):
-    with pytest.raises(BadInput, match="jobs is 0; give 1 or more"):
-        grid.run([Number(x=1)], jobs=0, store=store)
+    with pytest.raises(BadInput, match="jobs is -1; give 1 or more, or 0"):
+        grid.run([Number(x=1)], jobs=-1, store=store)

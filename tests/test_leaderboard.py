@@ -13,8 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 import gkp
-from gkp.artifact.leaderboard import leaderboard
-from gkp.artifact.leaderboard.ranking import grouped
+from gkp.artifact.leaderboard import grouped, leaderboard
 from gkp.evaluation.robustbench.entry import load_entries, save_entry
 from gkp.evaluation.robustbench.schema import check_entry
 
@@ -189,7 +188,7 @@ def test_bad_input_is_refused_and_an_old_page_stays(tmp_path: Path):
     with pytest.raises(gkp.BadInput, match=r"entry 2 \('B'\) has neither"):
         leaderboard([ENTRIES[0], {**ENTRIES[0], "name": "B", "external": None}], old)
     assert old.read_text() == "old"
-    with pytest.raises(gkp.BadInput, match="choose a file"):
+    with pytest.raises(gkp.BadInput, match="give a file"):
         leaderboard(ENTRIES[:1], old / "page.html")
 
 

@@ -119,9 +119,9 @@ def test_methods_that_look_at_images_say_so_when_there_are_none_or_wrong_ones():
     for method in DATA_DRIVEN:
         with pytest.raises(BadInput, match=rf"{method} looks at images; give data="):
             prune(net, method)
-    with pytest.raises(BadInput, match=r"pictures has 100 classes, the network 10"):
+    with pytest.raises(BadInput, match=r"returns \(1, 10\) for one image; dataset 'pictures' has 100 classes"):
         prune(net, "hrank", data=pictures(100, classes=100))
-    with pytest.raises(BadInput, match=r"images of pictures, \(3, 16, 16\), do not pass through Vgg16Bn"):
+    with pytest.raises(BadInput, match=r"Vgg16Bn does not take images of shape \(3, 16, 16\)"):
         prune(build_model("vgg16_bn"), "hrank", data=pictures())
     with pytest.raises(BadInput, match="n_batches and batch_size of 1 or more"):
         prune(net, "hrank", data=pictures(), n_batches=0)
@@ -175,7 +175,7 @@ def test_scores_that_are_no_numbers_are_refused(bad):
         def scores(self, net, convs):
             return {name: torch.full((conv.out_channels,), bad) for name, conv in convs.items()}
 
-    with pytest.raises(BadInput, match=r"Nonsense owes layer1.0.conv1 16 finite scores"):
+    with pytest.raises(BadInput, match=r"Nonsense.scores must return 16 finite scores for layer1.0.conv1, got"):
         prune(build_model("resnet20"), "test-nan")
 
 

@@ -217,7 +217,7 @@ def test_a_plan_of_cc_survives_json_and_refuses_another_network():
     with pytest.raises(BadInput, match="not a plan of CC: rank is"):
         Plan.from_json({"0": {"kept_inputs": [0], "rank": "3"}})
     one = Plan({"0": LowRankSpec(torch.tensor([0, 2]), 9)})
-    with pytest.raises(BadInput, match="0 has 2 inputs, of which the plan keeps"):
+    with pytest.raises(BadInput, match="0 has 2 inputs, the plan keeps number 2"):
         PrunedModel(nn.Sequential(nn.Conv2d(2, 4, 3)), one)
     with pytest.raises(BadInput, match="gives 0 rank 9, which must lie between 1 and 4"):
         PrunedModel(nn.Sequential(nn.Conv2d(3, 4, 3)), one)

@@ -109,7 +109,7 @@ def test_a_plan_of_lrf_survives_json_and_refuses_another_network():
     plan = Plan({"0": spec})
     assert plan.to_json() == {"0": {"kept_inputs_between": [0, 2], "kept_filters_between": [1]}}
     assert Plan.from_json(plan.to_json()) == plan
-    with pytest.raises(BadInput, match="0 has 2 inputs, of which the plan keeps"):
+    with pytest.raises(BadInput, match="0 has 2 inputs, the plan keeps number 2"):
         PrunedModel(nn.Sequential(nn.Conv2d(2, 4, 3)), plan)
     with pytest.raises(BadInput, match="grouped convolution"):
         PrunedModel(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), plan)

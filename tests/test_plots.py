@@ -57,9 +57,10 @@ def test_a_saved_figure_is_svg_png_and_csv_and_the_same_bytes_each_time(tmp_path
     assert len(pd.read_csv(tmp_path / "one" / "figure_3.csv")) == 16
 
 
-def test_figures_go_where_the_run_says(tmp_path, pruned, monkeypatch):
-    monkeypatch.setenv("GKP_OUT", str(tmp_path))
-    assert plots.snaking(pruned, "layer1.0.conv1").save("figure_3") == tmp_path / "figures" / "figure_3.png"
+def test_figures_go_to_build_in_the_current_folder(tmp_path, pruned, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plots.snaking(pruned, "layer1.0.conv1").save("figure_3")
+    assert (tmp_path / "build" / "figures" / "figure_3.png").exists()
 
 
 @pytest.mark.parametrize(

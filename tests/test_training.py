@@ -527,11 +527,11 @@ def test_a_full_disk_leaves_the_older_file_whole(tmp_path: Path, monkeypatch: py
     path = log.save(tmp_path / "log.json")
     content = path.read_bytes()
 
-    def full(self: Path, text: str, **_: Any) -> None:
-        self.write_bytes(b"half")
+    def full(self: Path, content: bytes) -> None:
+        self.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(BadInput, match=r"log\.json: cannot be written .*No space left"):
         TrainingLog(FAST, 1, "digits/train").save(path)
     assert path.read_bytes() == content and [p.name for p in tmp_path.iterdir()] == ["log.json"]

@@ -17,19 +17,20 @@ import gkp
 from gkp.artifact import claims, executed, manifest, profiles, publish, verify
 from gkp.artifact import experiments as grid
 from gkp.artifact import readme as front_page
-from gkp.artifact.executed import Record, reading_copy, sha256_of_file, source_sha256
+from gkp.artifact.executed import Record, reading_copy, source_sha256
 from gkp.artifact.experiments.kinds import EvaluateCell, PretrainedCell, PruneCell, TrainCell
-from gkp.artifact.experiments.ledger import Used
 from gkp.artifact.experiments.store import signature, write_json
 from gkp.artifact.html_report import html_report
 from gkp.errors import BadInput, RunFailed
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
+from gkp.files import file_sha256
 from gkp.networks.build import build_model
 
 BASELINE = TrainCell(dataset="digits", epochs=1)
 PRUNED = PruneCell(net=BASELINE, epochs=0)
 EVALUATED = EvaluateCell(net=PRUNED, examples=50)
 PUBLIC = PretrainedCell(model="resnet56")
+NAMED = "profiles.cells(profile, 'main')"  # in the notebook: a cell with two ancestors
 CELLS = [BASELINE, PRUNED, EVALUATED, PUBLIC, PruneCell(net=PUBLIC, epochs=0)]
 
 
@@ -78,9 +79,9 @@ def finish(cell, store: grid.Store) -> None:
         )
 
 
-def verdicts(profile: str) -> SimpleNamespace:
+def verdicts(profile: str, store: grid.Store) -> SimpleNamespace:
     """A verdict by hand: does the evaluated network keep more than half of its accuracy?"""
-    found = grid.load([EVALUATED])
+    found = grid.load([EVALUATED], store=store)
     value = found[0]["accuracy"]["pgd-8/255"] if len(found) else float("nan")
     verdict = ("reproduced" if value > 0.5 else "differs") if len(found) else "not run"
     rows = [{"id": "half", "ours": value, "verdict": verdict}, {"id": "fragility", "ours": "5 points", "verdict": verdict}]
@@ -101,10 +102,11 @@ def execute(root: Path, source: str = "1 + 1") -> None:
         books.new_code_cell("profile = 'quick'", id="parameters", metadata={"tags": ["parameters"]}),
         books.new_code_cell(source, id="sum"),
     ]
+    cells.append(books.new_code_cell(NAMED, id="cells"))
     name = "00_a.ipynb"
     nbformat.write(books.new_notebook(cells=cells), root / "notebooks" / name)
     injected = books.new_code_cell("profile = 'cifar10'", metadata={"tags": ["parameters-of", executed.INJECTED]})
-    run = [cells[0], cells[1], injected, cells[2]]
+    run = [cells[0], cells[1], injected, *cells[2:]]
     for count, cell in enumerate(run[1:], start=1):
         cell.execution_count, cell.metadata["papermill"] = count, {"duration": 1.5}
     cells[2].outputs = [books.new_output("execute_result", data={"text/plain": "2"}, execution_count=3)]
@@ -113,14 +115,8 @@ def execute(root: Path, source: str = "1 + 1") -> None:
     for suffix in ("svg", "png", "csv"):
         (out / "figures" / f"methods_paper.{suffix}").write_text("drawn")
     nbformat.write(books.new_notebook(cells=run, metadata={"papermill": {"duration": 2.0}}), out / name)
-    asked = [Used(cell.id, cell.hash, ledger_sha256(root, cell), True, False) for cell in (BASELINE, PRUNED, EVALUATED)]
-    asked.append(Used(PUBLIC.id, PUBLIC.hash, ledger_sha256(root, PUBLIC), True, False, looked_at=True))  # no cost of it
     origin = executed.origin(root / "notebooks" / name, {"profile": "cifar10", "jobs": 2})
-    Record("00_a", origin, tuple(asked), {name: sha256_of_file(out / name)}, 6.0).save(out)
-
-
-def ledger_sha256(root: Path, cell: grid.Cell) -> str | None:
-    return grid.ledger.sha256_of(store_of(root).lookup(cell.id, cell.hash))
+    Record("00_a", origin, {name: file_sha256(out / name)}, 6.0).save(out)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +143,8 @@ def built(tmp_path_factory) -> Path:
 def as_there(patch: pytest.MonkeyPatch, root: Path) -> None:
     """The claims and the profile of that folder instead of those of this repository."""
     patch.setenv("GKP_CELLS", str(root / "build" / "cells"))
-    patch.setattr(profiles, "cells", lambda profile: [*CELLS, Number(x=1)])  # one of them is not finished
+    every = [*CELLS, Number(x=1)]  # one of them is not finished
+    patch.setattr(profiles, "cells", lambda profile, *groups: [EVALUATED] if groups else every)
     patch.setattr(claims, "verdicts", verdicts, raising=False)
     patch.setattr(executed, "_code", lambda: "this code")
 
@@ -209,8 +206,8 @@ def test_a_reading_copy_has_the_sources_and_outputs_of_the_execution_and_no_time
     file = root / "notebooks" / "00_a.ipynb"
     book, text = nbformat.read(file, as_version=4), file.read_text()
     nbformat.validate(book)
-    assert [cell.source for cell in book.cells] == ["# One & two", "profile = 'quick'", "1 + 1"]
-    assert [cell.get("execution_count") for cell in book.cells] == [None, 1, 2]
+    assert [cell.source for cell in book.cells] == ["# One & two", "profile = 'quick'", "1 + 1", NAMED]
+    assert [cell.get("execution_count") for cell in book.cells] == [None, 1, 2, 3]
     assert book.cells[2].outputs[0].data["text/plain"] == "2" and book.cells[2].outputs[0].execution_count == 2
     assert "executed with profile = 'cifar10'" in book.cells[1].outputs[0].text
     assert "papermill" not in text and "duration" not in text
@@ -287,8 +284,7 @@ def test_readme_opens_with_the_verdicts_their_cost_and_a_figure_and_an_edited_on
 
 def test_what_is_not_run_says_why_in_readme(root):
     shutil.rmtree(root / "data" / "results" / EVALUATED.id)
-    with verify.only_cells(root / "data" / "results"):
-        rows = verdicts("cifar10").points.assign(ours="")
+    rows = verdicts("cifar10", grid.Store(root / "data" / "results")).points.assign(ours="")
     assert "| They \\| differ | 15 points | not finished | not run | `ONLY=00_a` | 61 |" in front_page.opening(
         root, rows, "cifar10"
     )
@@ -297,8 +293,7 @@ def test_what_is_not_run_says_why_in_readme(root):
 
 
 def test_what_was_run_and_leaves_a_claim_open_is_undecided_in_readme(root):
-    with verify.only_cells(root / "data" / "results"):
-        rows = verdicts("cifar10").points
+    rows = verdicts("cifar10", grid.Store(root / "data" / "results")).points
     text = front_page.opening(root, rows.assign(verdict="not run"), "cifar10")
     assert "2 claims: 2 undecided." in text and "| 5 points; [1, 9]; n 50 | undecided | `ONLY=00_a` | 61 |" in text
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gkp.errors import BadInput
+from gkp.errors import BadInput, need_extra
 
 FOLDER = click.Path(path_type=Path)
 artifact = click.Group()
@@ -25,6 +25,20 @@ def command_of(group: click.Group, example: str) -> Callable[[Callable], click.C
     return group.command(example.split()[1], epilog=f"\b\nExample:\n  {example}")
 
 
+def _command(example: str) -> Callable[[Callable], click.Command]:
+    """Declare a command of the artifact; without the artifact's packages it names the extra that has them."""
+
+    def declare(run: Callable) -> click.Command:
+        @wraps(run)
+        def checked(*arguments: Any, **options: Any) -> Any:
+            need_extra("artifact", "matplotlib", "papermill", "distributed", "psutil")
+            return run(*arguments, **options)
+
+        return command_of(artifact, example)(checked)
+
+    return declare
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 out_option = partial(click.option, "--out", type=FOLDER)
 _profile = click.option("--profile", default="quick", help="quick, cifar10, paper, or a file of yours.")
@@ -32,7 +46,7 @@ _group = click.option("--group", "groups", multiple=True, help="One group of the
 _words = click.option("--only", metavar="WORDS", help="Cells whose id contains one of these comma-separated words.")
 
 
-@command_of(artifact, "gkp leaderboard build/entries --out build/leaderboard.html")
+@_command("gkp leaderboard build/entries --out build/leaderboard.html")
 @click.argument("folders", nargs=-1, required=True, type=FOLDER)
 @out_option(required=True, help="The HTML file to write.")
 @click.option("--title", default="Robustness leaderboard", help="Its heading.")
@@ -47,11 +61,11 @@ def _leaderboard(folders: tuple[Path, ...], out: Path, title: str) -> None:
     print(leaderboard(load_entries(folders), out, title=title))
 
 
-@command_of(artifact, "gkp run --profile quick --only sr-gkp --jobs 2")
+@_command("gkp run --profile quick --only sr-gkp --jobs 2")
 @_profile
 @_group
 @_words
-@click.option("--jobs", type=int, metavar="N", help="Cells computed at once.  [default: one per core]")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Cells computed at once.  [default: one per core]")
 @click.option("--shard", metavar="I/N", help="This runner's share, for job arrays without a cluster.")
 @click.option("--scheduler", help="Address or file of a Dask scheduler.  [default: $DASK_SCHEDULER_ADDRESS]")
 @click.option("--again", is_flag=True, help="Compute finished cells anew and compare; needs --only.")
@@ -73,7 +87,7 @@ def _run(profile: str, groups: Sequence[str], only: str | None, again: bool, **o
     return report.exit_status
 
 
-@command_of(artifact, "gkp status --profile quick --json")
+@_command("gkp status --profile quick --json")
 @_profile
 @_group
 @_words
@@ -89,10 +103,10 @@ def _status(profile: str, groups: Sequence[str], only: str | None, as_json: bool
         print(*found.lines(), sep="\n")
 
 
-@command_of(artifact, "gkp reproduce --profile quick --only 00_start_here")
+@_command("gkp reproduce --profile quick --only 00_start_here")
 @_profile
 @click.option("--only", help="Part of a notebook's name.")
-@click.option("--jobs", type=int, metavar="N", help="Workers side by side.  [default: the number of cores]")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Workers side by side.  [default: the number of cores]")
 @out_option(help="Folder for notebooks, figures, tables.  [default: build/PROFILE]")
 @click.option(
     "--compute/--no-compute",
@@ -104,10 +118,10 @@ def _reproduce(profile: str, **options: Any) -> None:
     """Run the notebooks."""
     from gkp.artifact.notebooks import reproduce
 
-    reproduce(profile, progress=sys.stderr.isatty(), **options)
+    reproduce(profile, **options)
 
 
-@command_of(artifact, "gkp verify --json")
+@_command("gkp verify --json")
 @json_option
 def _verify(as_json: bool) -> int:
     """Check that what is committed follows from the committed data."""
@@ -124,7 +138,7 @@ def _verify(as_json: bool) -> int:
     return 1 if problems else 0
 
 
-@command_of(artifact, "gkp publish --cells")
+@_command("gkp publish --cells")
 @click.option("--profile", default="cifar10", help="The profile whose cells are committed.")
 @click.option("--cells", "cells_only", is_flag=True, help="Only cells, verdicts and the manifest: leave the notebooks alone.")
 def _publish(profile: str, cells_only: bool) -> int:
@@ -136,7 +150,7 @@ def _publish(profile: str, cells_only: bool) -> int:
     return 1 if any(check.problems for check in done.checks) else 0
 
 
-@command_of(artifact, "gkp html --profile quick")
+@_command("gkp html --profile quick")
 @_profile
 @out_option(help="Folder to write.  [default: build/html]")
 def _html(profile: str, out: Path | None) -> None:

@@ -1,98 +1,149 @@
-"""Executed notebooks: what an execution depended on, whether it still stands, and the reading copy that is committed.
+"""Executed notebooks: what an execution follows from, whether it still stands, and the reading copy that is committed.
 
-Beside each executed copy lies `.executed/NAME.json`: hashes of what the notebook was executed from, the cells it used with
-the sha256 of their results, and the files it wrote with theirs. A notebook is up to date while all of that is as it was.
-Source and outputs are told apart here once, for `gkp reproduce`, `gkp publish` and `gkp verify` alike.
+A notebook follows from its own source, its parameters, the cells it shows, the code that shows them (comments and docstrings
+aside), the published numbers, and the installed packages. A record of their hashes lies beside each executed copy in
+`.executed/NAME.json`, with the hashes of the files that the notebook wrote.
 
-Cost: well under a second for ten notebooks; nothing of Jupyter is imported.
+Cost: about a second for eleven notebooks; nothing of Jupyter is imported.
 """
 
 from __future__ import annotations
 
-import hashlib
+import ast
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gkp.artifact.experiments.ledger import Used
-from gkp.artifact.experiments.store import Store, default_store, read_json, write_json
+from gkp.artifact import profiles
+from gkp.artifact.experiments.cell import Cell
+from gkp.artifact.experiments.store import Entry, Store, default_store, read_json, write_json
 from gkp.errors import BadInput
-from gkp.files import checkout, replace_file
+from gkp.files import checkout, file_sha256, json_sha256, replace_file
 
 RECORDS = ".executed"
 INJECTED = "injected-parameters"  # papermill's tag for the cell it adds
 HOW = ("jobs",)  # parameters that say how fast, never what
+# Code that decides how cells are computed and files copied, never what a notebook shows of them.
+MACHINERY = (
+    *("cli.py", "__main__.py", "artifact/experiments/", "artifact/commands.py", "artifact/manifest.py", "artifact/readme.py"),
+    *("artifact/notebooks.py", "artifact/executed.py", "artifact/publish.py", "artifact/verify.py", "artifact/html_report.py"),
+)
 
 
 @dataclass(frozen=True)
 class Record:
     """One execution of a notebook.
 
-    origin: what -> sha256 of everything the outputs follow from but for the cells; cells: those it used; files: path below
-    the output folder -> sha256; seconds: how long it ran, waiting and computing included.
+    Args:
+        name: the notebook's name without ending.
+        origin: what -> sha256 of all that the outputs follow from.
+        files: path below the output folder -> sha256 of what the notebook wrote, itself included.
+        seconds: how long it ran.
     """
 
     name: str
     origin: dict[str, str]
-    cells: tuple[Used, ...]
     files: dict[str, str]
     seconds: float
 
     def save(self, out: Path) -> None:
-        """Keeps the record beside the executed copy in `out`."""
+        """Write the record beside the executed copy in `out`."""
         replace_file(record_file(out, self.name), lambda partial: write_json(partial, asdict(self)))
 
     @classmethod
     def load(cls, out: Path, name: str) -> Record | None:
-        """The record of the notebook in `out`, or None when there is none that can be read."""
-        found = read_json(record_file(out, name))
+        """Read the record of the notebook in `out`; None when there is none that can be read."""
         try:
-            return None if found is None else cls(**{**found, "cells": tuple(Used(**cell) for cell in found["cells"])})
-        except (KeyError, TypeError):  # another version of this program wrote it
+            return cls(**(read_json(record_file(out, name)) or {}))
+        except TypeError:  # there is none, or another version of this program wrote it
             return None
 
-    def outdated(self, origin: Mapping[str, str], out: Path, store: Store | None = None) -> str | None:
-        """Why the notebook has to be executed again, in a few words; None when it does not."""
-        store = store or default_store()
+    def outdated(self, origin: Mapping[str, str], out: Path) -> str | None:
+        """Say in a few words why the notebook has to be executed again; None when it does not."""
         if changed := [what for what in origin if self.origin.get(what) != origin[what]]:
             return f"{', '.join(changed)} changed"
         for path, sha256 in self.files.items():
             if not (out / path).is_file():
                 return f"{path} is gone"
-            if sha256_of_file(out / path) != sha256:
+            if file_sha256(out / path) != sha256:
                 return f"{path} was edited"
-        for cell in self.cells:
-            if cell.asked and not cell.is_unchanged(store):
-                return f"cell {cell.id} is {'there now' if cell.sha256 is None else 'gone or another'}"
         return None
 
 
 def record_file(out: Path, name: str) -> Path:
-    """Where the record of a notebook executed into `out` is."""
+    """Return where the record of a notebook executed into `out` is."""
     return out / RECORDS / f"{name}.json"
 
 
-def origin(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, str]:
-    """What -> sha256 of all that the outputs of an execution follow from, the cells of the grid excepted."""
-    what = {name: value for name, value in parameters.items() if name not in HOW}
-    profile = Path(str(parameters.get("profile", "")))
+def cells_run(book: Mapping[str, Any], profile: str) -> list[Cell]:
+    """Return the cells that a notebook runs: those of the groups its code names, `profiles.cells(profile, "main")`.
+
+    Raises:
+        BadInput: for a group that the profile does not have.
+    """
+    calls = list(_calls(book))
+    groups = [group for name, given in calls if name == "profiles.cells" for group in given]
+    groups += ["start" for name, _ in calls if name == "profiles.start_here"]
+    return profiles.cells(profile, *groups) if groups or ("profiles.cells", []) in calls else []
+
+
+def cells_shown(book: Mapping[str, Any], profile: str) -> list[Cell]:
+    """Return the cells that a notebook shows: those it runs, and where it gives verdicts, whatever is finished."""
+    looks = any(name == "claims.verdicts" for name, _ in _calls(book))
+    return profiles.cells(profile) if looks else cells_run(book, profile)
+
+
+def _calls(book: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the dotted name and the literal text arguments of each call in a notebook's code."""
+    code = [line for kind, text in sources(book) if kind == "code" for line in text.splitlines() if not line.startswith("%")]
+    for node in ast.walk(ast.parse("\n".join(code))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), [str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)]
+
+
+def finished(cells: Iterable[Cell], store: Store | None = None) -> dict[str, Entry]:
+    """Return hash of a cell -> what is stored of it, for those of the cells that are finished.
+
+    Those count whose networks were not kept, although cells built on them would compute them again.
+    """
+    store = store or default_store()
+    names = store.names()
+    entries = {cell.hash: store.lookup(cell.id, cell.hash) for cell in cells if cell.id in names}
+    return {key: entry for key, entry in entries.items() if entry is not None}
+
+
+def origin(notebook: Path, parameters: Mapping[str, Any], results: Mapping[str, Entry] | None = None) -> dict[str, str]:
+    """Return what -> sha256 of all that the outputs of an execution follow from.
+
+    Args:
+        notebook: its file.
+        parameters: name -> value, as they are injected; those of `HOW` do not count.
+        results: as `finished` gives them; by default looked up in the usual stores.
+    """
+    book, profile = read_notebook(notebook), parameters.get("profile")
+    shown = cells_shown(book, profile) if profile else []
+    results = finished(shown) if results is None else results
     return {
-        "the notebook": source_sha256(read_notebook(notebook)),
-        "its parameters": _sha256(json.dumps(what, sort_keys=True)),
-        "the profile's file": sha256_of_file(profile) if profile.suffix == ".py" and profile.is_file() else "",
+        "the notebook": source_sha256(book),
+        "its parameters": json_sha256({name: value for name, value in parameters.items() if name not in HOW}),
+        "its cells": json_sha256(sorted((cell.hash, _sha256_of(results.get(cell.hash))) for cell in shown)),
         "gkp": _code(),
         "data/published": _published(),
         "an installed package": _packages(),
     }
 
 
+def _sha256_of(entry: Entry | None) -> str:
+    return file_sha256(entry.folder / "result.json") if entry else ""
+
+
 def read_notebook(file: Path) -> dict[str, Any]:
-    """The notebook as JSON. Raises BadInput when it is none."""
+    """Return the notebook as JSON. Raises BadInput when it is none."""
     try:
         book = json.loads(file.read_text(encoding="utf-8"))
         cells = book["cells"]
@@ -103,7 +154,7 @@ def read_notebook(file: Path) -> dict[str, Any]:
 
 
 def sources(book: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(type, text) of each cell that an author wrote: without outputs, counts, times, and what papermill has added."""
+    """Return (type, text) of each cell that an author wrote: no outputs, counts, times, or injected parameters."""
     return [
         (cell["cell_type"], "".join(cell["source"]))
         for cell in book["cells"]
@@ -112,20 +163,20 @@ def sources(book: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def source_sha256(book: Mapping[str, Any]) -> str:
-    """The sha256 of a notebook's `sources`."""
-    return _sha256(json.dumps(sources(book)))
+    """Return the sha256 of a notebook's `sources`."""
+    return json_sha256(sources(book))
 
 
 def was_executed(book: Mapping[str, Any]) -> bool:
-    """Whether the notebook carries outputs."""
+    """Return whether the notebook carries outputs."""
     return any(cell.get("execution_count") or cell.get("outputs") for cell in book["cells"])
 
 
 def reading_copy(book: Mapping[str, Any], profile: str) -> dict[str, Any]:
-    """The executed notebook as it is committed: same sources, same outputs, no times.
+    """Return the executed notebook as it is committed: same sources, same outputs, no times.
 
-    The cell that papermill injected goes and the counts close up; the parameters cell says in its output with which profile
-    it was executed, and the metadata carry the hash of the sources that gave these outputs: an edit later on shows.
+    The injected cell goes and the counts close up; the parameters cell says in its output with which profile it was executed,
+    and the metadata carry the hash of the sources that gave these outputs, so that a later edit shows.
     """
     cells, count = [], 0
     for old in book["cells"]:
@@ -137,50 +188,42 @@ def reading_copy(book: Mapping[str, Any], profile: str) -> dict[str, Any]:
         if cell["cell_type"] == "code":
             count += 1
             cell["execution_count"] = count
-            cell["outputs"] = [_output(output, count) for output in old.get("outputs", [])]
+            cell["outputs"] = [
+                {**output, "execution_count": count} if "execution_count" in output else output for output in old["outputs"]
+            ]
             if "parameters" in tags:
                 said = f"executed with profile = {profile!r}: make reproduce PROFILE={profile}\n"
                 cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": [said]}]
         cells.append(cell)
-    kept = {name: book["metadata"][name] for name in ("kernelspec", "language_info") if name in book["metadata"]}
+    kept = {name: book["metadata"][name] for name in ("kernelspec",) if name in book["metadata"]}
     kept["language_info"] = {"name": "python"}
-    return {
-        "cells": cells,
-        "metadata": {**kept, "gkp": {"profile": profile, "sources_sha256": source_sha256(book)}},
-        "nbformat": book["nbformat"],
-        "nbformat_minor": book["nbformat_minor"],
-    }
+    marked = {**kept, "gkp": {"profile": profile, "sources_sha256": source_sha256(book)}}
+    return {"cells": cells, "metadata": marked, "nbformat": book["nbformat"], "nbformat_minor": book["nbformat_minor"]}
 
 
-def _output(output: Mapping[str, Any], count: int) -> dict[str, Any]:
-    return {**output, "execution_count": count} if "execution_count" in output else dict(output)
-
-
-def sha256_of_file(file: Path) -> str:
-    """The sha256 of a file's bytes."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _of_files(folder: Path, files: Iterable[Path]) -> str:
-    return _sha256(json.dumps([(file.relative_to(folder).as_posix(), sha256_of_file(file)) for file in sorted(files)]))
-
-
+@cache
 def _code() -> str:
+    """Return the hash of the code that decides what a notebook shows, its comments and docstrings aside."""
     package = Path(__file__).resolve().parents[1]
-    return _of_files(package, package.rglob("*.py"))
+    files = {file.relative_to(package).as_posix(): file for file in package.rglob("*.py")}
+    return json_sha256({name: code_of(file) for name, file in files.items() if not name.startswith(MACHINERY)})
+
+
+def code_of(file: Path) -> str:
+    """Return what a Python file says to the interpreter: its syntax tree without docstrings."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 def _published() -> str:
     folder = (checkout() or Path.cwd()) / "data" / "published"
-    return _of_files(folder, (file for file in folder.rglob("*") if file.is_file()))
+    return json_sha256({str(file.relative_to(folder)): file_sha256(file) for file in folder.rglob("*") if file.is_file()})
 
 
 @cache
 def _packages() -> str:
     installed = {f"{found.name}=={found.version}" for found in metadata.distributions() if found.name != "gkp"}
-    return _sha256("\n".join([sys.version, *sorted(installed)]))
+    return json_sha256([sys.version, *sorted(installed)])

@@ -7,12 +7,13 @@ without a source cannot get into the manifest.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from gkp.artifact.executed import sha256_of_file
 from gkp.errors import BadInput
+from gkp.files import file_sha256, replace_file
 
 NAME = "MANIFEST"
 MEASURED = {  # first part of the path -> where from; all of it under the licence of this repository
@@ -25,7 +26,7 @@ MEASURED = {  # first part of the path -> where from; all of it under the licenc
 
 @dataclass(frozen=True)
 class Row:
-    """One file: its path below data/, its size, what it must hash to, where it is from, and what allows its use."""
+    """One file: its path below data/, size, sha256, where it is from, and the licence that allows its use."""
 
     path: str
     bytes: int
@@ -35,7 +36,7 @@ class Row:
 
 
 def read(data: Path) -> dict[str, Row]:
-    """The rows of the manifest of the folder `data` by path; none when there is no manifest. BadInput when it is damaged."""
+    """Return the rows of the manifest of the folder `data` by path; none without a manifest. BadInput for a damaged one."""
     file = data / NAME
     if not file.exists():
         return {}
@@ -51,27 +52,24 @@ def read(data: Path) -> dict[str, Row]:
 
 
 def write(data: Path) -> list[Row]:
-    """The rows of the manifest, written anew from the files that are there. BadInput for a file without a source."""
-    rows = [
-        Row(path, (data / path).stat().st_size, sha256_of_file(data / path), *origin_of(data, path)) for path in files(data)
-    ]
-    partial = data / f"{NAME}.partial"
-    with open(partial, "w", encoding="utf-8", newline="") as opened:
-        table = csv.writer(opened, lineterminator="\n")
-        table.writerow([field.name for field in fields(Row)])
-        table.writerows(astuple(row) for row in rows)
-    partial.replace(data / NAME)
+    """Write the manifest anew from the files that are there, and return its rows. BadInput for a file without a source."""
+    rows = [Row(path, (data / path).stat().st_size, file_sha256(data / path), *origin_of(data, path)) for path in files(data)]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([field.name for field in fields(Row)])
+    table.writerows(astuple(row) for row in rows)
+    replace_file(data / NAME, text.getvalue())
     return rows
 
 
 def files(data: Path) -> list[str]:
-    """Every file under `data` but the manifest, and but what a killed writer left."""
+    """Return the path of every file under `data`, except the manifest and what a killed writer left."""
     found = (path.relative_to(data) for path in data.rglob("*") if path.is_file() and path.name != NAME)
     return sorted(path.as_posix() for path in found if not any(p.startswith(".") or p.endswith(".partial") for p in path.parts))
 
 
 def origin_of(data: Path, path: str) -> tuple[str, str]:
-    """(source, licence) of a file below `data`. Raises BadInput when nobody has said where it is from."""
+    """Return (source, licence) of a file below `data`. Raises BadInput when nothing says where it is from."""
     first, _, rest = path.partition("/")
     if first in MEASURED:
         return MEASURED[first], "MIT"
@@ -86,14 +84,14 @@ def origin_of(data: Path, path: str) -> tuple[str, str]:
 
 
 def problems(data: Path) -> list[str]:
-    """Where the files under `data` and the manifest disagree, one line each."""
+    """Return where the files under `data` and the manifest disagree, a line each."""
     rows, there = read(data), files(data)
     found = [f"data/{path}: is in the manifest and not there" for path in sorted(rows.keys() - set(there))]
     for path in there:
         row, file = rows.get(path), data / path
         if row is None:
             found.append(f"data/{path}: is not in data/{NAME}; `gkp publish --cells` writes it anew")
-        elif file.stat().st_size != row.bytes or sha256_of_file(file) != row.sha256:
+        elif file.stat().st_size != row.bytes or file_sha256(file) != row.sha256:
             found.append(f"data/{path}: differs from data/{NAME}")
         elif not (row.source and row.licence):
             found.append(f"data/{path}: has no source or no licence in data/{NAME}")

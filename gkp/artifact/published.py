@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from gkp.errors import BadInput
+from gkp.evaluation.statistics import mean_rank
 from gkp.files import locate
 
 TABLES = tuple(range(1, 21))
@@ -89,15 +90,22 @@ def superscores(
     return wide[[metric for metric in metrics if metric in wide]]
 
 
-def mean_rank(scores: pd.DataFrame, *, ties: str = "min") -> pd.DataFrame:
-    """The rank of each row in each column, 1 for the largest, and their average as "mean rank": the rule of Table 20.
+def gain(
+    table: int, more: Sequence[str], less: Sequence[str], metrics: Sequence[str], networks: Sequence[str | None] = (None,)
+) -> float:
+    """The printed difference of mean superscores over methods and metrics, as a fraction, misprints as likely meant.
 
     Args:
-        scores: A row for each method, a column for each metric.
-        ties: What equal scores get, as in `pandas.DataFrame.rank`.
+        table: As in `published`.
+        more, less: The methods of both sides, as rows of `superscores` are called.
+        metrics: The columns.
+        networks: The networks over which the difference is averaged; may be left out where the table has one.
     """
-    ranks = scores.rank(ascending=False, method=ties)
-    return ranks.assign(**{"mean rank": ranks.mean(axis=1)})
+    found = []
+    for network in networks:
+        best = superscores(table, network=network, likely=True)[list(metrics)]
+        found.append(float(best.loc[list(more)].to_numpy().mean() - best.loc[list(less)].to_numpy().mean()) / 100)
+    return sum(found) / len(found)
 
 
 def mean_ranks(*, likely: bool = True, ties: str = "min") -> pd.DataFrame:
@@ -107,7 +115,7 @@ def mean_ranks(*, likely: bool = True, ties: str = "min") -> pd.DataFrame:
 
     Args:
         likely: As in `superscores`.
-        ties: As in `mean_rank`.
+        ties: As in `gkp.evaluation.statistics.mean_rank`.
     """
     columns = {}
     for table, network in ((17, "ResNet-32"), (18, "ResNet-56"), (19, "ResNet-110")):

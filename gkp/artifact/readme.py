@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import jinja2
 import pandas as pd
 
 from gkp.artifact.claims.decision import NOT_RUN, VERDICTS
@@ -49,17 +50,15 @@ HEADLINES = (  # of the claims, in this order
 
 
 def write_opening(root: Path, verdicts: pd.DataFrame, profile: str) -> None:
-    """Puts the opening that follows from these verdicts into the README of the checkout. BadInput for one without markers."""
+    """Put the opening that follows from these verdicts into the README of the checkout. BadInput for one without markers."""
     file = root / README
-    text = file.read_text(encoding="utf-8")
-    before, old, after = _parts(text)
-    new = opening(root, verdicts, profile)
-    if new != old:
-        replace_file(file, lambda partial: partial.write_text(before + new + after, encoding="utf-8"))
+    before, old, after = _parts(file.read_text(encoding="utf-8"))
+    if (new := opening(root, verdicts, profile)) != old:
+        replace_file(file, before + new + after)
 
 
 def problems(root: Path, verdicts: pd.DataFrame, profile: str) -> list[str]:
-    """What is wrong with README's opening, a line each: nothing, or that it does not follow."""
+    """Return what is wrong with README's opening, a line each: nothing, or that it does not follow."""
     try:
         found = _parts((root / README).read_text(encoding="utf-8"))[1]
     except (OSError, BadInput) as error:
@@ -69,59 +68,55 @@ def problems(root: Path, verdicts: pd.DataFrame, profile: str) -> list[str]:
 
 
 def opening(root: Path, verdicts: pd.DataFrame, profile: str) -> str:
-    """The Markdown between the markers. verdicts: the rows of `gkp.artifact.claims.verdicts(profile).points`."""
-    rows = verdicts.set_index("id")
-    counts = Counter(_word(row) for _, row in verdicts.iterrows())
-    counted = ", ".join(f"{counts[word]} {word}" for word in (*VERDICTS, UNDECIDED) if counts[word])
-    figure = [f"![{CAPTION}]({FIGURE})", ""] if (root / FIGURE).exists() else []
-    lines = [
-        "",
-        f"{len(verdicts)} claims: {counted}. The main ones; every one with its reason is in "
-        '[data/verdicts.csv](data/verdicts.csv). Minutes are recorded, or estimated from the work where they say "about":',
-        "",
-        f"| claim | reported | ours | verdict | `make reproduce PROFILE={profile} COMPUTE=1` ... | minutes, {hardware(root)} |",
-        "|---|---|---|---|---|---|",
-        *(_line(rows.loc[name]) for name in HEADLINES if name in rows.index),
-        "",
-        *figure,
-    ]
-    return "\n".join(lines) + "\n"
+    """Return the Markdown between the markers.
+
+    Args:
+        root: the checkout.
+        verdicts: the rows of `gkp.artifact.claims.verdicts(profile).points`.
+        profile: whose verdicts.
+    """
+    rows, counts = verdicts.set_index("id"), Counter(_word(row) for _, row in verdicts.iterrows())
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("gkp.artifact", "."), keep_trailing_newline=True)
+    return environment.get_template("readme.md.j2").render(
+        verdicts=verdicts,
+        counted=", ".join(f"{counts[word]} {word}" for word in (*VERDICTS, UNDECIDED) if counts[word]),
+        profile=profile,
+        hardware=hardware(root),
+        rows=[_cells(rows.loc[name]) for name in HEADLINES if name in rows.index],
+        figure=FIGURE if (root / FIGURE).exists() else "",
+        caption=CAPTION,
+    )
 
 
 def hardware(root: Path) -> str:
-    """What the committed cells were computed on."""
+    """Return what the committed cells were computed on."""
     runs = (read_json(file) for file in sorted((root / "data" / "results").glob("*/run.json")))
     machines = {(run["hardware"]["cores"], run["hardware"]["processor"]) for run in runs if run}
     return " and ".join(f"{cores} cores of {processor}" for cores, processor in sorted(machines)) or "nothing measured yet"
 
 
 def _word(row: pd.Series) -> str:
-    """The verdict, or UNDECIDED where that is "not run" because what was run says too little."""
+    """Return the verdict, or UNDECIDED where that is "not run" because what was run says too little."""
     return UNDECIDED if row["verdict"] == NOT_RUN and row["ours"] and pd.notna(row["ours"]) else str(row["verdict"])
 
 
-def _line(row: pd.Series) -> str:
-    """One row of the table."""
+def _cells(row: pd.Series) -> list[str]:
+    """Return the cells of one row of the table."""
     # what is not there is NaN where the row was read from a file
     text = {str(name): "" if pd.isna(value) else str(value) for name, value in row.items()}
-    support = [
-        text["interval"],
-        f"n {int(row['n']):,}" if row["n"] else "",
-        f"{int(row['seeds'])} seeds" if row["seeds"] > 1 else "",
-    ]
+    n, seeds = f"n {int(row['n']):,}" if row["n"] else "", f"{int(row['seeds'])} seeds" if row["seeds"] > 1 else ""
     why_not = re.split(r", about|[;(]", text["reason"])[0].strip()  # the rest is in the other files
-    ours = "; ".join([text["ours"], *filter(None, support)]) if text["ours"] else why_not
+    ours = "; ".join(filter(None, [text["ours"], text["interval"], n, seeds])) if text["ours"] else why_not
     only = next(word for word in text["command"].split() if word.startswith("ONLY="))
     word = _word(row)
     verdict = word if word in (NOT_RUN, UNDECIDED) else f"**{word}**"
     estimated = row["minutes"] > 0 and row["minutes"] == row.get("stated_minutes")  # it has those until all cells are recorded
     minutes = f"{'about ' if estimated else ''}{row['minutes']:,.0f}"
-    cells = (text["statement"], text["reported"], ours, verdict, f"`{only}`", minutes)
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return [text["statement"], text["reported"], ours, verdict, f"`{only}`", minutes]
 
 
 def _parts(text: str) -> tuple[str, str, str]:
-    """The README up to the first marker, between the markers, and from the second one on."""
+    """Return the README up to the first marker, between the markers, and from the second one on."""
     before, begin, rest = text.partition(BEGIN)
     between, end, after = rest.partition(END)
     if not begin or not end:

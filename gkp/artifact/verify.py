@@ -1,4 +1,4 @@
-"""`gkp verify`: does everything that is committed still follow from the committed data?
+"""`gkp verify`: check that everything committed still follows from the committed data.
 
 Six checks, each of which can fail alone: files against data/MANIFEST, cells against their own hashes, accuracies against
 the outcome of every image, verdicts against the cells, README's opening against the verdicts, outputs of notebooks against
@@ -9,9 +9,6 @@ Cost: a hash of every file under data/ and the verdicts once, seconds in all; no
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from gkp.artifact import claims, manifest
 from gkp.artifact import readme as front_page
 from gkp.artifact.executed import read_notebook, source_sha256, was_executed
 from gkp.artifact.experiments.copies import check_folder, entry_of
-from gkp.artifact.experiments.store import Damaged, read_json
+from gkp.artifact.experiments.store import Damaged, Store, read_json
 from gkp.artifact.profiles import COMMITTED
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import Outcomes
@@ -34,7 +31,14 @@ DIGITS = "%.6g"  # of numbers in verdicts.csv: what another processor's last bit
 
 @dataclass(frozen=True)
 class Check:
-    """One check: what was looked at, how many, and what is wrong, one line each; note: what a reader should know."""
+    """One check.
+
+    Args:
+        name: what was looked at.
+        n: how many of it.
+        problems: what is wrong, a line each.
+        note: what a reader should know.
+    """
 
     name: str
     n: int
@@ -43,19 +47,19 @@ class Check:
 
     @property
     def line(self) -> str:
-        """The check in one line."""
+        """The check in one line for people."""
         verdict = f"{len(self.problems)} wrong" if self.problems else "as they should be"
         return f"{self.name}: {self.n}, {verdict}{f' ({self.note})' if self.note else ''}"
 
 
 def verify(root: Path | None = None, *, profile: str = COMMITTED) -> list[Check]:
-    """The six checks of the checkout `root` (default: the one this package runs from). Raises BadInput outside one."""
+    """Return the six checks of the checkout `root`, by default the one this package runs from; BadInput outside one."""
     root = root_of(root)
     return [*check_data(root, profile), check_notebooks(root / "notebooks")]
 
 
 def check_data(root: Path, profile: str = COMMITTED) -> list[Check]:
-    """The checks of data/ and of what README takes from it: all but that of the notebooks, which `gkp publish` replaces."""
+    """Return the checks of data/ and of what README takes from it: all except the notebooks, which `gkp publish` replaces."""
     data = root / "data"
     return [
         Check("files in data/MANIFEST", len(manifest.read(data)), tuple(manifest.problems(data))),
@@ -67,20 +71,20 @@ def check_data(root: Path, profile: str = COMMITTED) -> list[Check]:
 
 
 def root_of(root: Path | None) -> Path:
-    """The checkout given, or the one this package runs from. Raises BadInput where there is none."""
+    """Return the checkout given, or the one this package runs from. Raises BadInput where there is none."""
     if (found := root or checkout()) is None:
         raise BadInput("the data are not installed with the package; run this in a checkout of the repository")
     return found
 
 
 def check_cells(results: Path) -> Check:
-    """Each committed cell against its own hashes, and whether it says when, where and how it was computed."""
+    """Compare each committed cell with its own hashes, and check that it records when, where and how it was computed."""
     folders = cell_folders(results)
     return Check("cells in data/results", len(folders), tuple(line for folder in folders for line in check_folder(folder)))
 
 
 def check_outcomes(results: Path) -> Check:
-    """The accuracies of each committed evaluation, computed again from the outcome of every image."""
+    """Compute the accuracies of each committed evaluation again from the outcome of every image."""
     n, wrong = 0, []
     for folder in cell_folders(results):
         stored = (read_json(folder / "result.json") or {}).get("figures", {}).get("accuracy")
@@ -104,7 +108,7 @@ def check_outcomes(results: Path) -> Check:
 
 
 def check_verdicts(data: Path, profile: str = COMMITTED) -> Check:
-    """data/verdicts.csv against the verdicts that the committed cells give now."""
+    """Compare data/verdicts.csv with the verdicts that the committed cells give now."""
     file = data / VERDICTS
     if not file.exists():
         missing = f"data/{VERDICTS}: is missing although cells are committed; `gkp publish` writes it"
@@ -117,7 +121,7 @@ def check_verdicts(data: Path, profile: str = COMMITTED) -> Check:
 
 
 def check_opening(root: Path, profile: str = COMMITTED) -> Check:
-    """README's verdicts against data/verdicts.csv."""
+    """Compare README's verdicts with data/verdicts.csv."""
     file = root / "data" / VERDICTS
     if not file.exists():
         return Check("verdicts in README", 0, (), "none were published yet")
@@ -126,36 +130,20 @@ def check_opening(root: Path, profile: str = COMMITTED) -> Check:
 
 
 def verdicts_csv(data: Path, profile: str = COMMITTED) -> str:
-    """The verdicts of `gkp.artifact.claims` as CSV, from the cells committed under `data` and no others."""
-    with only_cells(data / "results"):
-        found = claims.verdicts(profile)
-    frame: pd.DataFrame = getattr(found, "points", found)
-    return frame.to_csv(index=False, float_format=DIGITS, lineterminator="\n")
-
-
-@contextmanager
-def only_cells(results: Path) -> Iterator[None]:
-    """While the body runs, only the committed cells are there: what lies in build/cells decides nothing."""
-    before = os.environ.get("GKP_CELLS")
-    os.environ["GKP_CELLS"] = str(results)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["GKP_CELLS"]
-        else:
-            os.environ["GKP_CELLS"] = before
+    """Return the verdicts of `gkp.artifact.claims` as CSV, from the cells committed under `data` and no others."""
+    found = claims.verdicts(profile, store=Store(data / "results"))
+    return found.points.to_csv(index=False, float_format=DIGITS, lineterminator="\n")
 
 
 def check_notebooks(folder: Path) -> Check:
-    """Whether the outputs that the committed notebooks carry are those of the sources they carry."""
+    """Check that the outputs of the committed notebooks are those of their sources."""
     books = {file: read_notebook(file) for file in sorted(folder.glob("*.ipynb"))}
     executed = {file: book for file, book in books.items() if was_executed(book)}
     problems = []
     for file, book in executed.items():
         published: dict[str, Any] = book["metadata"].get("gkp", {})
         if not published:
-            problems.append(f"notebooks/{file.name}: has outputs that `make publish` did not write; strip it with nbstripout")
+            problems.append(f"notebooks/{file.name}: has outputs that `make publish` did not write; clear its outputs")
         elif published.get("sources_sha256") != source_sha256(book):
             problems.append(
                 f"notebooks/{file.name}: was edited after it was executed; `make reproduce` and `make publish` for its profile"
@@ -166,7 +154,7 @@ def check_notebooks(folder: Path) -> Check:
 
 
 def cell_folders(results: Path) -> list[Path]:
-    """The folders of committed cells."""
+    """Return the folders of committed cells."""
     return sorted(path for path in results.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from gkp.attacks.balls import Bounds
 from gkp.attacks.network import Model, probe
 from gkp.attacks.options import known_norm
-from gkp.errors import BadInput, ModelWarning
+from gkp.errors import BadInput, ModelWarning, need_extra
 
 VERSIONS = ("standard", "custom")
 PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
@@ -106,6 +106,7 @@ def build(
 
     Raises BadInput for fewer classes than its losses look at.
     """
+    need_extra("attacks", "pyautoattack")
     from pyautoattack import AutoAttack
 
     chosen = None if attacks is None else list(attacks)
@@ -140,6 +141,7 @@ def fenced() -> Iterator[None]:
 
     What it logged as a warning is warned of at the end.
     """
+    need_extra("attacks", "pyautoattack")
     from pyautoattack import checks
 
     logger, messages = logging.getLogger("auto-attack"), _Messages()

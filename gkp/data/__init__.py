@@ -1,1 +1,1 @@
-"""Labelled images: digits, CIFAR-10, your own; shifted and corrupted versions of them by name."""
+"""Labelled images: data sets, batches, augmentation, and changed test sets."""

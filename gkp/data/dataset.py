@@ -1,15 +1,4 @@
-"""Images in memory as uint8, and where every file of this project is looked for.
-
-| name | images | train | val | train+val | test | where from |
-|---|---|---|---|---|---|---|
-| `digits` | 16x16 RGB | 1,100 | 197 | 1,297 | 500 | shipped with scikit-learn, no file needed |
-| `cifar10` | 32x32 RGB | 45,000 | 5,000 | 50,000 | 10,000 | npz pair, torchvision's folder, or a download |
-
-`val` is a fixed, class-stratified cut of the published training part: `train` never contains it, `train+val` is the
-whole training part. `gkp.files` says where files are looked for.
-
-Cost: cifar10 takes about 1 s and 150 MB for the training part, once per process and split.
-"""
+"""Labelled images in memory as uint8, in batches, plain or augmented."""
 
 from __future__ import annotations
 
@@ -20,20 +9,31 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gkp.errors import BadInput
+from gkp.files import one_line
+from gkp.networks.classifier import eval_mode
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """One split of labelled images, held in memory as uint8, and checked when it is made.
+    """One split of labelled images, held in memory as uint8 and checked when it is made.
 
-    images: uint8 (N, C, H, W); labels: int64 (N,), each in [0, num_classes); mean, std: one number per channel, of
-    pixels in [0, 1]. `pad` and `flip` say which augmentation suits these images in training (see `augmented_batches`):
-    random crops after zero padding by `pad` pixels, and mirroring. The defaults are none, for nothing is known of your
-    images. Raises BadInput when a field does not agree with the others.
+    Args:
+        name: For logs and messages.
+        split: "train", "test", ...
+        images: uint8 `(N, C, H, W)`.
+        labels: int64 `(N,)`, each in [0, num_classes).
+        num_classes: Number of classes.
+        mean, std: One number per channel, of pixels in [0, 1]; std above 0.
+        pad: Augmentation that suits these images in training (see `augmented_batches`): random crops after zero padding by
+            so many pixels. None by default, for nothing is known of your images.
+        flip: Likewise, whether to mirror half of them.
+
+    Raises:
+        BadInput: A field does not agree with the others.
     """
 
     name: str
@@ -47,8 +47,7 @@ class Dataset:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        where = f"dataset {self.name!r}, split {self.split!r}"
-        images, labels = self.images, self.labels
+        where, images, labels = self._where, self.images, self.labels
         if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape:
             raise BadInput(f"{where}: images are {_describe(images)}; give a uint8 tensor of shape (N, C, H, W), N > 0")
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
@@ -72,42 +71,50 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def _where(self) -> str:
+        return f"dataset {self.name!r}, split {self.split!r}"
+
     @cached_property
     def sha256(self) -> str:
-        """Hex digest of the bytes of the images followed by those of the labels."""
+        """The sha256 (hex) of the bytes of the images followed by those of the labels."""
         digest = hashlib.sha256(self.images.cpu().contiguous().numpy().data)
         digest.update(self.labels.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def subset(self, indices: Tensor | np.ndarray | Sequence[int]) -> Dataset:
-        """The images at these positions, in this order, as a Dataset of the same name and split.
+        """The images at these positions, in this order, under the same name and split.
 
-        indices: integers in [0, len), or a boolean mask of length len. Raises BadInput when one is out of range.
+        Args:
+            indices: Integers in [0, len), or a boolean mask of length len.
+
+        Raises:
+            BadInput: A position is out of range.
         """
         chosen = torch.as_tensor(indices)
         if chosen.dtype == torch.bool and chosen.shape == self.labels.shape:
             chosen = chosen.nonzero().flatten()
         if chosen.ndim != 1 or not len(chosen) or chosen.is_floating_point() or chosen.dtype == torch.bool:
             raise BadInput(
-                f"dataset {self.name!r}, split {self.split!r}: indices are {_describe(chosen)}; give at "
-                "least one integer position, or a boolean mask with one entry per image"
+                f"{self._where}: indices are {_describe(chosen)}; give at least one integer position, or a boolean mask "
+                "with one entry per image"
             )
         chosen = chosen.long()
         if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
             raise BadInput(
-                f"dataset {self.name!r}, split {self.split!r}: indices run from {int(chosen.min())} to "
-                f"{int(chosen.max())}; give positions in 0..{len(self) - 1}"
+                f"{self._where}: indices run from {int(chosen.min())} to {int(chosen.max())}; "
+                f"give positions in 0..{len(self) - 1}"
             )
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     def first(self, n: int) -> Dataset:
-        """The first n images, n in 1..len; BadInput otherwise."""
+        """The first `n` images. Raises BadInput unless n is in 1..len."""
         if not 1 <= n <= len(self):
-            raise BadInput(f"dataset {self.name!r}, split {self.split!r}: {n} images asked for; give 1 to {len(self)}")
+            raise BadInput(f"{self._where}: {n} images asked for; give 1 to {len(self)}")
         return self if n == len(self) else replace(self, images=self.images[:n], labels=self.labels[:n])
 
     def pixels(self, which: slice | Tensor | np.ndarray | Sequence[int] = slice(None)) -> Tensor:
-        """float32 (n, C, H, W) in [0, 1]: the images of a slice or of these positions."""
+        """The images of a slice or of these positions as float32 `(n, C, H, W)` in [0, 1]."""
         return to_unit(self.images[which])
 
     def batches(self, batch_size: int, *, device: str | torch.device = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
@@ -119,7 +126,7 @@ class Dataset:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """float32 in [0, 1] of uint8 pixels, each k becoming k / 255 (as torchvision's ToTensor does)."""
+    """uint8 pixels as float32 in [0, 1]: k becomes k / 255, as in torchvision's ToTensor."""
     return images.to(torch.float32).div_(255)
 
 
@@ -135,10 +142,17 @@ def augmented_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One shuffled epoch of pairs (x float32 in [0, 1], y int64), cropped at random after zero padding, and mirrored.
 
-    pad, flip: pixels of padding on each side, and whether half of the images are mirrored; the dataset's own by
-    default (cifar10: 4 and yes, as in the paper's code; digits: 1 and no). All randomness, the order of the
-    images included, comes from `generator`, which must live on the CPU: the same state gives the same epoch on every
-    device. drop_last: leave out a last batch that is not full. Work is done on whole batches of uint8.
+    Args:
+        dataset: The images and labels.
+        batch_size: Images per batch.
+        generator: Source of all randomness, the order included; on the CPU, so that one state gives one epoch on any device.
+        pad: Pixels of padding on each side; None for the data set's own (cifar10: 4, as in the paper's code; digits: 1).
+        flip: Whether half of the images are mirrored; None for the data set's own (cifar10: yes; digits: no).
+        device: Where the batches go.
+        drop_last: Whether to leave out a last batch that is not full.
+
+    Raises:
+        BadInput: A batch size below 1, or one that leaves nothing.
     """
     _check_batch_size(batch_size)
     pad = dataset.pad if pad is None else pad
@@ -147,8 +161,8 @@ def augmented_batches(
     stop = len(dataset) - len(dataset) % batch_size if drop_last else len(dataset)
     if stop == 0:
         raise BadInput(
-            f"dataset {dataset.name!r}, split {dataset.split!r}: batches of {batch_size} with drop_last "
-            f"leave nothing of its {len(dataset)} images; give a smaller batch size"
+            f"{dataset._where}: batches of {batch_size} with drop_last leave nothing of its {len(dataset)} images; "
+            "give a smaller batch size"
         )
     for start in range(0, stop, batch_size):
         chosen = order[start : start + batch_size].to(dataset.images.device)
@@ -157,9 +171,9 @@ def augmented_batches(
 
 
 def crop_and_flip(images: Tensor, *, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Images of the same shape and type, each shifted by up to `pad` pixels either way and mirrored with chance 1/2.
+    """Shift each image `(N, C, H, W)` by up to `pad` pixels either way and mirror it with probability 1/2.
 
-    images: (N, C, H, W). Draws, in this order: if pad, N row and N column offsets in 0..2*pad; if flip, N mirrors.
+    Draws, in this order: if pad, N row and N column offsets in 0..2*pad; if flip, N mirrors.
     """
     n, _, height, width = images.shape
     if pad:
@@ -170,6 +184,33 @@ def crop_and_flip(images: Tensor, *, pad: int, flip: bool, generator: torch.Gene
         mirrored = torch.randint(2, (n,), generator=generator).to(images.device, torch.bool)
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     return images
+
+
+def check_fit(net: nn.Module, data: Dataset, device: str | torch.device | None = None) -> None:
+    """Check that a network takes these images and gives a logit per class: one forward pass of one image, in eval mode.
+
+    Args:
+        net: The network; it is left in the mode it came in.
+        data: The images.
+        device: Where the network is; None for that of its first parameter.
+
+    Raises:
+        BadInput: They do not fit together.
+    """
+    who, shape = type(net).__name__, tuple(data.images.shape[1:])
+    x = data.pixels(slice(0, 1)).to(device or next(net.parameters()).device)
+    with eval_mode(net), torch.no_grad():
+        try:
+            logits = net(x)
+        except RuntimeError as error:
+            raise BadInput(
+                f"{who} does not take images of shape {shape} ({one_line(error)}); give a network made for {data.name!r}"
+            ) from error
+    if logits.ndim != 2 or logits.shape[1] < data.num_classes:
+        raise BadInput(
+            f"{who} returns {tuple(logits.shape)} for one image; dataset {data.name!r} has {data.num_classes} classes: "
+            "give a network with as many logits"
+        )
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -1,8 +1,8 @@
 """The hash of each data set, known without the data, so that stored results are found on a machine that has none.
 
 The hashes are those of the data this project measured with. Another copy of the same set may differ in a few pixels
-(ours of CIFAR-10 has 121 of 60,000 images from JPEG copies): an experiment uses it when its labels are
-the very same, and its own hash then stands in the figures. Anything else under the name is refused.
+(ours of CIFAR-10 has 121 of 60,000 images from JPEG copies): it is used if its labels are the very same, and results then carry
+its own hash. Anything else under the name is refused.
 
 This module imports nothing, so that planning needs neither data nor torch.
 """
@@ -47,5 +47,5 @@ PINNED = {
 
 
 def data_hashes(*names: str) -> dict[str, str]:
-    """ "name/split" -> the pinned hash, for a cell's `data`; "" for a set nobody has pinned (its name is all it has)."""
+    """The pinned hash by "name/split"; "" for a set that is not pinned and is known by its name alone."""
     return {name: PINNED[name][0] if name in PINNED else "" for name in names}

@@ -1,9 +1,10 @@
-"""High- and low-frequency versions of a test set: Table 1 and Figure 2 of the paper, after Wang et al. (CVPR 2020).
+"""Shifted test sets: noise, moved and turned images, and high- and low-frequency versions (paper Table 1 and Figure 2).
 
-Each channel is Fourier transformed, the frequencies on one side of a cut are set to zero, and the rest is transformed back.
-Every mask treats a frequency and its opposite alike, so what comes back is real: there is no choice between real part and
-magnitude. The paper gives the cut as a threshold theta in [0, 1] and does not define it, and its code was not released: **what
-theta means here is inferred**, hence the `convention`s. Frequencies (u, v) run from 0 to 1 down and across, 1 = half the side.
+For the latter (after Wang et al., CVPR 2020) each channel is Fourier transformed, the frequencies on one side of a cut are set
+to zero, and the rest is transformed back. Every mask treats a frequency and its opposite alike, so the result is real: there is
+no choice between real part and magnitude. The paper gives the cut as a threshold theta in [0, 1] and does not define it, and
+its code was not released: **the meaning of theta here is inferred**, hence the `convention`s. Frequencies (u, v) run from 0 to
+1 down and across, 1 = half the side.
 
 Accuracy (%) measured on the first 1,000 CIFAR-10 test images (standard errors 1.1 to 1.6), the akamaster ResNet-56, which has
 92.6 on the images themselves; beside it the paper's unpruned ResNet-56, another network, on all 10,000:
@@ -20,8 +21,8 @@ Accuracy (%) measured on the first 1,000 CIFAR-10 test images (standard errors 1
 | `half-side`, mean removed, floats neither clipped nor rounded | | 48.7 | 34.1 | 14.2 |
 
 `pixels` is the disc of theta coefficients, the r of Wang et al.: at r = 4, 8, 12 83.9, 59.3, 26.1, and 49.2, 23.5, 9.8 without
-the mean. So the paper's figures have the order of magnitude of `half-side` or `square` **with the mean of each channel
-kept**, and of none of the others, as far as another network can tell; which of the two it was cannot be told. `half-side` is
+the mean. So the paper's numbers have the order of magnitude of `half-side` or `square` **with the mean of each channel
+kept**, and of none of the others, as far as another network can show; which of the two it was stays open. `half-side` is
 the default because the literature's cut is radial. With the mean kept, clipping and rounding to uint8 cost at most 0.5 points.
 
 Cost: about 0.2 ms an image of 32x32 (double precision, so that hardly a value rounds otherwise on another machine).
@@ -39,13 +40,24 @@ from torch import Tensor
 from gkp.data.dataset import Dataset, to_unit
 from gkp.errors import BadInput
 
+CONVENTIONS = ("half-side", "corner", "square", "coefficients", "energy", "pixels")
+DEFAULT = "half-side"
+THETAS = (0.3, 0.5, 0.7)  # the paper's
+_CHUNK = 1000  # images transformed at once: 50 MB a copy at 32x32
+_SLACK = 1e-9  # 0.6 and a frequency of 3/5 are the same number
 _NOISE = 3  # a word of the generator's counter that no attack uses, so that noise and random starts have nothing in common
 
 
 def gaussian_noise(data: Dataset, sigma: float, *, seed: int = 0) -> Dataset:
-    """The images plus independent normal noise of standard deviation sigma (pixels in [0, 1]), clipped and rounded to uint8.
+    """Add independent normal noise, clip, and round to uint8.
 
-    seed: 0 to 2**64 - 1. Raises BadInput for a sigma that is negative or not finite.
+    Args:
+        data: The images.
+        sigma: Standard deviation for pixels in [0, 1], 0 or more.
+        seed: 0 to 2**64 - 1; each image's noise depends on it and on the image's position alone.
+
+    Raises:
+        BadInput: sigma or seed out of range.
     """
     if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 <= sigma < float("inf"):
         raise BadInput(f"sigma is {sigma!r}; give the standard deviation of the noise, 0 or more, for pixels in [0, 1]")
@@ -60,9 +72,10 @@ def gaussian_noise(data: Dataset, sigma: float, *, seed: int = 0) -> Dataset:
 
 
 def shift(data: Dataset, dx: int, dy: int) -> Dataset:
-    """The images moved dx pixels to the right and dy down (negative: left, up); black comes in.
+    """Move the images `dx` pixels to the right and `dy` down (negative: left, up); black comes in.
 
-    Raises BadInput for a part of a pixel, or for a shift that leaves nothing of the image.
+    Raises:
+        BadInput: A fraction of a pixel, or a shift that leaves nothing of the image.
     """
     height, width = data.images.shape[-2:]
     for name, value, side in (("dx", dx, width), ("dy", dy, height)):
@@ -72,9 +85,10 @@ def shift(data: Dataset, dx: int, dy: int) -> Dataset:
 
 
 def rotate(data: Dataset, degrees: float) -> Dataset:
-    """The images turned counter-clockwise about their centre, interpolated bilinearly; black comes in at the corners.
+    """Turn the images counter-clockwise about their centre, interpolated bilinearly; black comes in at the corners.
 
-    degrees: -180 to 180. Raises BadInput otherwise.
+    Raises:
+        BadInput: `degrees` is not in -180 to 180.
     """
     if isinstance(degrees, bool) or not isinstance(degrees, int | float) or not -180 <= degrees <= 180:
         raise BadInput(f"degrees is {degrees!r}; give an angle from -180 to 180")
@@ -86,26 +100,24 @@ def _changed(data: Dataset, name: str, images: Tensor) -> Dataset:
 
 
 def _moved(images: Tensor, *, translate: Sequence[int] = (0, 0), angle: float = 0.0) -> Tensor:
-    from torchvision.transforms import InterpolationMode  # here: torchvision takes a second to import
+    from torchvision.transforms import InterpolationMode  # late: torchvision takes a second to import
     from torchvision.transforms.functional import affine
 
     how = InterpolationMode.NEAREST if angle == 0 else InterpolationMode.BILINEAR
     return affine(images, angle, list(translate), scale=1.0, shear=[0.0, 0.0], interpolation=how, fill=[0.0])
 
 
-CONVENTIONS = ("half-side", "corner", "square", "coefficients", "energy", "pixels")
-DEFAULT = "half-side"
-THETAS = (0.3, 0.5, 0.7)  # the paper's
-_CHUNK = 1000  # images transformed at once: 50 MB a copy at 32x32
-_SLACK = 1e-9  # 0.6 and a frequency of 3/5 are the same number
-
-
 def high_pass(images: Tensor, theta: float, *, convention: str = DEFAULT, keep_mean: bool = False) -> Tensor:
-    """The images without the frequencies below the cut: same shape and type, not clipped (Table 1; check 21 of the audit).
+    """Remove the frequencies below the cut; same shape and type, not clipped. `low_pass` plus `high_pass` give the images.
 
-    images: float (N, C, H, W) in [0, 1]. theta: in [0, 1], or for "pixels" a radius of 0 or more. Frequency zero, the mean of
-    each channel, is below every cut but 0; keep_mean puts it back. `low_pass(...) + high_pass(...)` are the images.
-    Raises BadInput for another shape or type, for NaN, an unknown convention, or a theta out of range.
+    Args:
+        images: float `(N, C, H, W)` in [0, 1].
+        theta: In [0, 1], or for "pixels" a radius of 0 or more.
+        convention: The meaning of theta, see the table above.
+        keep_mean: Whether to put back frequency zero, the mean of each channel, which is below every cut but 0.
+
+    Raises:
+        BadInput: Another shape or type, NaN, an unknown convention, or a theta out of range.
     """
     spectrum, low = _split(images, theta, convention)
     if keep_mean:
@@ -115,16 +127,24 @@ def high_pass(images: Tensor, theta: float, *, convention: str = DEFAULT, keep_m
 
 
 def low_pass(images: Tensor, theta: float, *, convention: str = DEFAULT) -> Tensor:
-    """The images with nothing but the frequencies below the cut, their mean included: the complement of `high_pass`."""
+    """Keep only the frequencies below the cut, the mean included: the complement of `high_pass`."""
     spectrum, low = _split(images, theta, convention)
     return torch.fft.ifft2(spectrum.masked_fill(~low, 0)).real.to(images.dtype)
 
 
 def high_frequency(data: Dataset, theta: float, *, convention: str = DEFAULT, keep_mean: bool = True) -> Dataset:
-    """The data set of Table 1: each image without its frequencies below the cut, clipped to [0, 1], rounded to uint8.
+    """The high-frequency test set of the paper's Table 1, clipped to [0, 1] and rounded to uint8.
 
-    keep_mean: keep the mean of each channel, without which accuracy falls far below the paper's (see the table above). Its
-    name says what it is: "cifar10+high-frequency-0.3". Raises BadInput as `high_pass` does.
+    Args:
+        data: The images.
+        theta, convention: The cut, as in `high_pass`.
+        keep_mean: Whether to keep the mean of each channel; without it accuracy falls far below the paper's (see above).
+
+    Returns:
+        A data set named for its change, e.g. "cifar10+high-frequency-0.3".
+
+    Raises:
+        BadInput: As `high_pass`.
     """
     name = f"high-frequency-{_named(theta, convention)}{'' if keep_mean else '-zero-mean'}"
     return _rounded(data, name, lambda x: high_pass(x, theta, convention=convention, keep_mean=keep_mean))
@@ -136,7 +156,7 @@ def low_frequency(data: Dataset, theta: float, *, convention: str = DEFAULT) -> 
 
 
 def low_mask(height: int, width: int, theta: float, *, convention: str = DEFAULT) -> Tensor:
-    """bool (height, width): which coefficients of `torch.fft.fft2` lie below the cut; not for "energy", which needs images."""
+    """The mask `(height, width)` of coefficients of `torch.fft.fft2` below the cut; not for "energy", which needs images."""
     _check(theta, convention)
     radius, cut = _radius(height, width, theta, convention)
     if convention == "coefficients":
@@ -147,7 +167,7 @@ def low_mask(height: int, width: int, theta: float, *, convention: str = DEFAULT
 
 
 def _split(images: Tensor, theta: float, convention: str) -> tuple[Tensor, Tensor]:
-    """The spectra (N, C, H, W) in double precision, and which of their coefficients are low (broadcastable)."""
+    """The spectra `(N, C, H, W)` in double precision and the mask of their low coefficients (broadcastable)."""
     _check(theta, convention)
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4 or 0 in images.shape:
         given = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
@@ -165,7 +185,7 @@ def _split(images: Tensor, theta: float, convention: str) -> tuple[Tensor, Tenso
 
 
 def _radius(height: int, width: int, theta: float, convention: str) -> tuple[Tensor, float]:
-    """How high each coefficient's frequency is by this convention, double (height, width), and where the cut lies."""
+    """Each coefficient's frequency by this convention, double `(height, width)`, and the cut."""
     down, across = (torch.fft.fftfreq(side, dtype=torch.float64).abs() for side in (height, width))
     scale = (height, width) if convention == "pixels" else (2, 2)
     u, v = torch.meshgrid(down * scale[0], across * scale[1], indexing="ij")
@@ -174,7 +194,7 @@ def _radius(height: int, width: int, theta: float, convention: str) -> tuple[Ten
 
 
 def _rings_below(radius: Tensor, weight: Tensor, theta: float) -> Tensor:
-    """bool (N, H, W): the innermost rings of equal radius that hold no more than a share theta of each weight (N, H, W).
+    """The mask `(N, H, W)` of innermost rings of equal radius that hold at most a share theta of each weight `(N, H, W)`.
 
     Whole rings only: a frequency without its opposite would not give a real image.
     """

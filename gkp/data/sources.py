@@ -1,4 +1,13 @@
-"""The data sets that gkp loads by name: digits, CIFAR-10 and CIFAR-10-C, found in folders, checked, and split."""
+"""Data sets by name: digits, CIFAR-10 and the corrupted images of CIFAR-10-C.
+
+| name | images | train | val | train+val | test | where from |
+|---|---|---|---|---|---|---|
+| `digits` | 16x16 RGB | 1,100 | 197 | 1,297 | 500 | shipped with scikit-learn, no file needed |
+| `cifar10` | 32x32 RGB | 45,000 | 5,000 | 50,000 | 10,000 | npz pair, torchvision's folder, or a download |
+
+`val` is a fixed, class-stratified cut of the published training part: `train` never contains it, `train+val` is the
+whole training part. Cost: cifar10 takes about 1 s and 150 MB for the training part, once per process and split.
+"""
 
 from __future__ import annotations
 
@@ -22,22 +31,38 @@ from gkp.errors import BadInput
 from gkp.files import cache_folder, searched_folders
 
 SPLITS = ("train", "val", "train+val", "test")
-CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # the paper's own figures
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # as in the paper's code
 DIGITS_MEAN, DIGITS_STD = (0.3052,) * 3, (0.3185,) * 3  # of the pixels of train+val; a test measures them
 _CIFAR_FOLDER = "cifar-10-batches-py"  # as torchvision (and the upstream archive) calls it
 _SPLIT_SEED = 0
+CORRUPTIONS = (  # RobustBench's, in its order; CIFAR-10-C has four more, which are not scored
+    "shot_noise", "motion_blur", "snow", "pixelate", "gaussian_noise", "defocus_blur", "brightness", "fog", "zoom_blur",
+    "frost", "glass_blur", "impulse_noise", "contrast", "jpeg_compression", "elastic_transform",
+)  # fmt: skip
+EXTRA_CORRUPTIONS = ("gaussian_blur", "saturate", "spatter", "speckle_noise")
+SEVERITIES = (1, 2, 3, 4, 5)
+CIFAR10C_URL = "https://zenodo.org/records/2535967"
+_CIFAR10C, _PER_SEVERITY = "CIFAR-10-C", 10_000
 
 
 def dataset_names() -> list[str]:
-    """The names `load_dataset` knows."""
+    """The names that `load_dataset` knows."""
     return sorted(_LOADERS)
 
 
 def load_dataset(name: str, split: str = "test") -> Dataset:
-    """The named dataset's split, loaded once per process (treat its tensors as read-only).
+    """Load a split of a data set, once per process: treat its tensors as read-only.
 
-    Raises BadInput for an unknown name or split, for a file that is not what its name says, and, for cifar10, when it
-    is in none of the folders searched and cannot be downloaded.
+    Args:
+        name: "digits" or "cifar10".
+        split: "train", "val", "train+val" or "test".
+
+    Returns:
+        The images and labels, in memory.
+
+    Raises:
+        BadInput: Unknown name or split, a file that is not what its name says, or cifar10 is in none of the folders searched
+            (see `gkp.files`) and cannot be downloaded.
     """
     if name not in _LOADERS:
         raise BadInput(f"unknown dataset {name!r}; known: {', '.join(dataset_names())}")
@@ -62,7 +87,7 @@ def _digits(split: str) -> Dataset:
 
 
 def _cut(training: np.ndarray, labels: np.ndarray, split: str, *, n_val: int) -> np.ndarray:
-    """Sorted positions of train, val or train+val: n_val of the training positions go to val, stratified by label."""
+    """Sorted positions of train, val or train+val; `n_val` of the training positions go to val, stratified by label."""
     from sklearn.model_selection import train_test_split
 
     if split == "train+val":
@@ -80,7 +105,7 @@ def _cifar10(split: str) -> Dataset:
 
 @cache
 def _cifar10_from(source: Path, stamp: tuple[int, int], split: str) -> Dataset:
-    """The split out of this file or folder; stamp (time, size) makes a changed file a new one for the cache."""
+    """The split from this file or folder; the stamp (time, size) makes a changed file a new one for the cache."""
     part = "test" if split == "test" else "train"
     images, labels = _read_torchvision(source, part) if source.is_dir() else _read_npz(source)
     _check_cifar(images, labels, part, source)
@@ -94,7 +119,7 @@ def _cifar10_from(source: Path, stamp: tuple[int, int], split: str) -> Dataset:
 
 
 def _cifar_source(part: str) -> Path:
-    """The npz file of this part, or torchvision's folder, whichever folder searched has one first; else a download."""
+    """The first npz file of this part or torchvision folder in the folders searched; else a download."""
     for folder in searched_folders():
         for path in (folder / f"cifar10_{part}.npz", folder / _CIFAR_FOLDER):
             if path.exists():
@@ -138,10 +163,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_torchvision(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images NHWC and labels from torchvision's folder.
-
-    It holds pickles, the form upstream gives them; torchvision opens them only when their md5 is the published one.
-    """
+    """Images NHWC and labels from torchvision's folder: pickles, which it opens only if their md5 is the published one."""
     from torchvision.datasets import CIFAR10
 
     try:
@@ -169,21 +191,20 @@ def _check_cifar(images: np.ndarray, labels: np.ndarray, part: str, source: Path
 
 
 _LOADERS: dict[str, Callable[[str], Dataset]] = {"digits": _digits, "cifar10": _cifar10}
-CORRUPTIONS = (  # RobustBench's, in its order; CIFAR-10-C has four more, which are not scored
-    "shot_noise", "motion_blur", "snow", "pixelate", "gaussian_noise", "defocus_blur", "brightness", "fog", "zoom_blur",
-    "frost", "glass_blur", "impulse_noise", "contrast", "jpeg_compression", "elastic_transform",
-)  # fmt: skip
-EXTRA_CORRUPTIONS = ("gaussian_blur", "saturate", "spatter", "speckle_noise")
-SEVERITIES = (1, 2, 3, 4, 5)
-CIFAR10C_URL = "https://zenodo.org/records/2535967"
-_CIFAR10C, _PER_SEVERITY = "CIFAR-10-C", 10_000
 
 
 def load_cifar10c(corruption: str, severity: int) -> Dataset:
-    """The 10,000 test images of CIFAR-10-C under one corruption at one severity (1 to 5), as "cifar10-c+fog-3".
+    """Load the 10,000 test images of CIFAR-10-C under one corruption, named e.g. "cifar10-c+fog-3".
 
-    Looked for as `CIFAR-10-C/fog.npy` and `CIFAR-10-C/labels.npy`, see `gkp.files`. Raises BadInput for an unknown corruption
-    or severity, for a file that is absent (it says where from to get it) or not what its name says.
+    The files are looked for as `CIFAR-10-C/fog.npy` and `CIFAR-10-C/labels.npy`, see `gkp.files`.
+
+    Args:
+        corruption: One of `CORRUPTIONS` or `EXTRA_CORRUPTIONS`.
+        severity: 1 to 5.
+
+    Raises:
+        BadInput: Unknown corruption or severity; a file that is absent (the message says where to get it) or is not what its
+            name says.
     """
     known = (*CORRUPTIONS, *EXTRA_CORRUPTIONS)
     if corruption not in known:
@@ -199,7 +220,7 @@ def load_cifar10c(corruption: str, severity: int) -> Dataset:
 
 
 def _npy(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """The array of this file of CIFAR-10-C, mapped and not read."""
+    """The array of this file of CIFAR-10-C, mapped into memory."""
     path = _found(name)
     try:
         array = open_memmap(path, mode="r")  # refuses pickles; np.load would leave a broken archive open

@@ -1,4 +1,4 @@
-"""Changed test sets by name, so that a cell of the grid or an option can ask for one.
+"""Changed test sets by name, so that an experiment or an option can ask for one.
 
 | name | the test set |
 |---|---|
@@ -35,7 +35,7 @@ _WHOLE = ("dx", "dy", "seed")
 
 
 def parse_variant(name: str) -> tuple[str, dict[str, Any]]:
-    """Function of `gkp.data.shifts` and arguments of the changed test set of this name. Raises BadInput for an unknown name."""
+    """The function of `gkp.data.shifts` and its arguments behind a name. Raises BadInput for an unknown name."""
     for function, pattern in _KINDS.items():
         if match := re.fullmatch(pattern, name):
             return function, {key: _value(key, text, name) for key, text in match.groupdict().items() if text is not None}
@@ -43,10 +43,14 @@ def parse_variant(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def variant(data: Dataset, name: str) -> Dataset:
-    """The data set under the change of this name, itself for "". Raises BadInput for an unknown name or value out of range."""
+    """Apply the change of this name to a data set; "" leaves it as it is.
+
+    Raises:
+        BadInput: Unknown name, or a value out of range.
+    """
     if not name:
         return data
-    from gkp.data import shifts  # here: it brings torch, which reading a name does without
+    from gkp.data import shifts  # late: it brings torch, which reading a name does without
 
     function, arguments = parse_variant(name)
     return getattr(shifts, function)(data, **arguments)

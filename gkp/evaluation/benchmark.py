@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -313,4 +314,4 @@ def _at(rows: list[int], columns: np.ndarray) -> tuple[np.ndarray, ...]:
 def _versions() -> dict[str, str]:
     """Of what outcomes rest on."""
     known = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    return {**known, "pyautoattack": version("pyautoattack")}
+    return known | {name: version(name) for name in ("pyautoattack",) if find_spec(name)}

@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 from torch import Tensor, nn
 
 from gkp.attacks.network import evaluating, logits_of
@@ -29,7 +27,7 @@ from gkp.data.dataset import Dataset, to_unit
 from gkp.errors import BadInput
 from gkp.evaluation.benchmark import adversarial
 from gkp.evaluation.outcomes import AttackSpec, Outcomes, differing
-from gkp.evaluation.statistics import paired_interval, wilson
+from gkp.evaluation.statistics import discordant, holm, mcnemar, mean_rank, paired_interval, share
 from gkp.evaluation.subject import (
     as_dataset,
     check_behaviour,
@@ -57,14 +55,13 @@ def compare(
     right = _paired(outcomes, key)
     rows: list[dict[str, Any]] = []
     for a, b in combinations(right, 2):
-        n, only_a, only_b = len(right[a]), int((right[a] & ~right[b]).sum()), int((right[b] & ~right[a]).sum())
-        both = int((right[a] & right[b]).sum())
+        n, (only_a, only_b) = len(right[a]), discordant(right[a], right[b])
         low, high = paired_interval(only_a, only_b, n, seed=seed, resamples=resamples, confidence=confidence)
-        p = float(mcnemar([[both, only_a], [only_b, n - both - only_a - only_b]], exact=True).pvalue)
+        p = mcnemar(only_a, only_b)
         rows.append({"a": a, "b": b, "difference": (only_a - only_b) / n, "low": low, "high": high, "p": p,
                      "p_holm": p, "n": n, "only_a": only_a, "only_b": only_b})  # fmt: skip
     frame = pd.DataFrame(rows)
-    frame["p_holm"] = multipletests(frame["p"], method="holm")[1]
+    frame["p_holm"] = holm(frame["p"])
     return frame
 
 
@@ -115,7 +112,7 @@ def mean_ranks(outcomes: Mapping[str, Outcomes], keys: Sequence[str], *, ties: s
     difference at its word. Raises BadInput for outcomes of different images or attacks.
     """
     table = pd.DataFrame({key: {name: row.mean() for name, row in _paired(outcomes, key).items()} for key in keys})
-    return table.rank(ascending=False, method=ties).mean(axis=1).rename("mean rank")
+    return mean_rank(table, ties=ties)["mean rank"]
 
 
 def common_accuracy(
@@ -137,7 +134,7 @@ def common_accuracy(
     for key in shared if keys is None else keys:
         for name, right in _paired(outcomes, key).items():
             kept = int(right[common].sum())
-            rows.append({"network": name, "attack": key, **_share(kept, n, confidence)})
+            rows.append({"network": name, "attack": key, **share(kept, n, confidence)})
     return pd.DataFrame(rows)
 
 
@@ -169,7 +166,7 @@ class Transfer:
         for source, row in zip(self.names, self.right, strict=True):
             for target, right in zip(self.names, row, strict=True):
                 kept = int(right[among].sum())
-                rows.append({"source": source, "target": target, **_share(kept, n, confidence)})
+                rows.append({"source": source, "target": target, **share(kept, n, confidence)})
         return pd.DataFrame(rows)
 
     def matrix(self, *, common: bool = False) -> pd.DataFrame:
@@ -273,8 +270,3 @@ def _paired(outcomes: Mapping[str, Outcomes], key: str) -> dict[str, np.ndarray]
 def _behind(out: Outcomes, key: str) -> dict[str, Any]:
     """The attacks that a row rests on, by name: one, or all of a radius for a worst case."""
     return {spec.key: asdict(spec) for spec in out.attacks if key in (spec.key, f"worst-case-{spec.radius}")}
-
-
-def _share(count: int, n: int, confidence: float) -> dict[str, float]:
-    low, high = wilson(count, n, confidence)
-    return {"accuracy": count / n, "low": low, "high": high, "n": n}

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from itertools import product
 
 import pandas as pd
-from statsmodels.stats.proportion import proportion_confint
 from torch import nn
 
 from gkp.data.dataset import Dataset
 from gkp.data.shifts import gaussian_noise, rotate, shift
 from gkp.data.sources import CORRUPTIONS, SEVERITIES, load_cifar10c
 from gkp.evaluation.benchmark import predict
+from gkp.evaluation.statistics import share
 
 
 def ladder(
@@ -69,5 +69,4 @@ def corruption_accuracy(
 
 def _scored(model: nn.Module, data: Dataset, batch_size: int) -> dict[str, float]:
     right = int((predict(model, data, batch_size=batch_size).argmax(1) == data.labels.cpu()).sum())
-    low, high = proportion_confint(right, len(data), method="wilson")
-    return {"accuracy": right / len(data), "low": float(low), "high": float(high), "n": len(data)}
+    return share(right, len(data))

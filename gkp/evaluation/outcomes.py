@@ -24,7 +24,7 @@ import pandas as pd
 from gkp.attacks.options import check_options, parse_eps
 from gkp.errors import BadInput
 from gkp.evaluation.statistics import wilson
-from gkp.files import replace_files
+from gkp.files import json_sha256, replace_files
 
 FORMAT = 1
 ARRAYS = ("right", "indices", "labels", "predictions")
@@ -216,7 +216,7 @@ class Outcomes:
         folder, buffer = Path(folder), io.BytesIO()
         np.savez_compressed(buffer, **{name: getattr(self, name) for name in ARRAYS})
         header = {"format": FORMAT, **self.to_json(), "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
-        header["header_sha256"] = _digest(header)
+        header["header_sha256"] = json_sha256(header)
         contents = {"outcomes.npz": buffer.getvalue(), "outcomes.json": json.dumps(header, indent=1).encode()}
         return replace_files(folder, contents, "outcomes")
 
@@ -287,7 +287,7 @@ def _read(path: Path) -> bytes:
 def _read_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads(_read(path))
-        sound = header.pop("header_sha256") == _digest(header) and header["format"] == FORMAT
+        sound = header.pop("header_sha256") == json_sha256(header) and header["format"] == FORMAT
     except BadInput:
         raise
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -295,7 +295,3 @@ def _read_header(path: Path) -> dict[str, Any]:
     if not sound:
         raise BadInput(f"{path} was tampered with, or written in another format than {FORMAT}; evaluate again")
     return header
-
-
-def _digest(header: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()

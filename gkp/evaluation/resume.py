@@ -19,7 +19,7 @@ import numpy as np
 
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import differing
-from gkp.files import replace_file
+from gkp.files import json_sha256, replace_file
 
 FORMAT = 1
 
@@ -35,7 +35,7 @@ class Pieces:
     def __init__(self, folder: str | Path, identity: Mapping[str, Any], logits: np.ndarray):
         self.folder, here = Path(folder), json.loads(json.dumps({"format": FORMAT, **identity}))
         # in every piece too, so that a piece cannot stray into the folder of another evaluation
-        self.digest = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()
+        self.digest = json_sha256(here)
         path = self.folder / "evaluation.json"
         if self.folder.exists() and not self.folder.is_dir():
             raise BadInput(f"{self.folder}: is a file; give a folder for the checkpoint")
@@ -51,14 +51,14 @@ class Pieces:
                 raise BadInput(f"{self.folder}: belongs to another network, of the same weights but with other logits; {mend}")
             return
         text = json.dumps({"identity": here, "logits": logits.tolist()}, indent=1)
-        replace_file(path, lambda partial: partial.write_text(text))
+        replace_file(path, text)
 
     def save(self, row: int, **arrays: np.ndarray) -> None:
         """Keep these arrays as a piece of that row. Raises BadInput when they cannot be written."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, evaluation=np.array(self.digest), **arrays)
         data = buffer.getvalue()
-        replace_file(self.folder / f"{row:03d}-{hashlib.sha256(data).hexdigest()[:16]}.npz", lambda p: p.write_bytes(data))
+        replace_file(self.folder / f"{row:03d}-{hashlib.sha256(data).hexdigest()[:16]}.npz", data)
 
     def load(self) -> dict[int, list[dict[str, np.ndarray]]]:
         """Row -> the pieces kept of it. Damaged ones, and those of another evaluation, are left out."""

@@ -1,8 +1,8 @@
-"""The arithmetic of verdicts: intervals of paired differences over images and seeds, tolerances, and when an order holds.
+"""Every interval and test of this project, on counts and arrays: shares, paired comparisons, ranks, and orders that hold.
 
 A difference between two methods has two sources of chance: which images are in the test set, and how each training went. The
-first is estimated per image, both networks on the same images; the second from repeated seeds. Both go into one interval.
-`gkp.evaluation.compare` has the exact tests for two single networks; here several seeds and several attacks are averaged first.
+first is estimated per image, both networks on the same images; the second from repeated seeds. `difference` puts both into one
+interval; `paired_interval` and `mcnemar` compare two single networks.
 """
 
 from __future__ import annotations
@@ -10,32 +10,114 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import norm
-from scipy.stats import t as student
-from statsmodels.stats.proportion import proportion_confint
+import scipy  # its submodules are imported when they are used; so is statsmodels, below
 
 from gkp.errors import BadInput
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def wilson(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval (low, high) of count / n. Raises BadInput for a confidence outside (0, 1)."""
+SHIPPED = 0.0005  # the same weights, the same torch, 10,000 images: 0.05 points
+LEVEL = 0.95
+
+
+# --- shares ---------------------------------------------------------------------------------------------------------
+
+
+def wilson(count: int, n: int, confidence: float = LEVEL) -> tuple[float, float]:
+    """Wilson score interval (low, high) of the share count / n.
+
+    Raises:
+        BadInput: for a confidence outside (0, 1).
+    """
     if not 0 < confidence < 1:
         raise BadInput(f"confidence must lie between 0 and 1, not {confidence}; the usual is 0.95")
+    from statsmodels.stats.proportion import proportion_confint
+
     low, high = proportion_confint(count, n, alpha=1 - confidence, method="wilson")
     share = count / n  # an end of the interval for none and for all, where rounding puts that end 1e-19 inside
     return max(0.0, min(share, float(low))), min(1.0, max(share, float(high)))
 
 
+def share(count: int, n: int, confidence: float = LEVEL) -> dict[str, float]:
+    """The columns accuracy, low, high (Wilson), n of a table, as fractions."""
+    low, high = wilson(count, n, confidence)
+    return {"accuracy": count / n, "low": low, "high": high, "n": n}
+
+
+def upper_bound(count: int, n: int, confidence: float = LEVEL) -> float:
+    """One-sided exact (Clopper-Pearson) upper bound of the share count / n."""
+    return float(scipy.stats.binomtest(count, n).proportion_ci(2 * confidence - 1, method="exact").high)
+
+
+def exceeds(count: int, n: int, share: float) -> float:
+    """One-sided p of the exact binomial test that the true share behind count / n is at most `share`."""
+    return float(scipy.stats.binomtest(count, n, share, alternative="greater").pvalue)
+
+
+def tolerance(p: float, n: int, *, spread: Spread | None = None, trainings: int = 1) -> float:
+    """Half-width of the band around a reported accuracy in which ours must lie.
+
+    Args:
+        p: The reported accuracy, a fraction.
+        n: How many images it was measured on: the band is z * sqrt(p (1 - p) / n).
+        spread: Over training seeds, added in quadrature.
+        trainings: How many trainings ours is the mean of.
+    """
+    return math.hypot(quantile() * math.sqrt(p * (1 - p) / n), (spread or Spread()).half_width(1 / trainings))
+
+
+# --- pairs of networks on the same images ---------------------------------------------------------------------------
+
+
+def discordant(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
+    """How many images only the first gets right and how many only the second, from (N,) bool each."""
+    return int((a & ~b).sum()), int((b & ~a).sum())
+
+
+def mcnemar(only_a: int, only_b: int, *, one_sided: bool = False) -> float:
+    """p of the exact McNemar test that two networks, seen on the same images, are equally accurate.
+
+    Args:
+        only_a: Images that only the first gets right.
+        only_b: Images that only the second gets right.
+        one_sided: Test that the first is no better, instead of either way.
+    """
+    if one_sided:
+        return exceeds(only_a, only_a + only_b, 0.5)
+    from statsmodels.stats.contingency_tables import mcnemar as exact_test
+
+    return min(1.0, float(exact_test([[0, only_a], [only_b, 0]], exact=True).pvalue))
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """The p values (K,) after Holm's correction for all K tests."""
+    from statsmodels.stats.multitest import multipletests
+
+    return multipletests(p, method="holm")[1]
+
+
 def paired_interval(
-    only_a: int, only_b: int, n: int, *, seed: int = 0, resamples: int = 10_000, confidence: float = 0.95
+    only_a: int, only_b: int, n: int, *, seed: int = 0, resamples: int = 10_000, confidence: float = LEVEL
 ) -> tuple[float, float]:
     """Percentile bootstrap interval (low, high) of the difference of two accuracies measured on the same n images.
 
     Images are drawn with replacement, each with its two outcomes. Only how many of each kind are drawn matters, and these
     counts are multinomial: drawing them gives the bootstrap's own distribution for the cost of one draw per resample.
-    Raises BadInput for counts that do not fit n, and for a confidence outside (0, 1).
+
+    Args:
+        only_a: Images that only the first gets right.
+        only_b: Images that only the second gets right.
+        n: All images.
+        seed: Of the draws.
+        resamples: How many bootstrap samples, at least 100.
+        confidence: Of the interval.
+
+    Raises:
+        BadInput: for counts that do not fit n, too few resamples, and a confidence outside (0, 1).
     """
     if min(only_a, only_b) < 0 or n < 1 or only_a + only_b > n:
         raise BadInput(
@@ -49,8 +131,7 @@ def paired_interval(
     return float(low), float(high)
 
 
-SHIPPED = 0.0005  # the same weights, the same torch, 10,000 images: 0.05 points
-LEVEL = 0.95
+# --- methods, averaged over seeds and attacks -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -69,7 +150,7 @@ class Spread:
 
     def half_width(self, shares: float, tests: int = 1) -> float:
         """Half the interval that seeds alone give to a sum of means, shares being the sum of 1 / number of seeds."""
-        quantile = student.ppf(1 - (1 - LEVEL) / (2 * tests), self.df) if self.df else 0.0
+        quantile = scipy.stats.t.ppf(1 - (1 - LEVEL) / (2 * tests), self.df) if self.df else 0.0
         return float(quantile) * self.sd * math.sqrt(shares)
 
 
@@ -88,19 +169,28 @@ class Estimate:
         """In points: "+1.2 [0.5, 1.9]"."""
         return f"{100 * self.value:+.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
+    def p(self, tests: int = 1) -> float:
+        """Two-sided p of "the difference is 0", its interval being one of so many tests at once."""
+        error = (self.high - self.low) / 2 / quantile(tests)
+        return float(2 * scipy.stats.norm.sf(self.value / max(error, 1e-12)))
+
 
 def quantile(tests: int = 1) -> float:
     """The normal quantile of a two-sided interval of `LEVEL`, made wide enough for so many tests at once (Bonferroni)."""
-    return float(norm.ppf(1 - (1 - LEVEL) / (2 * tests)))
+    return float(scipy.stats.norm.ppf(1 - (1 - LEVEL) / (2 * tests)))
 
 
 def difference(
     a: Sequence[np.ndarray], b: Sequence[np.ndarray], *, spread: Spread | None = None, tests: int = 1, seeds: int | None = None
 ) -> Estimate:
-    """Mean accuracy of the networks `a` less that of `b`, which saw the same images; each entry is (N,) in [0, 1] a network.
+    """Mean accuracy of the networks `a` minus that of `b`, with an interval.
 
-    spread: over seeds; without it the interval is of the images alone. tests: how many such intervals hold together with 95 %.
-    seeds: to report; by default the number of networks on the smaller side.
+    Args:
+        a: Outcomes of each network of one side, each (N,) in [0, 1].
+        b: The other side's, on the same images.
+        spread: Over seeds; without it the interval is of the images alone.
+        tests: How many such intervals hold together with 95 %.
+        seeds: To report; by default the number of networks on the smaller side.
     """
     per_image = np.mean(a, axis=0) - np.mean(b, axis=0)
     n, value = len(per_image), float(per_image.mean())
@@ -109,17 +199,15 @@ def difference(
     return Estimate(value, value - half, value + half, n, min(len(a), len(b)) if seeds is None else seeds)
 
 
-def tolerance(p: float, n: int, *, spread: Spread | None = None, trainings: int = 1) -> float:
-    """How far from a reported accuracy p ours may be: z * sqrt(p (1 - p) / n) for n images, combined with the seeds' spread."""
-    return math.hypot(quantile() * math.sqrt(p * (1 - p) / n), (spread or Spread()).half_width(1 / trainings))
-
-
 def judge(estimate: Estimate, *, margin: float | None = None, reported: float | None = None) -> bool | None:
-    """Whether an order holds: True, False, or None when these data cannot tell.
+    """Decide whether an order holds: True, False, or None when these data leave it open.
 
-    Without margin the claim is "more": it holds when the interval lies above 0; it fails when it lies below 0, or when it
-    contains 0 but no difference as large as the reported one. With a margin the claim is "not less by more than that": it holds
-    when the interval lies above -margin, and fails when it lies below 0. All as fractions.
+    Args:
+        estimate: The difference, as fractions.
+        margin: None for the claim "more": it holds when the interval lies above 0; it fails when it lies below 0, or when it
+            contains 0 but no difference as large as the reported one. With a margin the claim is "not worse by more than
+            that": it holds when the interval lies above -margin, and fails when it lies below 0.
+        reported: The paper's difference.
     """
     if estimate.low > (0.0 if margin is None else -margin):
         return True
@@ -129,7 +217,20 @@ def judge(estimate: Estimate, *, margin: float | None = None, reported: float | 
 
 
 def together(parts: Sequence[bool | None]) -> bool | None:
-    """A claim of several parts: it holds when all do, fails when one does, and is open otherwise."""
+    """Decide a claim of several parts: it holds when all do, fails when one does, and is open otherwise."""
     if any(part is False for part in parts):
         return False
     return True if all(part is True for part in parts) else None
+
+
+def mean_rank(accuracies: pd.DataFrame, *, ties: str = "min") -> pd.DataFrame:
+    """Rank of each method (row) under each attack (column), 1 being the best, and their "mean rank": the rule of Table 20.
+
+    Any difference counts, however small; `gkp.evaluation.compare.rank_groups` says which are significant.
+
+    Args:
+        accuracies: One row per method, one column per attack.
+        ties: What equal accuracies get, as in `pandas.DataFrame.rank`: "min" as published, "average", "max".
+    """
+    ranks = accuracies.rank(ascending=False, method=ties)
+    return ranks.assign(**{"mean rank": ranks.mean(axis=1)})

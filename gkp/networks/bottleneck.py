@@ -1,4 +1,4 @@
-"""The bottleneck networks, on torchvision's ResNet: ResNet-50 for ImageNet, ResNet-101 for 64x64 images (Tiny-ImageNet)."""
+"""Bottleneck networks on torchvision's ResNet: ResNet-50 for ImageNet, ResNet-101 for 64x64 images (Tiny-ImageNet)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from gkp.networks.classifier import Architecture, Classifier, FunctionalReLU
 
 
 class BottleneckResNet(Classifier, torchvision.models.ResNet):
-    """torchvision's bottleneck ResNet; with `small_images` the stem is one 3x3 convolution without pooling (64x64 input).
+    """torchvision's bottleneck ResNet, of which the paper prunes the 3x3 convolution of each block.
 
-    The paper prunes the 3x3 convolution of each block here, by the MACs of its tables.
+    Args:
+        architecture: Its description.
+        blocks: Number of blocks in each of the four stages.
+        small_images: Whether the stem is one 3x3 convolution without pooling, for 64x64 images.
     """
 
     relus_uncounted_when_pruned = True

@@ -13,7 +13,7 @@ from gkp.networks.classifier import Architecture, CifarResNet, Classifier, Vgg16
 
 
 def _bottleneck(architecture: Architecture, blocks: Sequence[int], small_images: bool) -> Classifier:
-    from gkp.networks.bottleneck import BottleneckResNet  # here: torchvision takes a second to import, and few runs need it
+    from gkp.networks.bottleneck import BottleneckResNet  # late: torchvision takes a second to import, and few runs need it
 
     return BottleneckResNet(architecture, blocks, small_images)
 
@@ -24,7 +24,7 @@ BUILDERS: dict[str, Callable[[Architecture], Classifier]] = {
     "resnet101": lambda a: _bottleneck(a, (3, 4, 23, 3), small_images=True),
     "resnet50": lambda a: _bottleneck(a, (3, 4, 6, 3), small_images=False),
 }
-INPUT_SIDE = {"resnet101": 64, "resnet50": 224}  # pixels a side where it is not 32
+INPUT_SIDE = {"resnet101": 64, "resnet50": 224}  # pixels, where it is not 32
 
 
 def build(architecture: Architecture) -> Classifier:
@@ -39,15 +39,27 @@ def build(architecture: Architecture) -> Classifier:
 
 
 def build_model(name: str, *, seed: int = 0, **fields: Any) -> Classifier:
-    """A newly initialised network `name` in training mode; `fields` as in `Architecture` (num_classes, shortcut, mean, std).
+    """Build a newly initialised network in training mode; the global generator is left as it was.
 
-    Initialised as He et al. (Kaiming normal for convolutions and the classifier, BatchNorm 1 and 0) from `seed`; the global
-    generator is left as it was. Raises BadInput for an unknown name or field.
+    Convolutions and the classifier get Kaiming normal weights (He et al. 2015), BatchNorm 1 and 0.
+
+    Args:
+        name: One of `BUILDERS`, e.g. "resnet20".
+        seed: Of the initialisation.
+        fields: Those of `Architecture`: num_classes, shortcut, mean, std.
+
+    Raises:
+        BadInput: Unknown name or field.
     """
     try:
         architecture = Architecture(name, **fields)
     except TypeError as error:
         raise BadInput(f"{error} of {name}; fields are num_classes, shortcut, mean, std") from error
+    return initialised(architecture, seed)
+
+
+def initialised(architecture: Architecture, seed: int) -> Classifier:
+    """Build the network that `architecture` describes with weights drawn from `seed`, see `build_model`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = build(architecture)

@@ -1,11 +1,12 @@
-"""The networks: every one takes float [0, 1] NCHW images, normalises inside, and returns logits.
+"""Classifiers that take float [0, 1] images `(N, C, H, W)`, normalise inside, and return logits.
 
-CIFAR ResNet-20/32/44/56/110 (He et al. 2016, section 4.2) with the parameter-free option-A shortcut, VGG-16-BN for 32x32, the
-bottleneck ResNet-101 for 64x64 (Tiny-ImageNet) and torchvision's ResNet-50 (ImageNet). Weights: see `gkp.checkpoints`.
+CIFAR ResNet-20/32/44/56/110 (He et al. 2016, section 4.2) with the parameter-free option-A shortcut, and VGG-16-BN for 32x32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,10 +22,17 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Architecture:
-    """All it takes to build a network again: what `model.json` of a saved model records.
+    """All it takes to build a network again, as `model.json` of a saved model records it.
 
-    shortcut: where the zero channels of an option-A shortcut go: "append" (all after, the paper's) or "centre" (half before,
-    half after, akamaster's); other networks ignore it. mean, std: the normalisation inside, per channel, in [0, 1] units.
+    Args:
+        name: One of `gkp.networks.build.BUILDERS`, which checks it.
+        num_classes: Number of logits, 2 or more.
+        shortcut: Where the zero channels of an option-A shortcut go: "append" (all after, as in the paper) or "centre" (half
+            before, half after, as in akamaster's networks). Other networks ignore it.
+        mean, std: Per channel, subtracted and divided by inside, in units of pixels in [0, 1].
+
+    Raises:
+        BadInput: A value that makes no sense.
     """
 
     name: str
@@ -47,7 +55,7 @@ class Architecture:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Architecture:
-        """The architecture that `to_json` wrote. Raises BadInput for unknown or ill-typed fields."""
+        """Read what `to_json` wrote. Raises BadInput for unknown fields or wrong types."""
         try:
             return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
         except (TypeError, KeyError) as error:
@@ -55,10 +63,12 @@ class Architecture:
 
 
 class Classifier(nn.Module):
-    """A network on [0, 1] images that normalises inside.
+    """Base of the networks that take [0, 1] images and normalise inside.
 
-    architecture: what it was built from. mean, std: buffers `(1, 3, 1, 1)`. relus_uncounted_when_pruned: a quirk of the paper's
-    MAC counter, see `gkp.pruning.cost`.
+    Attributes:
+        architecture: The description it was built from.
+        mean, std: Buffers `(1, 3, 1, 1)`.
+        relus_uncounted_when_pruned: A quirk of the paper's MAC counter, see `gkp.pruning.cost`.
     """
 
     relus_uncounted_when_pruned = False
@@ -67,14 +77,14 @@ class Classifier(nn.Module):
     std: Tensor
 
     def describe(self, architecture: Architecture) -> None:
-        """Remember `architecture` and register its normalisation as buffers."""
+        """Keep `architecture` and register its normalisation as buffers."""
         self.architecture = architecture
         self.register_buffer("mean", torch.tensor(architecture.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(architecture.std).view(1, -1, 1, 1))
 
     @property
     def num_classes(self) -> int:
-        """How many logits an image gets."""
+        """Number of logits per image."""
         return self.architecture.num_classes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,19 +92,18 @@ class Classifier(nn.Module):
         return self.from_normalised((x - self.mean) / self.std)
 
     def prunable(self, name: str, conv: nn.Conv2d) -> bool:
-        """Whether the paper prunes this convolution (by the MACs of its tables and its released code)."""
-        raise TypeError(f"{type(self).__name__} does not say what is pruned")
+        """Whether the paper prunes this convolution."""
+        raise NotImplementedError
 
     def from_normalised(self, z: Tensor) -> Tensor:
-        """Logits of images that are normalised already: the space the paper's attacks work in."""
-        raise TypeError(f"{type(self).__name__} does not say how it computes")
+        """Logits of images that are normalised already, the space in which the paper's code attacks."""
+        raise NotImplementedError
 
 
 class ShortcutA(nn.Module):
-    """Option A: every second pixel, new channels zero; no parameters. `padding` zero channels go before and after.
+    """Option-A shortcut: every second pixel, `padding` zero channels before and after, no parameters.
 
-    The paper's code samples by an average pool of kernel 1; `sampled` makes that pool visible to its MAC counter
-    (`gkp.pruning.cost`).
+    The paper's code samples by an average pool of kernel 1; `sampled` makes that pool visible to its MAC counter.
     """
 
     def __init__(self, stride: int, padding: tuple[int, int]):
@@ -107,14 +116,14 @@ class ShortcutA(nn.Module):
 
 
 class GlobalAvgPool(nn.AdaptiveAvgPool2d):
-    """The mean over all positions, as `AvgPool2d(8)` gives it for 32x32 images; the paper's MAC counter sees this one."""
+    """The mean over all positions, like `AvgPool2d(8)` for 32x32 images; a class of its own for the paper's MAC counter."""
 
     def __init__(self) -> None:
         super().__init__(1)
 
 
 class FunctionalReLU(nn.Module):
-    """ReLU that the paper's MAC counter does not see: its Tiny-ImageNet networks call the function, not the module."""
+    """A ReLU that the paper's MAC counter does not see: its Tiny-ImageNet networks call the function, not the module."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x)
@@ -141,7 +150,7 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(Classifier):
-    """ResNet-(6n+2) for 32x32 (or any size divisible by 4): 16, 32 and 64 channels in three stages of n basic blocks."""
+    """ResNet-(6n+2) for 32x32 or any size divisible by 4: 16, 32 and 64 channels in three stages of n = `blocks` blocks."""
 
     def __init__(self, architecture: Architecture, blocks: int):
         super().__init__()
@@ -193,3 +202,20 @@ class Vgg16Bn(Classifier):
 
     def prunable(self, name: str, conv: nn.Conv2d) -> bool:
         return name.startswith("features") and conv.in_channels > 3
+
+
+def convolutions(net: nn.Module) -> dict[str, nn.Conv2d]:
+    """Every convolution of `net` by name, in the order of its modules."""
+    return {name: module for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+@contextmanager
+def eval_mode(net: nn.Module) -> Iterator[None]:
+    """Put `net` into evaluation mode for a while; afterwards every module is in the mode it was in."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,15 +1,12 @@
-"""What stays of a pruned network, and the one mechanism that makes it so: mask, compact, count, JSON.
+"""Pruning: methods decide what stays of a network, a `Plan`; one mechanism masks, compacts, counts and saves.
 
-A pruning method decides and returns a `Plan`, a mapping from layer name to `Spec`; nothing here knows of methods, and no method
-masks. The masked dense twin (`PrunedModel`) and the compact network (`.compact()`) are the same function. Train and attack the
-twin: on CPU a grouped convolution of CIFAR width is 2-7 times slower than a dense one.
+A plan maps layer names to specs. The masked dense twin (`PrunedModel`) and the compact network (`.compact()`) are the same
+function. Train and attack the twin: on CPU a grouped convolution of CIFAR width is 2-7 times slower than a dense one.
 
-Kinds of spec, recognised in JSON by one field each:
-
-| spec | JSON | what stays |
+| spec | JSON, which recognises it by its first field | what stays |
 |---|---|---|
 | `GroupedSpec` | {"group_of_filter": [C_out ints], "kept": [[K ints] * groups]} | per filter group, K input channels |
-| `FilterSpec` | {"kept_filters": [K ints]} | whole filters; who is coupled to them: `gkp.pruning.coupling` |
+| `FilterSpec` | {"kept_filters": [K ints]} | whole filters; for their couplings see `gkp.pruning.coupling` |
 
 A new kind is a frozen dataclass that inherits `Spec` under `@spec_kind("its JSON field")`, in the file of its method, and
 overrides what it needs:
@@ -18,13 +15,13 @@ overrides what it needs:
 - to hold weights at zero: `removed(layer)` -> {parameter: bool mask}, and `compact(layer)` -> the small module;
 - to let filters go whole, with their BatchNorm channels and readers: `removed_filters(conv)`; the rest is done for it;
 - to restructure a layer (two factors instead of one convolution, extra 1x1 convolutions): `restructures = True` and
-  `twin(conv)` -> the module that is trained in its place, its weights made from the dense ones and from whatever else the
-  method put into fields of the spec that JSON leaves out. On loading a saved model `twin` is called on a dense convolution of
+  `twin(conv)` -> the module that is trained in its place. Its weights are made from the dense ones and from whatever else the
+  method put into fields of the spec that JSON leaves out. On loading a saved network `twin` is called on a dense convolution of
   new weights and a spec read from JSON: only the shapes must come out right, the weights are filled in afterwards;
 - `to_json()` and `from_json(fields)`, plain types.
 
-A `Plan` goes: `convs` (check) -> `cuts` (coupled channels) -> `make_twin` -> `removed` (masks) -> training -> `shrink`.
-`plan_of(net)` tells by which plan a twin or a compact network was pruned, `masked_twin(compact)` gives the twin again.
+A `Plan` is applied in this order: `convs` (check) -> `cuts` (coupled channels) -> `make_twin` -> `removed` (masks) -> training
+-> `shrink`. `plan_of(net)` gives the plan of a twin or a compact network, `masked_twin(compact)` the twin again.
 """
 
 # Importing any module of this package registers every method, and every kind of spec that a saved network may hold.

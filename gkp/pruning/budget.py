@@ -1,8 +1,8 @@
 """The common budget: every method prunes to the same multiply-accumulates, so that only the choice of what goes differs.
 
-The budget is what grouped kernel pruning at a rate leaves of a network, by the paper's counter (`gkp.pruning.cost`,
-paper_macs): its tables match methods on those. A method's scheme, uniform or as published, is scaled by one factor, found by
-bisection. Counting runs on the meta device and costs 20 ms for ResNet-20, 90 ms for ResNet-110.
+The budget is what grouped kernel pruning at a rate leaves of a network by the paper's counter (paper_macs in
+`gkp.pruning.cost`): its tables match methods on those. A method's scheme, uniform or as published, is scaled by one factor,
+found by bisection. Counting a plan runs on the meta device and takes 20 ms for ResNet-20, 90 ms for ResNet-110.
 """
 
 from __future__ import annotations
@@ -18,15 +18,22 @@ from gkp.pruning.coupling import Couplings, find_input_shape, shape_copy
 from gkp.pruning.plan import Plan
 
 TOLERANCE = 0.01  # of the budget: "the same MACs within 1 %"
-CLOSE = 0.001  # of the budget: near enough to stop
-LARGEST = 1e4  # a factor that leaves of every scheme only what must stay
-STEPS, FINEST = 30, 1e-3  # at most; of a factor: finer than the steps of any plan
+CLOSE = 0.001  # of the budget: close enough to stop
+LARGEST = 1e4  # a factor at which every scheme keeps only what must stay
+STEPS, FINEST = 30, 1e-3  # of the bisection, at most; share of a factor below which no plan changes
 
 
 def grouped_kernel_macs(net: nn.Module, layers: Iterable[str], rate: float, *, input_shape: Sequence[int] | None = None) -> int:
-    """The paper_macs of `net` after grouped kernel pruning of `layers` at `rate`, the share of kernels removed.
+    """The paper_macs of `net` after grouped kernel pruning.
 
-    Defined for any rate in (0, 1), also those that leave no whole kernel. Raises BadInput for another rate.
+    Args:
+        net: The dense network.
+        layers: Names of the pruned convolutions.
+        rate: Share of kernels removed, any number in (0, 1), also one that leaves no whole kernel.
+        input_shape: (C, H, W) of the images; None for a usual one.
+
+    Raises:
+        BadInput: Another rate.
     """
     if not 0 < rate < 1:
         raise BadInput(f"rate must lie between 0 and 1, not {rate}; the paper uses 7/16 = 0.4375 and 10/16 = 0.625")
@@ -44,12 +51,19 @@ def match_macs(
     published: bool = False,
     input_shape: Sequence[int] | None = None,
 ) -> Plan:
-    """The plan `make_plan(factor)` whose paper_macs come closest to `target`, found by bisection of the factor.
+    """Find the plan whose paper_macs come closest to a target, by bisection of one factor.
 
-    make_plan: from a factor of 0 or more to a plan; a larger factor removes more, 0 nothing. target: paper_macs, or, below 1, a
-    fraction of the dense network's. tolerance: a fraction of the target. published: whether factor 1 is a scheme that was
-    published for this network; it is then taken as it is where it meets the target within the tolerance. Raises BadInput if no
-    factor comes that close: then the method keeps too much, or its steps are too coarse.
+    Args:
+        net: The dense network.
+        make_plan: From a factor of 0 or more to a plan; a larger factor removes more, 0 removes nothing.
+        target: paper_macs, or, below 1, a fraction of the dense network's.
+        tolerance: Allowed deviation, as a fraction of the target.
+        published: Whether factor 1 is a scheme that was published for this network; it is then taken as it is if it meets the
+            target within the tolerance.
+        input_shape: (C, H, W) of the images; None for a usual one.
+
+    Raises:
+        BadInput: No factor comes that close: the method keeps too much, or its steps are too coarse.
     """
     counter = Counter(net, input_shape)
     dense, goal = _dense_and_goal(net, target, counter)
@@ -63,9 +77,9 @@ def match_macs(
     low, high, most, least = 0.0, 1.0, dense, macs_at(1.0)
     if abs(least - goal) <= (tolerance if published else CLOSE) * goal:
         return tried[0][1]
-    while least > goal and high < LARGEST:  # how far the scheme must be scaled
+    while least > goal and high < LARGEST:  # bracket the factor
         low, high, most, least = high, 2 * high, least, macs_at(2 * high)
-    for step in range(STEPS):  # where a straight line meets the goal, and the middle, in turn
+    for step in range(STEPS):  # in turn the point where a straight line meets the goal, and the middle
         line = (most - goal) / (most - least) if most > goal > least else 0.5
         middle = low + (high - low) * (line if step % 2 == 0 else 0.5)
         macs = macs_at(middle)
@@ -82,9 +96,13 @@ def match_macs(
 
 
 def check_budget(cost_of_plan: Cost, target: float, *, tolerance: float = TOLERANCE, who: str = "the plan") -> None:
-    """Raises BadInput if a plan that costs this keeps more paper_macs than `target`, by more than `tolerance` of it.
+    """Raise BadInput if a plan keeps more paper_macs than `target` plus `tolerance`: no method may win by pruning less.
 
-    What keeps a method honest that would win by pruning less than the others.
+    Args:
+        cost_of_plan: Cost of the compact network.
+        target: The budget in paper_macs.
+        tolerance: Allowed excess, as a fraction of the target.
+        who: Name for the message.
     """
     if cost_of_plan.paper_macs > (1 + tolerance) * target:
         over = cost_of_plan.paper_macs / target - 1
@@ -95,7 +113,7 @@ def check_budget(cost_of_plan: Cost, target: float, *, tolerance: float = TOLERA
 
 
 class Counter:
-    """Counts what plans leave of one network, from shapes alone: plan -> Cost."""
+    """Counts the cost of one network under many plans, from shapes alone."""
 
     def __init__(self, net: nn.Module, input_shape: Sequence[int] | None = None):
         self.input_shape = tuple(input_shape or find_input_shape(net))
@@ -103,14 +121,14 @@ class Counter:
         self._couplings = Couplings(net, self.input_shape)
 
     def __call__(self, plan: Plan) -> Cost:
-        """The cost of the network once compact by `plan`. Raises BadInput where the two do not fit."""
+        """The cost of the compact network by `plan`. Raises BadInput if the two do not fit."""
         small = copy.deepcopy(self._shapes)
         plan.compact_in_place(small, self._couplings)
         return count(small, self.input_shape)
 
 
 def _dense_and_goal(net: nn.Module, target: float, counter: Counter) -> tuple[int, float]:
-    """The paper_macs of the dense network, and `target` in such. Raises BadInput for a target that prunes nothing."""
+    """The paper_macs of the dense network, and `target` in the same unit. Raises BadInput if that prunes nothing."""
     dense = counter(Plan({})).paper_macs
     goal = target * dense if 0 < target < 1 else target
     if not 0 < goal < dense:

@@ -1,14 +1,15 @@
-"""What a network costs: parameters, multiply-accumulates by our counter and by the paper's, and measured latency.
+"""The cost of a network: parameters, multiply-accumulates by our counter and by the paper's, and measured latency.
 
-Ours counts what the words say: one MAC for each multiplication of a convolution or linear layer. The paper's tables also count
-biases, 2 per BatchNorm output, 1 per ReLU *module* output, and kernel area x outputs for MaxPool2d and AvgPool2d (functional
-ReLUs, additions and adaptive pools are free). With that rule the ResNet and VGG figures of its tables come out to the last
-digit. Two things to know: its unpruned ImageNet ResNet-50 has ReLU modules and its rebuilt, pruned one functional ReLUs, so
-9.6 M of the 1,397 M "saved" are ReLUs no longer counted; and VGG-16 unpruned gives 314.433 M where the paper prints 313.433,
-surely a misprint, since the pruned 178.184 agrees.
+Ours counts one MAC for each multiplication of a convolution or linear layer. The paper's tables also count biases, 2 per
+BatchNorm output, 1 per ReLU *module* output, and kernel area x outputs for MaxPool2d and AvgPool2d (functional ReLUs, additions
+and adaptive pools are free). With that rule the ResNet and VGG numbers of its tables come out to the last digit. Two things to
+know: its unpruned ImageNet ResNet-50 has ReLU modules and its rebuilt, pruned one functional ReLUs, so 9.6 M of the 1,397 M
+"saved" are ReLUs no longer counted; and VGG-16 unpruned gives 314.433 M where the paper prints 313.433, surely a misprint,
+since the pruned 178.184 agrees.
 
-Counting needs shapes and no numbers: it runs on the meta device. MACs mislead on CPUs: a stock grouped convolution of CIFAR
-width is 2-7 times slower than the dense one it came from. Look at `latency` before you claim a speed-up.
+One image is sent through a copy of the network: 10 ms for ResNet-20. (Shapes alone would do, but the first use of the meta
+device makes torch import its compiler, 2 s.) MACs mislead on CPUs: a stock grouped convolution of CIFAR width is 2-7 times
+slower than the dense one it came from. Look at `latency` before you claim a speed-up.
 """
 
 from __future__ import annotations
@@ -23,14 +24,19 @@ from torch import Tensor, nn
 
 from gkp.errors import BadInput
 from gkp.networks.classifier import Classifier, GlobalAvgPool
-from gkp.pruning.coupling import shape_copy
 from gkp.pruning.grouped import GroupedKernelConv2d
 from gkp.pruning.twin import PrunedModel
 
 
 @dataclass(frozen=True)
 class Cost:
-    """params: trainable numbers. macs: multiply-accumulates for one image. paper_macs: the same by the paper's counter."""
+    """The cost of a network.
+
+    Attributes:
+        params: Number of parameters.
+        macs: Multiply-accumulates for one image.
+        paper_macs: The same by the paper's counter.
+    """
 
     params: int
     macs: int
@@ -39,7 +45,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds per forward pass of one batch: median and quartile range over `runs` blocks, on `threads` threads."""
+    """Measured seconds per forward pass of one batch.
+
+    Attributes:
+        median: Over the runs.
+        iqr: Interquartile range over the runs.
+        runs: Number of measured blocks.
+        threads: CPU threads used.
+        batch_size: Images per batch.
+    """
 
     median: float
     iqr: float
@@ -49,22 +63,21 @@ class Latency:
 
 
 def cost(net: nn.Module, *, input_shape: Sequence[int] = (3, 32, 32)) -> Cost:
-    """The cost of `net` for one image of `input_shape` (C, H, W). A masked twin counts as the compact network it stands for.
+    """Count parameters and multiply-accumulates; a masked twin counts as the compact network it stands for.
 
-    Raises BadInput if an image of that shape does not pass through the network.
+    Args:
+        net: Any network.
+        input_shape: (C, H, W) of one image.
+
+    Raises:
+        BadInput: An image of that shape does not pass through the network.
     """
-    try:
-        return count(_small(shape_copy(net)), input_shape)
-    except (RuntimeError, NotImplementedError):  # a forward pass that wants numbers and not only shapes
-        return count(_small(copy.deepcopy(net)), input_shape)
+    return count(_small(copy.deepcopy(net)), input_shape)
 
 
 def macs_of_layers(net: nn.Module, *, input_shape: Sequence[int] = (3, 32, 32)) -> dict[str, int]:
-    """Multiply-accumulates of each convolution and linear layer of `net` by name, for one image of `input_shape` (C, H, W).
-
-    Raises BadInput if an image of that shape does not pass through the network.
-    """
-    small = _small(shape_copy(net)).eval()
+    """Multiply-accumulates of each convolution and linear layer by name; arguments and errors as in `cost`."""
+    small = _small(copy.deepcopy(net)).eval()
     macs: dict[str, int] = {}
 
     def listen(name: str, layer: nn.Module) -> None:
@@ -81,7 +94,7 @@ def macs_of_layers(net: nn.Module, *, input_shape: Sequence[int] = (3, 32, 32)) 
 
 
 def count(small: nn.Module, input_shape: Sequence[int]) -> Cost:
-    """The cost of a dense or compact network, spoilt by it (hooks, stubs); shapes, that is the meta device, are enough."""
+    """The cost of a dense or compact network, which this spoils (hooks, stubs); it may be on the meta device."""
     small.eval()
     totals = {"macs": 0, "paper_macs": 0}
 
@@ -94,7 +107,7 @@ def count(small: nn.Module, input_shape: Sequence[int]) -> Cost:
     uncounted = rebuilt and getattr(small, "relus_uncounted_when_pruned", False)
     for module in small.modules():
         if isinstance(module, nn.BatchNorm2d) and module.weight is not None and module.weight.is_meta:
-            module.forward = _same  # type: ignore[assignment, method-assign]  # half of the time, for nothing
+            module.forward = _same  # type: ignore[assignment, method-assign]  # takes half of the time and changes no shape
         if not (uncounted and isinstance(module, nn.ReLU)):
             module.register_forward_hook(add)
     _forward_zeros(small, (1, *input_shape))
@@ -104,11 +117,21 @@ def count(small: nn.Module, input_shape: Sequence[int]) -> Cost:
 def latency(
     net: nn.Module, *, input_shape: Sequence[int] = (3, 32, 32), batch_size: int = 1, threads: int = 1, seconds: float = 1.0
 ) -> Latency:
-    """The measured latency of `net` as it stands (a masked twin is timed as the dense network it is), over about `seconds`.
+    """Measure the latency of `net` as it stands: a masked twin is timed as the dense network it is.
 
-    Compare ratios within one run: machines are shared and noisy. Raises BadInput if such a batch does not pass through.
+    Compare ratios within one run: machines are shared and noisy.
+
+    Args:
+        net: Any network; on its own device.
+        input_shape: (C, H, W) of one image.
+        batch_size: Images per batch.
+        threads: CPU threads.
+        seconds: About how long to measure.
+
+    Raises:
+        BadInput: Such a batch does not pass through the network.
     """
-    from torch.utils import benchmark  # imported late: it looks for a CUDA toolkit and complains where there is none
+    from torch.utils import benchmark  # late: it looks for a CUDA toolkit and complains where there is none
 
     frozen = copy.deepcopy(net).eval()
     batch = (batch_size, *input_shape)
@@ -129,7 +152,7 @@ def _same(x: Tensor) -> Tensor:
 
 
 def _count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> tuple[int, int]:
-    """Multiply-accumulates of one call of `module`, and what the paper's counter adds to them."""
+    """Multiply-accumulates of one call of `module`, and what the paper's counter counts beside them."""
     if not isinstance(output, Tensor):
         return 0, 0
     outputs = output.numel()
@@ -148,7 +171,7 @@ def _count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> tuple[int
 
 
 def _forward_zeros(net: nn.Module, shape: tuple[int, ...]) -> None:
-    """One forward pass. Raises BadInput if such images do not pass; on the meta device also what is the meta device's fault."""
+    """One forward pass. Raises BadInput if such images do not pass; errors of the meta device itself pass through."""
     parameter = next(net.parameters(), torch.zeros(()))
     problem = ""
     if isinstance(net, Classifier) and shape[1] != net.mean.shape[1]:  # its normalisation would broadcast them

@@ -1,8 +1,8 @@
-"""What goes with a filter: the BatchNorm channel behind it and the input slices of whoever reads it.
+"""Couplings of filters: with a filter go the BatchNorm channel behind it and the input slices of the layers that read it.
 
-Found by tracing the network with torch-pruning's DependencyGraph on the meta device (shapes only: 0.1 s for ResNet-110), which
-serves our networks and other people's alike. It does not follow channels through padding or grouped convolutions; what cannot
-be cut exactly is refused here with the reason.
+They are found by tracing the network with torch-pruning's DependencyGraph on the meta device (shapes only: 0.1 s for
+ResNet-110), which works for our networks and other people's alike. It does not follow channels through padding or grouped
+convolutions; what cannot be cut exactly is refused with the reason.
 """
 
 from __future__ import annotations
@@ -19,16 +19,22 @@ from torch import Tensor, nn
 
 from gkp.errors import BadInput
 from gkp.networks.build import INPUT_SIDE
-from gkp.networks.classifier import Classifier
+from gkp.networks.classifier import Classifier, convolutions, eval_mode
 
-SIDES = (32, 64, 224, 28, 96, 128, 299)  # pixels a side to try on a network that does not say; any that passes shows the same
+SIDES = (32, 64, 224, 28, 96, 128, 299)  # pixels a side to try on a network of unknown input; any that passes shows the same
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 Axis = Literal["out", "in"]
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """Channels `(R,)` int64, ascending, that leave `layer`: its outputs ("out": rows, bias) or its inputs ("in": columns)."""
+    """Channels that are cut from a layer.
+
+    Attributes:
+        layer: Its name.
+        axis: "out" for its outputs (rows, bias), "in" for its inputs (columns).
+        channels: `(R,)` int64, ascending.
+    """
 
     layer: str
     axis: Axis
@@ -36,9 +42,11 @@ class Cut:
 
 
 class Couplings:
-    """Who reads which filters in `net`.
+    """The layers that read the filters of each convolution of a network.
 
-    input_shape: (C, H, W) of its images; None for those our networks take, or else any size that passes through.
+    Args:
+        net: The dense network; it is not changed.
+        input_shape: (C, H, W) of its images; None for those our networks take, or else any size that passes through.
     """
 
     def __init__(self, net: nn.Module, input_shape: Sequence[int] | None = None):
@@ -49,15 +57,22 @@ class Couplings:
         self._known: dict[str, list[tuple[Cut, Tensor]]] = {}
 
     def reason(self, name: str) -> str:
-        """Why filters of the convolution `name` cannot go whole, or an empty string."""
+        """The reason why filters of the convolution `name` cannot go whole, or an empty string."""
         if name not in self._reasons:
             self._reasons[name] = self._reason(name)
         return self._reasons[name]
 
     def cuts(self, removed: Mapping[str, Tensor]) -> list[Cut]:
-        """Everything that goes with the `removed` filters (R,) of each convolution, one Cut a layer and axis.
+        """Everything that goes with removed filters.
 
-        Raises BadInput, with the reason, for a convolution whose filters cannot go whole.
+        Args:
+            removed: Filters `(R,)` by name of convolution.
+
+        Returns:
+            One cut per layer and axis.
+
+        Raises:
+            BadInput: Filters of a convolution cannot go whole; the message says why.
         """
         gone: dict[tuple[str, Axis], list[Tensor]] = {}
         for name, filters in removed.items():
@@ -70,7 +85,7 @@ class Couplings:
         return [Cut(layer, axis, torch.cat(channels).unique()) for (layer, axis), channels in gone.items()]
 
     def followers(self, name: str) -> list[tuple[Cut, Tensor]]:
-        """What goes with the filters of `name`, layer by layer, and for each channel the filter it goes with; traced once."""
+        """The channels that go with the filters of `name`: per layer a cut, and for each of its channels the filter."""
         if name not in self._known:
             conv = self._net.get_submodule(name)
             assert isinstance(conv, nn.Conv2d)
@@ -101,7 +116,7 @@ class Couplings:
             raise BadInput(f"cannot trace {kind} on images of shape {shape}: {problem}; give input_shape=(C, H, W)") from error
 
     def _coupled(self, name: str, filters: list[int]) -> list[tuple[Cut, Tensor]]:
-        """What goes with these filters, and with which; targets without a name are operations, which have no channels."""
+        """The channels that go with these filters, see `followers`; targets without a name are operations, which have none."""
         graph, conv = self._graph, self._net.get_submodule(name)
         group = graph.get_pruning_group(conv, _torch_pruning().prune_conv_out_channels, idxs=filters)
         found = []
@@ -126,7 +141,7 @@ class Couplings:
         return self._obstacle(name, coupled)
 
     def _obstacle(self, name: str, coupled: list[tuple[Cut, Tensor]]) -> str:
-        """Why what is coupled to filters of `name` cannot be cut exactly, or an empty string."""
+        """The reason why the layers coupled to filters of `name` cannot be cut exactly, or an empty string."""
         read = False
         for one, _ in coupled:
             layer, axis, module = one.layer, one.axis, self._net.get_submodule(one.layer)
@@ -145,7 +160,7 @@ class Couplings:
 
 
 def _has_filters(module: nn.Module) -> bool:
-    """Whether it makes channels of its own: a convolution that is not depthwise, or a linear layer."""
+    """Whether a layer makes channels of its own: a convolution that is not depthwise, or a linear layer."""
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
@@ -168,7 +183,7 @@ def cut(net: nn.Module, cuts: Sequence[Cut]) -> None:
 
 
 def zeros(net: nn.Module, cuts: Sequence[Cut]) -> dict[str, Tensor]:
-    """Parameter name -> bool, broadcastable to it, True where the cuts of the dense `net` hold it at zero."""
+    """Masks by parameter name, broadcastable to it: True where the cuts of the dense `net` hold it at zero."""
     masks: dict[str, Tensor] = {}
     for one in cuts:
         layer = net.get_submodule(one.layer)
@@ -188,34 +203,35 @@ def zeros(net: nn.Module, cuts: Sequence[Cut]) -> dict[str, Tensor]:
 
 
 def shape_copy(net: nn.Module) -> nn.Module:
-    """A copy of `net` on the meta device: shapes without numbers, so that tracing and counting cost next to nothing."""
+    """A copy of `net` on the meta device: shapes without numbers, so that tracing and counting take milliseconds."""
     memo: dict[int, Any] = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in net.parameters()}
     memo.update((id(b), torch.empty_like(b, device="meta")) for b in net.buffers())
     return copy.deepcopy(net, memo)
 
 
 def find_input_shape(net: nn.Module) -> tuple[int, int, int]:
-    """(C, H, W) of images that pass through `net`: those it was made for (our networks), or else the first size that does.
+    """(C, H, W) of images that pass through `net`: those it was made for (our networks), or else the first of `SIDES`.
 
-    Raises BadInput if none does.
+    Raises:
+        BadInput: None does.
     """
     if isinstance(net, Classifier):
         side = INPUT_SIDE.get(net.architecture.name, 32)
         return 3, side, side
-    channels = next((m.in_channels for m in net.modules() if isinstance(m, nn.Conv2d)), 3)
-    shapes = shape_copy(net).eval()
-    for side in SIDES:
-        try:
-            with torch.no_grad():
-                shapes(torch.empty(1, channels, side, side, device="meta"))
-        except (RuntimeError, ValueError):
-            continue
-        return channels, side, side
+    channels = next((conv.in_channels for conv in convolutions(net).values()), 3)
+    device = next((p.device for p in net.parameters()), None)
+    with eval_mode(net), torch.no_grad():
+        for side in SIDES:
+            try:
+                net(torch.zeros(1, channels, side, side, device=device))
+            except (RuntimeError, ValueError):
+                continue
+            return channels, side, side
     raise BadInput(f"no usual image size passes through {type(net).__name__}; give input_shape=(C, H, W)")
 
 
 def _torch_pruning() -> Any:
-    with warnings.catch_warnings():  # imported late: it takes 1.6 s, and torch.jit complains of it
+    with warnings.catch_warnings():  # late: it takes 1.6 s to import, and torch.jit complains of it
         warnings.simplefilter("ignore")
         import torch_pruning
     return torch_pruning

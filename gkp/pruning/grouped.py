@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.pruning.spec import Spec, conv_like, ints, spec_kind
+from gkp.pruning.spec import Spec, check_kept, conv_like, ints, spec_kind
 
 
 @spec_kind("group_of_filter")
@@ -19,8 +19,9 @@ from gkp.pruning.spec import Spec, conv_like, ints, spec_kind
 class GroupedSpec(Spec):
     """What stays of one convolution under grouped kernel pruning.
 
-    group_of_filter `(C_out,)`: the filter group of each filter, 0..groups-1, groups of equal size.
-    kept `(groups, K)`: per group, ascending, the input channels whose grouped kernel stays.
+    Args:
+        group_of_filter: `(C_out,)` int64, the filter group of each filter, 0..groups-1, groups of equal size.
+        kept: `(groups, K)` int64, per group, ascending, the input channels whose grouped kernel stays.
     """
 
     restructures = True
@@ -30,44 +31,40 @@ class GroupedSpec(Spec):
 
     @property
     def groups(self) -> int:
-        """n in the paper."""
+        """Number of filter groups, n in the paper."""
         return len(self.kept)
 
     @property
     def permutation(self) -> Tensor:
-        """`(C_out,)`: the filters in the order of a grouped convolution, group by group, original order inside a group."""
+        """The filters `(C_out,)` in the order of a grouped convolution: group by group, original order inside a group."""
         return torch.argsort(self.group_of_filter, stable=True)
 
     def mask(self, in_channels: int) -> Tensor:
-        """`(C_out, C_in, 1, 1)` bool: True where a kernel stays."""
+        """The mask `(C_out, C_in, 1, 1)`: True where a kernel stays."""
         keep = torch.zeros(self.groups, in_channels, dtype=torch.bool)
         keep.scatter_(1, self.kept, True)
         return keep[self.group_of_filter][:, :, None, None]
 
     def check(self, name: str, conv: nn.Conv2d) -> None:
-        """Raises BadInput, naming the layer, unless this spec fits `conv`."""
+        """Raise BadInput, naming the layer, unless this spec fits `conv`."""
+        super().check(name, conv)
+        check_kept(name, self.kept, conv.in_channels, "input channel")
         size, rest = divmod(conv.out_channels, self.groups)
         problem = None
-        if conv.groups != 1:
-            problem = f"is a grouped convolution already (groups={conv.groups})"
-        elif len(self.group_of_filter) != conv.out_channels:
+        if len(self.group_of_filter) != conv.out_channels:
             problem = f"has {conv.out_channels} filters, the plan {len(self.group_of_filter)}"
         elif rest or not torch.equal(self.group_of_filter.bincount(minlength=self.groups), torch.full((self.groups,), size)):
             problem = "does not fall into equal filter groups by this plan"
-        elif self.kept.min() < 0 or self.kept.max() >= conv.in_channels:
-            problem = f"has {conv.in_channels} input channels, the plan keeps number {int(self.kept.max())}"
-        elif not bool((self.kept.diff(dim=1) > 0).all()):
-            problem = "has kept channels that do not ascend in this plan"
         if problem:
             raise BadInput(f"{name} {problem}; use the plan with the network it was made for")
 
     def removed(self, layer: nn.Module) -> dict[str, Tensor]:
-        """The kernels that go."""
+        """The mask of the kernels that go."""
         assert isinstance(layer, nn.Conv2d)
         return {"weight": ~self.mask(layer.in_channels)}
 
     def compact(self, layer: nn.Module) -> GroupedKernelConv2d:
-        """The small module that computes what the convolution `layer` does once masked."""
+        """The small module that computes the same as the masked convolution `layer`."""
         assert isinstance(layer, nn.Conv2d)
         return GroupedKernelConv2d(layer, self)
 
@@ -77,7 +74,7 @@ class GroupedSpec(Spec):
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> GroupedSpec:
-        """The spec that `to_json` wrote. Raises BadInput for anything else."""
+        """Read what `to_json` wrote. Raises BadInput for anything else."""
         if missing := {"group_of_filter", "kept"} - set(fields):
             raise BadInput(f"not a grouped kernel plan: {', '.join(missing)} is missing")
         what = "a grouped kernel plan"
@@ -87,8 +84,10 @@ class GroupedSpec(Spec):
 class GroupedKernelConv2d(nn.Module):
     """A convolution after grouped kernel pruning, really small: gather inputs, grouped convolution, original filter order.
 
-    conv.weight is `(C_out, K, k_h, k_w)`; `gather` `(groups * K,)` and `restore` `(C_out,)` are index buffers. An input channel
-    that several groups keep is gathered once for each.
+    Attributes:
+        gather: Buffer `(groups * K,)`, the input channels group by group; one that several groups keep is gathered for each.
+        conv: The grouped convolution, weight `(C_out, K, k_h, k_w)`.
+        restore: Buffer `(C_out,)`, where each filter's output is.
     """
 
     gather: Tensor
@@ -97,7 +96,7 @@ class GroupedKernelConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d, spec: GroupedSpec):
         super().__init__()
         order, weight = spec.permutation, conv.weight.detach()
-        self.in_channels = conv.in_channels  # as before: those that no group keeps are not gathered
+        self.in_channels = conv.in_channels  # of the dense one: channels that no group keeps are not gathered
         self.register_buffer("gather", spec.kept.flatten().to(weight.device))
         self.register_buffer("restore", torch.argsort(order).to(weight.device))
         self.conv = conv_like(conv, spec.kept.numel(), conv.out_channels, groups=spec.groups, bias=conv.bias is not None)
@@ -111,13 +110,13 @@ class GroupedKernelConv2d(nn.Module):
 
     @property
     def spec(self) -> GroupedSpec:
-        """What stayed of the convolution this was, read off the index buffers."""
+        """The spec of this layer, read off the index buffers."""
         groups = self.conv.groups
         group_size = len(self.restore) // groups
         return GroupedSpec((self.restore // group_size).cpu(), self.gather.view(groups, -1).cpu())
 
     def dense(self) -> nn.Conv2d:
-        """The convolution of the same function that this was, the kernels that went being zero."""
+        """The dense convolution of the same function; removed kernels are zero."""
         spec, small = self.spec, self.conv
         conv = conv_like(small, self.in_channels, small.out_channels, bias=small.bias is not None)
         with torch.no_grad():
@@ -133,9 +132,15 @@ class GroupedKernelConv2d(nn.Module):
 
 
 def kept_count(in_channels: int, rate: float, layer: str = "the layer") -> int:
-    """The number of grouped kernels of `in_channels` that stay in each group at `rate`, the share removed (released rounding).
+    """Number of grouped kernels that stay in each group.
 
-    Raises BadInput for a rate outside (0, 1) or one that leaves a fraction of a kernel.
+    Args:
+        in_channels: Input channels of the layer.
+        rate: Share of kernels removed.
+        layer: Name for the message.
+
+    Raises:
+        BadInput: A rate outside (0, 1) or one that leaves a fraction of a kernel.
     """
     if not 0 < rate < 1:
         raise BadInput(f"rate must lie between 0 and 1, not {rate}; the paper uses 7/16 = 0.4375 and 10/16 = 0.625")

@@ -1,4 +1,4 @@
-"""Which layers of a network a method may prune, and why not the others."""
+"""The layers of a network that a method may prune, and the reasons why not the others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from torch import nn
 
 from gkp.errors import BadInput
+from gkp.networks.classifier import convolutions
 from gkp.pruning.coupling import Couplings
 
 Layers = Iterable[str] | Callable[[str, nn.Conv2d], bool] | None
@@ -16,10 +17,16 @@ Chosen = tuple[dict[str, nn.Conv2d], dict[str, str]]  # the convolutions to prun
 def choose_layers(net: nn.Module, layers: Layers, groups: int) -> Chosen:
     """The convolutions of `net` to prune kernel by kernel, and the ones left out with the reason.
 
-    layers, groups: as in `gkp.prune`. None: the paper's (our networks), or every ungrouped convolution whose filters divide by
-    `groups` except the image layer. Raises BadInput for a layer that was asked for and does not fit, and if nothing is left.
+    Args:
+        net: The dense network.
+        layers: As in `gkp.prune`. None: the paper's (our networks), or every ungrouped convolution whose filters divide by
+            `groups` except the image layer.
+        groups: Number of equal filter groups.
+
+    Raises:
+        BadInput: A layer that was asked for does not fit, or nothing is left.
     """
-    every = _convs(net)
+    every = convolutions(net)
     asked = getattr(net, "prunable", None) if layers is None else layers
     if asked is None:
         left_out = {name: reason for name, conv in every.items() if (reason := _unfit(name, conv, every, groups))}
@@ -36,10 +43,15 @@ def choose_layers(net: nn.Module, layers: Layers, groups: int) -> Chosen:
 def choose_filter_layers(net: nn.Module, layers: Layers, input_shape: Sequence[int] | None = None) -> Chosen:
     """The convolutions of `net` to prune filter by filter, and the ones left out with the reason.
 
-    layers: as in `gkp.prune`. None: all whose filters can go whole, that is without touching a residual stream. Raises BadInput
-    for a layer that was asked for and does not fit, and if nothing is left.
+    Args:
+        net: The dense network.
+        layers: As in `gkp.prune`. None: all whose filters can go whole, that is without touching a residual stream.
+        input_shape: (C, H, W) of the images; None for a usual one.
+
+    Raises:
+        BadInput: A layer that was asked for does not fit, or nothing is left.
     """
-    every = _convs(net)
+    every = convolutions(net)
     couplings = Couplings(net, input_shape)
     if layers is None:
         left_out = {name: reason for name in every if (reason := couplings.reason(name))}
@@ -51,10 +63,6 @@ def choose_filter_layers(net: nn.Module, layers: Layers, input_shape: Sequence[i
             if reason := couplings.reason(name):
                 raise BadInput(f"whole filters of {name} cannot go: it {reason}; leave it out with layers=")
     return _some(net, every, chosen), left_out
-
-
-def _convs(net: nn.Module) -> dict[str, nn.Conv2d]:
-    return {name: module for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
 
 
 def _some(net: nn.Module, every: Mapping[str, nn.Conv2d], chosen: Iterable[str]) -> dict[str, nn.Conv2d]:
@@ -76,7 +84,7 @@ def _named(every: Mapping[str, nn.Conv2d], layers: Iterable[str] | Callable[[str
 
 
 def _unfit(name: str, conv: nn.Conv2d, every: Mapping[str, nn.Conv2d], groups: int) -> str:
-    """Why `conv` cannot be pruned, or an empty string. The first convolution of `every` is the image layer."""
+    """The reason why `conv` cannot be pruned, or an empty string. The first convolution of `every` is the image layer."""
     if conv.groups != 1:
         return f"is a grouped convolution already (groups={conv.groups})"
     if every and name == next(iter(every)):

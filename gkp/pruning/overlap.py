@@ -1,4 +1,4 @@
-"""What two plans of grouped kernels, of the same network, have in common: do two selections decide differently at all?"""
+"""The overlap of two grouped kernel plans of one network: do two selections decide differently at all?"""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from gkp.pruning.plan import Plan
 
 @dataclass(frozen=True)
 class Overlap:
-    """filters: of all pruned layers. differing: those for which the two plans keep other kernels. share: of the kernels that
-    the first plan keeps, how many the second keeps too, in [0, 1]; plans drawn at random share 1 - rate."""
+    """The overlap of two plans.
+
+    Attributes:
+        filters: Number of filters of all pruned layers.
+        differing: Number of filters for which the two plans keep different kernels.
+        share: Share of the kernels kept by the first plan that the second keeps too; plans drawn at random share 1 - rate.
+    """
 
     filters: int
     differing: int
@@ -20,9 +25,10 @@ class Overlap:
 
 
 def overlap(one: Plan, other: Plan) -> Overlap:
-    """How far two plans of grouped kernels agree, filter by filter, however each of them groups the filters.
+    """Compare two grouped kernel plans filter by filter, however each of them groups the filters.
 
-    Raises BadInput unless both prune the same layers, and all of these by grouped kernels.
+    Raises:
+        BadInput: They do not prune the same layers, or not all of them by grouped kernels.
     """
     if not one or set(one) != set(other):
         raise BadInput("two plans of the same layers are needed, with one layer at least")

@@ -1,4 +1,4 @@
-"""A plan: what stays of a network, layer by layer; and how a dense network becomes its twin or its compact form."""
+"""Plans: what stays of a network, layer by layer, and how a dense network becomes its twin or its compact form."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from gkp.pruning.spec import Spec, spec_from_json
 
 
 class Plan(Mapping[str, Spec]):
-    """What stays, layer by layer: an immutable mapping from layer name to spec.
+    """What stays of a network: an immutable mapping from layer name to spec.
 
-    input_shape: (C, H, W) of the network's images, needed only where whole filters go from a network that is not ours and takes
-    none of the usual sizes.
+    Args:
+        layers: Spec by name of convolution.
+        input_shape: (C, H, W) of the network's images. Needed only if whole filters go from a network that is not ours and
+            takes none of the usual sizes.
     """
 
     def __init__(self, layers: Mapping[str, Spec], input_shape: Sequence[int] | None = None):
@@ -35,16 +37,16 @@ class Plan(Mapping[str, Spec]):
         return len(self._layers)
 
     def to_json(self) -> dict[str, Any]:
-        """{layer name: the JSON of its spec}: plain types, ready for `json.dump`."""
+        """The JSON of each spec by layer name: plain types, ready for `json.dump`."""
         return {name: spec.to_json() for name, spec in self.items()}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any], input_shape: Sequence[int] | None = None) -> Plan:
-        """The plan that `to_json` wrote. Raises BadInput for anything else."""
+        """Read what `to_json` wrote. Raises BadInput for anything else."""
         return cls({name: spec_from_json(name, spec) for name, spec in fields.items()}, input_shape)
 
     def convs(self, net: nn.Module) -> dict[str, nn.Conv2d]:
-        """The convolutions of the dense `net` that this plan prunes. Raises BadInput where plan and network do not fit."""
+        """The convolutions of the dense `net` that this plan prunes. Raises BadInput if plan and network do not fit."""
         found = {}
         for name, spec in self.items():
             try:
@@ -58,10 +60,14 @@ class Plan(Mapping[str, Spec]):
         return found
 
     def cuts(self, net: nn.Module, couplings: Couplings | None = None) -> list[Cut]:
-        """What goes with the filters that go whole from the dense `net`; empty where none does.
+        """The cuts that go with the filters that go whole from the dense `net`; empty if none does.
 
-        couplings: those of `net`, if they are known. Raises BadInput where plan and network do not fit, or where a cut meets a
-        layer that the plan restructures.
+        Args:
+            net: The dense network.
+            couplings: Those of `net`, if they are known.
+
+        Raises:
+            BadInput: Plan and network do not fit, or a cut meets a layer that the plan restructures.
         """
         removed = {name: self[name].removed_filters(conv) for name, conv in self.convs(net).items()}
         if not any(len(filters) for filters in removed.values()):
@@ -74,9 +80,11 @@ class Plan(Mapping[str, Spec]):
 
     @property
     def only_cuts(self) -> bool:
-        """Whether filters go and nothing else, so that every layer stays a smaller one of its kind: the compact network, which
-        is the same function, is then the faster one to train and to attack (1.3 times for ResNet-20 at 7/16 on one core); with
-        grouped convolutions the masked twin is."""
+        """Whether nothing but filters goes, so that every layer stays a smaller one of its kind.
+
+        The compact network, which is the same function, is then the faster one to train and to attack (1.3 times for ResNet-20
+        at 7/16 on one core); with grouped convolutions the masked twin is.
+        """
         return not any(spec.restructures for spec in self.values())
 
     def make_twin(self, net: nn.Module) -> None:
@@ -85,7 +93,7 @@ class Plan(Mapping[str, Spec]):
             replace_layer(net, name, self[name].twin(conv))
 
     def removed(self, twin: nn.Module, cuts: Sequence[Cut]) -> dict[str, Tensor]:
-        """Parameter name -> bool, broadcastable to it: what is held at zero in the `twin` that `make_twin` made."""
+        """Masks by parameter name, broadcastable to it: True where the `twin` that `make_twin` made is held at zero."""
         masks = coupling.zeros(twin, cuts)
         for name, spec in self.items():
             for parameter, gone in spec.removed(twin.get_submodule(name)).items():
@@ -99,10 +107,10 @@ class Plan(Mapping[str, Spec]):
             replace_layer(twin, name, spec.compact(twin.get_submodule(name)))
         if cuts:
             coupling.cut(twin, cuts)
-        twin.plan = self  # type: ignore[assignment]  # how `plan_of` knows it again
+        twin.plan = self  # type: ignore[assignment]  # for `plan_of`
 
     def compact(self, net: nn.Module) -> nn.Module:
-        """A copy of the dense `net` whose pruned layers are really small. `net` is left as it was."""
+        """A copy of the dense `net` whose pruned layers are really small."""
         small = copy.deepcopy(net)
         self.compact_in_place(small)
         return small
@@ -115,12 +123,12 @@ class Plan(Mapping[str, Spec]):
 
 
 def plan_of(net: nn.Module) -> Plan:
-    """The plan by which `net` was pruned, be it a masked twin or a compact network; an empty one if it was not."""
+    """The plan by which a masked twin or a compact network was pruned; an empty one for any other network."""
     plan = getattr(net, "plan", None)
     return plan if isinstance(plan, Plan) else Plan({})
 
 
 def replace_layer(net: nn.Module, name: str, layer: nn.Module) -> None:
-    """Puts `layer` in the place of the module `name` of `net`."""
+    """Put `layer` in the place of the module `name` of `net`."""
     parent, _, child = name.rpartition(".")
     setattr(net.get_submodule(parent), child, layer)

@@ -1,9 +1,8 @@
-"""`prune` for methods that prune in one shot, `train_pruned` for those that prune while they train.
+"""Prune a network: `prune` in one shot, `train_pruned` by a method that prunes while it trains.
 
-Both kinds decide what stays and leave the masking to others.
-
-A method that prunes while it trains has `callback(convs)`, a `gkp.pruning.callback.PruningCallback` that acts on the
-training of the dense network and whose `plan(net)` then says what stays.
+Either way the method only decides what stays, a `Plan`; masks, budget and the check of both are the same for all methods. A
+one-shot method has `plan(net, convs)`. A training-time method has `callback(convs)`, which acts on the training of the dense
+network and whose `plan(net)` then says what stays.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from gkp.data.dataset import Dataset
+from gkp.data.dataset import Dataset, check_fit
 from gkp.errors import BadInput
 from gkp.pruning.budget import TOLERANCE, check_budget, grouped_kernel_macs
 from gkp.pruning.callback import PruningCallback
@@ -32,10 +31,17 @@ from gkp.training.recipe import Recipe
 
 
 class Method(Protocol):
-    """What `prune` asks of a one-shot pruning method."""
+    """A one-shot pruning method, as `prune` calls it."""
 
     def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
         """What stays of `net` when its layers `convs` are pruned."""
+
+
+class TrainingMethod(Protocol):
+    """A training-time method, as `train_pruned` calls it."""
+
+    def callback(self, convs: Mapping[str, nn.Conv2d]) -> PruningCallback:
+        """The callback that prunes the layers of these names."""
 
 
 def prune(
@@ -51,23 +57,33 @@ def prune(
     budget: float | None = None,
     **options: Any,
 ) -> PrunedModel:
-    """The masked dense twin of `net` after one-shot pruning by `method`; `net` itself is left as it was.
+    """Prune a network in one shot; `net` itself is left as it was.
 
-    rate: for grouped kernel methods the share of kernels removed in every pruned layer; for all others the same budget: they
-    match, within 1 %, the paper_macs that grouped kernel pruning at this rate leaves of `net`. budget: other paper_macs to
-    match, or, below 1, a fraction of the dense network's (not for grouped kernel methods). groups: n, the equal filter groups.
-    seed: for methods that draw. data: for methods that look at images (`gkp.methods()` says which need it): a training split.
-    layers: None for the paper's layers (our networks) or every ungrouped convolution whose filters divide by `groups`, except
-    the image layer (any other network), and for filter methods every convolution whose filters can go whole without touching a
-    residual stream; what was left out is listed in `.left_out`. Or layer names; or a predicate (name, conv) -> bool: the budget
-    is then what grouped kernel pruning of those layers would leave. input_shape: (C, H, W) of the images, if not a usual one.
-    options: the method's own, e.g. alpha, beam_width, check_every, beta for sr-gkp; round_to=8 for filter and channel methods.
-    Raises BadInput for an unknown method or option, a rate or groups that do not fit a layer, no layer, NaN or Inf weights,
-    missing data, a budget that the method cannot reach or does not keep.
+    Args:
+        net: A trained network: one of ours, or any other made of ungrouped convolutions.
+        method: One of `gkp.methods()` whose procedure is "one-shot".
+        rate: For grouped kernel methods the share of kernels removed in every pruned layer. For all others the same budget:
+            they match, within 1 %, the paper_macs that grouped kernel pruning at this rate leaves of `net`.
+        groups: Number of equal filter groups of grouped kernel methods, n in the paper.
+        seed: For methods that draw at random.
+        layers: None for the paper's layers (our networks) or every ungrouped convolution whose filters divide by `groups`,
+            except the image layer (any other network); for filter methods, every convolution whose filters can go whole without
+            touching a residual stream. Or names of layers, or a predicate (name, conv) -> bool: the budget is then what grouped
+            kernel pruning of those layers would leave.
+        data: A training split, for methods that look at images (`gkp.methods()` says which).
+        input_shape: (C, H, W) of the images, if it is not a usual one.
+        budget: Other paper_macs to match, or, below 1, a fraction of the dense network's. Not for grouped kernel methods.
+        options: The method's own, e.g. alpha, beam_width, check_every and beta for sr-gkp; round_to=8 for filter methods.
+
+    Returns:
+        The masked dense twin, to be fine-tuned and attacked; `.plan` says what stays, `.left_out` which layers were not pruned
+        and why, `.compact()` gives the small network.
+
+    Raises:
+        BadInput: Unknown method or option, a rate or groups that do not fit a layer, no layer, NaN or Inf weights, missing
+            data, or a budget that the method cannot reach or does not keep.
     """
-    if isinstance(net, PrunedModel):
-        raise BadInput("this network is pruned already; prune its `.net`, or the network it was made from")
-    info = method_info(method)
+    info = _info_for(net, method)
     if info.procedure != "one-shot":
         raise BadInput(f"{method} prunes while it trains ({info.procedure}); use gkp.pruning.prune.train_pruned")
     shape = tuple(input_shape) if input_shape is not None else None
@@ -79,10 +95,73 @@ def prune(
     planner = make_method(method, **fitting, **options)
     check_inputs(info, net, convs, data)
     pruned = PrunedModel(net, planner.plan(net, convs), left_out)
-    if target is not None:
-        within = getattr(planner, "tolerance", TOLERANCE)
-        check_budget(cost(pruned, input_shape=shape or find_input_shape(net)), target, tolerance=within, who=method)
+    _check_kept(pruned, planner, target, shape, method)
     return planner.initialise(pruned) if hasattr(planner, "initialise") else pruned
+
+
+def train_pruned(
+    net: nn.Module,
+    method: str,
+    train_set: Dataset,
+    recipe: Recipe,
+    *,
+    rate: float = 7 / 16,
+    seed: int = 0,
+    layers: Layers = None,
+    input_shape: Sequence[int] | None = None,
+    budget: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool | None = None,
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> tuple[PrunedModel, TrainingLog]:
+    """Prune a network by a method that works while it trains; `net` itself is left as it was.
+
+    Args:
+        net: The dense network, trained or new.
+        method: One of `gkp.methods()` whose procedure is not "one-shot".
+        train_set: The images and labels.
+        recipe: How to train, as in `gkp.training.loop.train`.
+        rate, layers, input_shape, budget: As in `gkp.prune`.
+        seed: Of everything random.
+        callbacks: Others beside the method's own.
+        evaluate: Called after each epoch with the dense network, in which the method may just have zeroed weights.
+        checkpoint, progress, device: As in `gkp.training.loop.train`.
+        options: The method's own.
+
+    Returns:
+        The masked dense twin, to be fine-tuned like any other, and the log of the training.
+
+    Raises:
+        BadInput: A one-shot method, or as `gkp.prune` and `gkp.training.loop.train`.
+    """
+    info = _info_for(net, method)
+    if info.procedure == "one-shot":
+        raise BadInput(f"{method} prunes in one shot; use gkp.prune, then gkp.training.loop.train")
+    shape = tuple(input_shape) if input_shape is not None else None
+    trained = copy.deepcopy(net)
+    convs, left_out = layers_for(info, trained, layers, input_shape=shape)
+    target = target_macs(info, trained, convs, layers, rate, budget, shape)
+    shared = {"rate": rate, "seed": seed, "input_shape": shape, "budget": target}
+    planner = make_method(method, **{k: v for k, v in shared.items() if k in info.options}, **options)
+    check_inputs(info, trained, convs, train_set)
+    pruning = planner.callback(convs)
+    log = train(
+        trained,
+        train_set,
+        recipe,
+        seed=seed,
+        evaluate=evaluate,
+        checkpoint=checkpoint,
+        progress=progress,
+        device=device,
+        callbacks=(pruning, *callbacks),
+    )
+    pruned = PrunedModel(trained, pruning.plan(trained), left_out)
+    _check_kept(pruned, planner, target, shape, method)
+    return pruned, log
 
 
 def layers_for(
@@ -125,85 +204,24 @@ def target_macs(
 
 
 def check_inputs(info: MethodInfo, net: nn.Module, convs: Mapping[str, nn.Conv2d], data: Dataset | None) -> None:
-    """Raises BadInput for NaN or Inf weights, and for data that this method needs and that is missing or does not fit."""
+    """Raise BadInput for NaN or Inf weights, and for data that this method needs and that is missing or does not fit."""
     for name, conv in convs.items():
         if not bool(conv.weight.isfinite().all()):
             raise BadInput(f"{name} has NaN or Inf weights; load a sound checkpoint before pruning")
-    if "data" not in info.needs:
-        return
-    if data is None:
-        raise BadInput(f'{info.name} looks at images; give data=, a training split such as load_dataset("digits", "train")')
-    was_training = net.training
-    try:
-        with torch.no_grad():
-            logits = net.eval()(data.pixels(slice(0, 1)).to(next(net.parameters()).device))
-    except RuntimeError as error:
-        shape, problem = tuple(data.images.shape[1:]), str(error).splitlines()[0]
-        raise BadInput(f"images of {data.name}, {shape}, do not pass through {type(net).__name__}: {problem}") from error
-    finally:
-        net.train(was_training)
-    if logits.ndim != 2 or logits.shape[1] < data.num_classes:
-        raise BadInput(f"{data.name} has {data.num_classes} classes, the network {logits.shape[-1]}; give data it was made for")
+    if "data" in info.needs:
+        if data is None:
+            raise BadInput(f'{info.name} looks at images; give data=, a training split such as load_dataset("digits", "train")')
+        check_fit(net, data)
 
 
-class TrainingMethod(Protocol):
-    """What `train_pruned` asks of a training-time method."""
-
-    def callback(self, convs: Mapping[str, nn.Conv2d]) -> PruningCallback:
-        """The callback that prunes the layers of these names."""
-
-
-def train_pruned(
-    net: nn.Module,
-    method: str,
-    train_set: Dataset,
-    recipe: Recipe,
-    *,
-    rate: float = 7 / 16,
-    seed: int = 0,
-    layers: Layers = None,
-    input_shape: Sequence[int] | None = None,
-    budget: float | None = None,
-    callbacks: Sequence[Callback] = (),
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
-    checkpoint: str | Path | None = None,
-    progress: bool | None = None,
-    device: str | torch.device | None = None,
-    **options: Any,
-) -> tuple[PrunedModel, TrainingLog]:
-    """The masked dense twin of `net` after it was trained and pruned by `method`, and the log of that training.
-
-    `net` itself is left as it was; give it trained or new. rate, layers, input_shape, budget, options: as in `gkp.prune`.
-    recipe, seed, evaluate, checkpoint, progress, device: as in `gkp.training.loop.train`; what is evaluated is the dense
-    net, zero where the method just zeroed it. callbacks: others beside the method's own. What comes back is fine-tuned like
-    any other. Raises BadInput for a one-shot method, and as `gkp.prune` and `gkp.training.loop.train` do.
-    """
+def _info_for(net: nn.Module, method: str) -> MethodInfo:
     if isinstance(net, PrunedModel):
         raise BadInput("this network is pruned already; prune its `.net`, or the network it was made from")
-    info = method_info(method)
-    if info.procedure == "one-shot":
-        raise BadInput(f"{method} prunes in one shot; use gkp.prune, then gkp.training.loop.train")
-    shape = tuple(input_shape) if input_shape is not None else None
-    trained = copy.deepcopy(net)
-    convs, left_out = layers_for(info, trained, layers, input_shape=shape)
-    target = target_macs(info, trained, convs, layers, rate, budget, shape)
-    shared = {"rate": rate, "seed": seed, "input_shape": shape, "budget": target}
-    planner = make_method(method, **{k: v for k, v in shared.items() if k in info.options}, **options)
-    check_inputs(info, trained, convs, train_set)
-    pruning = planner.callback(convs)
-    log = train(
-        trained,
-        train_set,
-        recipe,
-        seed=seed,
-        evaluate=evaluate,
-        checkpoint=checkpoint,
-        progress=progress,
-        device=device,
-        callbacks=(pruning, *callbacks),
-    )
-    pruned = PrunedModel(trained, pruning.plan(trained), left_out)
+    return method_info(method)
+
+
+def _check_kept(pruned: PrunedModel, planner: Any, target: float | None, shape: tuple[int, ...] | None, method: str) -> None:
+    """Raise BadInput if the method keeps more than the budget."""
     if target is not None:
-        within = getattr(planner, "tolerance", TOLERANCE)
-        check_budget(cost(pruned, input_shape=shape or find_input_shape(net)), target, tolerance=within, who=method)
-    return pruned, log
+        found = cost(pruned, input_shape=shape or find_input_shape(pruned.net))
+        check_budget(found, target, tolerance=getattr(planner, "tolerance", TOLERANCE), who=method)

@@ -1,10 +1,10 @@
-"""The registry of pruning methods, and `prune`, the one way to use those that prune in one shot.
+"""The registry of pruning methods.
 
-A method is a frozen dataclass of hyper-parameters, one file each. A one-shot method has `plan(net, convs) -> Plan`: it decides
-what stays of the convolutions `convs` and does nothing else. Fields called rate, groups, seed, data, input_shape and budget are
-filled by `prune`. A method that scores filters inherits all of that from `gkp.pruning.methods.filter_method.FilterMethod`
-and only says its score. A training-time method ends in a plan too: see `gkp.pruning.prune`. A control that also says which
-weights the twin starts from has `initialise(pruned) -> PrunedModel`.
+A method is a frozen dataclass of hyper-parameters, in a file of its own. A one-shot method has `plan(net, convs) -> Plan`: it
+decides what stays of the convolutions `convs` and does nothing else. Fields called rate, groups, seed, data, input_shape and
+budget are filled by `gkp.prune`. A method that scores filters inherits all of that from
+`gkp.pruning.methods.filter_method.FilterMethod` and overrides `scores` only. A training-time method ends in a plan too: see
+`gkp.pruning.prune`. A control that also sets the weights the twin starts from has `initialise(pruned) -> PrunedModel`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ PROCEDURES = ("one-shot", "soft", "sparse training", "while training")
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What the registry knows of a method.
+    """An entry of the registry.
 
-    reference: where it was published, or "control". family: what it removes ("grouped kernel", "filter", "channel").
-    needs: what it looks at ("weights", "data", ...). procedure: "one-shot" (before fine-tuning; `gkp.prune`), or while training
-    (`gkp.pruning.prune.train_pruned`): "soft" (what is zeroed may come back), "sparse training" (a penalty, then one cut), or
-    "while training" (with an objective, weights or an update rule of its own).
-    fidelity: "faithful", or "adapted: " with what differs and why.
+    Attributes:
+        name: Of the method.
+        reference: Its publication, or "control".
+        family: What it removes: "grouped kernel", "filter" or "channel".
+        needs: What it looks at: "weights", "data", ...
+        procedure: "one-shot" (before fine-tuning, by `gkp.prune`), or while training (by `gkp.pruning.prune.train_pruned`):
+            "soft" (zeroed filters may come back), "sparse training" (a penalty, then one cut), or "while training" (with an
+            objective, weights or an update rule of its own).
+        fidelity: "faithful", or "adapted: " with what differs and why.
+        options: Its hyper-parameters and their defaults.
+        cls: Its class.
     """
 
     name: str
@@ -41,7 +47,7 @@ class MethodInfo:
     cls: type[Any] = dataclasses.field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """All but the class, as plain types."""
+        """All fields but the class, as plain types."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("cls", "options")} | {
             "needs": list(self.needs),
             "options": dict(self.options),
@@ -54,10 +60,13 @@ _REGISTRY: dict[str, MethodInfo] = {}
 def register(
     name: str, *, reference: str, family: str, needs: tuple[str, ...], fidelity: str, procedure: str = "one-shot"
 ) -> Callable[[M], M]:
-    """A class decorator that puts a frozen dataclass of hyper-parameters into the registry under `name`.
+    """Class decorator: put a frozen dataclass of hyper-parameters into the registry under `name`.
 
-    Raises BadInput if the name is taken by another class, the procedure is unknown, or `fidelity` is neither "faithful" nor
-    "adapted: ...".
+    The arguments are those of `MethodInfo`.
+
+    Raises:
+        BadInput: The name is taken by another class, the procedure is unknown, or `fidelity` is neither "faithful" nor
+            "adapted: ...".
     """
     if procedure not in PROCEDURES:
         raise BadInput(f"procedure of {name} must be one of {', '.join(PROCEDURES)}, not {procedure!r}")
@@ -81,7 +90,7 @@ def methods() -> dict[str, MethodInfo]:
 
 
 def make_method(name: str, **options: Any) -> Any:
-    """The method `name` with its hyper-parameters set. Raises BadInput for an unknown name or option."""
+    """The method `name` with these hyper-parameters. Raises BadInput for an unknown name or option."""
     info = method_info(name)
     unknown = sorted(set(options) - set(info.options))
     if "round_to" in unknown and info.family == "grouped kernel":
@@ -95,7 +104,7 @@ def make_method(name: str, **options: Any) -> Any:
 
 
 def method_info(name: str) -> MethodInfo:
-    """What the registry knows of the method `name`. Raises BadInput for an unknown one."""
+    """The registry's entry of the method `name`. Raises BadInput for an unknown one."""
     if name not in _REGISTRY:
         raise BadInput(f"unknown method {name!r}; known: {', '.join(methods())}")
     return _REGISTRY[name]

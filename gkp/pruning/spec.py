@@ -1,4 +1,4 @@
-"""The base of every spec: what a kind of pruning says of one layer, and how JSON finds the kind again."""
+"""Specs: what stays of one convolution. The base of all kinds, and how JSON finds the kind again."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from gkp.errors import BadInput
 class Spec(ABC):
     """What stays of one convolution. A kind is a frozen dataclass (eq=False) that overrides what differs from "nothing goes".
 
-    key: the JSON field by which `Plan.from_json` recognises the kind; `@spec_kind` registers it. restructures: whether `twin`
-    or `compact` put another kind of module in the layer's place. The rules that make masked and compact equal: `removed` names
-    everything that `compact` leaves away; the shapes of `twin` depend on those of the convolution and on this spec's JSON alone
-    (its weights may come from the dense ones: a saved model brings its own).
+    Two rules make masked and compact equal. `removed` names everything that `compact` leaves out. And the shapes of `twin`
+    depend on those of the convolution and on this spec's JSON alone (its weights may come from the dense ones: a saved network
+    brings its own).
+
+    Attributes:
+        key: The JSON field by which `Plan.from_json` recognises the kind; `@spec_kind` registers it.
+        restructures: Whether `twin` or `compact` put another kind of module in the layer's place.
     """
 
     key: ClassVar[str]
@@ -30,24 +33,24 @@ class Spec(ABC):
     __hash__ = None  # type: ignore[assignment]
 
     def check(self, name: str, conv: nn.Conv2d) -> None:
-        """Raises BadInput, naming the layer, unless this spec fits the dense `conv`."""
+        """Raise BadInput, naming the layer, unless this spec fits the dense `conv`."""
         if conv.groups != 1:
             raise BadInput(f"{name} is a grouped convolution (groups={conv.groups}); prune the network it was made from")
 
     def twin(self, conv: nn.Conv2d) -> nn.Module:
-        """What is trained in place of the dense `conv`: itself, held by masks, or (CC, LRF) a restructured module."""
+        """The module to train in place of the dense `conv`: itself, held by masks, or (CC, LRF) a restructured one."""
         return conv
 
     def removed(self, layer: nn.Module) -> Mapping[str, Tensor]:
-        """Parameter name -> bool, broadcastable to it, True where `layer` (what `twin` returned) is held at exactly zero."""
+        """Masks by parameter name, broadcastable to it: True where `layer`, which `twin` made, is held at exactly zero."""
         return {}
 
     def removed_filters(self, conv: nn.Conv2d) -> Tensor:
-        """The filters that go whole `(R,)` int64, and with them whatever is coupled to them: see `gkp.pruning.coupling`."""
+        """The filters `(R,)` int64 that go whole, and with them what is coupled to them, see `gkp.pruning.coupling`."""
         return torch.empty(0, dtype=torch.int64)
 
     def compact(self, layer: nn.Module) -> nn.Module:
-        """The small module that computes what `layer` (what `twin` returned) does, its removed weights being zero."""
+        """The small module that computes the same as `layer`, which `twin` made and whose removed weights are zero."""
         return layer
 
     @abstractmethod
@@ -57,7 +60,7 @@ class Spec(ABC):
     @classmethod
     @abstractmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Spec:
-        """The spec that `to_json` wrote. Raises BadInput for anything else."""
+        """Read what `to_json` wrote. Raises BadInput for anything else."""
 
 
 S = TypeVar("S", bound=type[Spec])
@@ -65,7 +68,7 @@ _KINDS: dict[str, type[Spec]] = {}
 
 
 def spec_kind(key: str) -> Callable[[S], S]:
-    """A class decorator: the JSON of a spec with a field `key` is read by this class. Raises BadInput if `key` is taken."""
+    """Class decorator: the JSON of a spec with a field `key` is read by this class. Raises BadInput if `key` is taken."""
 
     def add(cls: S) -> S:
         taken = _KINDS.get(key)
@@ -79,27 +82,40 @@ def spec_kind(key: str) -> Callable[[S], S]:
 
 
 def spec_from_json(layer: str, fields: Any) -> Spec:
-    """The spec of `layer` that `fields` describe. Raises BadInput if no kind of spec has a field of theirs."""
+    """The spec of `layer` that `fields` describe. Raises BadInput if no kind of spec has one of these fields."""
     if isinstance(fields, Mapping):
         for key, kind in _KINDS.items():
             if key in fields:
                 return kind.from_json(fields)
-    raise BadInput(f"the plan says nothing known of {layer}; a spec has one of the fields {', '.join(_KINDS)}")
+    raise BadInput(f"the plan has no known kind of spec for {layer}; a spec has one of the fields {', '.join(_KINDS)}")
+
+
+def check_kept(name: str, kept: Tensor, width: int, what: str) -> None:
+    """Raise BadInput, naming the layer, unless `kept` `(..., K)` ascends within 0..width-1; what: e.g. "filter"."""
+    problem = None
+    if not kept.numel():
+        problem = f"keeps no {what} by this plan"
+    elif kept.min() < 0 or kept.max() >= width:
+        problem = f"has {width} {what}s, the plan keeps number {int(kept.max())}"
+    elif not bool((kept.diff(dim=-1) > 0).all()):
+        problem = f"has kept {what}s that do not ascend in this plan"
+    if problem:
+        raise BadInput(f"{name} {problem}; use the plan with the network it was made for")
 
 
 def ints(values: Any, what: str, dims: int) -> Tensor:
-    """`values` as an int64 tensor of `dims` dimensions. Raises BadInput, saying `what` it is not, for anything else."""
+    """Turn `values` into an int64 tensor of `dims` dimensions. Raises BadInput ("not {what}: ...") for anything else."""
     try:
         tensor = torch.tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadInput(f"not {what}: {error}") from error
     if tensor.dtype != torch.int64 or tensor.ndim != dims:
-        raise BadInput(f"not {what}: wants whole numbers in {dims} dimension{'s' * (dims > 1)}, not {str(values)[:60]}")
+        raise BadInput(f"not {what}: needs whole numbers in {dims} dimension{'s' * (dims > 1)}, not {str(values)[:60]}")
     return tensor
 
 
 def conv_like(conv: nn.Conv2d, in_channels: int, out_channels: int, *, bias: bool, groups: int = 1) -> nn.Conv2d:
-    """A convolution of so many channels that slides over images as `conv` does, of its device and type; its weights are new."""
+    """A convolution of other widths with the geometry, device and type of `conv`, and new weights."""
     return nn.Conv2d(
         in_channels,
         out_channels,

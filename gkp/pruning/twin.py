@@ -1,4 +1,4 @@
-"""The masked dense twin of a pruned network: what is trained and attacked."""
+"""The masked dense twin of a pruned network, which is trained and attacked."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ CLASSIFIER_NAMES = ("architecture", "mean", "std", "num_classes", "from_normalis
 
 
 class PrunedModel(nn.Module):
-    """The masked dense twin of a pruned network: `net` with the weights that `plan` removes held at exactly zero.
+    """The masked dense twin of a pruned network: a copy of it in which the removed weights are held at exactly zero.
 
-    plan: what stays. left_out: layers that were not pruned, with the reason. Momentum revives masked weights: they are zeroed
-    again before every forward pass in training mode and whenever the mode changes, so any training loop keeps the plan; a loop
-    that looks at weights between steps calls `apply_masks` itself. Where a filter goes whole, its row, its bias, its BatchNorm
-    weight and bias and its readers' columns are zero, so its channel is zero all the way.
+    Momentum revives masked weights: they are zeroed again before every forward pass in training mode and whenever the mode
+    changes, so any training loop keeps the plan; a loop that looks at weights between steps calls `apply_masks` itself. Where a
+    filter goes whole, its row, its bias, its BatchNorm weight and bias and its readers' columns are zero, so that its channel
+    is zero all the way.
+
+    Args:
+        net: The dense network.
+        plan: What stays.
+        left_out: Layers that were not pruned, with the reason.
+
+    Raises:
+        BadInput: Plan and network do not fit.
     """
 
     def __init__(self, net: nn.Module, plan: Plan, left_out: Mapping[str, str] | None = None):
@@ -44,7 +52,7 @@ class PrunedModel(nn.Module):
             self.net.get_parameter(parameter).masked_fill_(self.get_buffer(_mask_name(parameter)), 0.0)
 
     def train(self, mode: bool = True) -> PrunedModel:
-        """Switch the mode, masks applied."""
+        """Switch the mode and apply the masks."""
         super().train(mode)
         self.apply_masks()
         return self
@@ -53,13 +61,13 @@ class PrunedModel(nn.Module):
         return getattr(self.net, name) if name in CLASSIFIER_NAMES else super().__getattr__(name)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of images `x`, as the network that was pruned takes them."""
+        """Logits of images `x`, in the form that the dense network takes."""
         if self.training:
             self.apply_masks()
         return self.net(x)
 
     def compact(self) -> nn.Module:
-        """A new module, really smaller, that computes the same function (logits within 1e-5)."""
+        """A new, really smaller module that computes the same function (logits within 1e-5)."""
         self.apply_masks()
         small = copy.deepcopy(self.net)
         self.plan.shrink(small, self._cuts)
@@ -67,7 +75,7 @@ class PrunedModel(nn.Module):
 
 
 def masked_twin(small: nn.Module) -> nn.Module:
-    """The masked twin that the compact network `small` came from, bit for bit, where nothing but grouped kernels went.
+    """The masked twin of a compact network from which nothing but grouped kernels went, bit for bit.
 
     Any other network is returned as it is: only grouped convolutions take longer than the dense ones that they come from.
     """

@@ -1,4 +1,4 @@
-"""The seam between the training loop and whatever acts on a training, such as a pruning method that prunes while it trains."""
+"""Hooks into a training: how a pruning method that prunes while it trains acts on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Callback:
     A callback that carries something from step to step returns it from `state`, so that a checkpoint holds it. Make it a
     dataclass of its settings: a checkpoint made with other settings is then refused.
 
-    The order of one training: `schedule`, `before_training`, (`restore`), `parameters`; of each step: `objective`,
+    The order of one training: `schedule`, `before_training`, `parameters`, (`restore`); of each step: `objective`,
     `loss_term`, the backward pass, `after_backward`, the optimiser's step, `after_step`; then `after_epoch`; at the end
     `finish`.
     """

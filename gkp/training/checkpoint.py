@@ -1,6 +1,6 @@
-"""The file a training is resumed from: one safetensors file, tensors inside, everything else as JSON in its header.
+"""The checkpoint of a training: one safetensors file, with everything but the tensors as JSON in its header.
 
-It holds the net's state, SGD's momentum, callbacks' tensors, the log so far, and what training it belongs to.
+It holds the network's state, SGD's momentum, the tensors of callbacks, the log so far, and the training it belongs to.
 """
 
 from __future__ import annotations
@@ -9,36 +9,40 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.files import one_line, replace_file
-
-if TYPE_CHECKING:
-    from gkp.training.callback import Callback
+from gkp.files import one_line, read_tensors, write_tensors
+from gkp.training.callback import Callback
 
 _FORMAT = "gkp training checkpoint 1"
 Rows = list[dict[str, float]]
 
 
 class Keeper:
-    """Writes one training's checkpoint and continues from it. identity: what must agree, as plain JSON types."""
+    """Writes the checkpoint of one training and continues from it.
+
+    Args:
+        path: The file.
+        identity: What must be the same for a training to be continued, as plain JSON types.
+
+    Raises:
+        BadInput: The file cannot be written; better now than after an epoch's work.
+    """
 
     def __init__(self, path: Path, identity: dict[str, Any]):
         self.path, self.identity = path, json.loads(json.dumps(identity))  # as it will be read back
         if path.is_dir():
             raise BadInput(f"{path}: is a folder; give the name of a file for the checkpoint")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK):  # say so now, not after an epoch's work
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise BadInput(f"{path}: cannot be written, for {folder} is not a writable folder; give another file")
 
     def save(self, net: nn.Module, optimizer: torch.optim.Optimizer, callbacks: Sequence[Callback], rows: Rows) -> None:
-        """Replace the file, whole or not at all. Raises BadInput when it cannot be written."""
+        """Write the file atomically. Raises BadInput when it cannot be written."""
         tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
         for i, p in enumerate(_parameters(optimizer)):
             buffer = optimizer.state[p].get("momentum_buffer")
@@ -46,22 +50,23 @@ class Keeper:
                 tensors[f"momentum.{i}"] = buffer
         for i, callback in enumerate(callbacks):
             tensors.update({f"callback.{i}.{name}": value for name, value in callback.state().items()})
-        # clones, since safetensors refuses tensors that share memory
-        tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
         header = {"format": _FORMAT, "training": json.dumps({"identity": self.identity, "rows": rows})}
-        replace_file(self.path, lambda partial: save_file(tensors, partial, metadata=header))
+        write_tensors(self.path, tensors, header)
 
     def resume(self, net: nn.Module, optimizer: torch.optim.Optimizer, callbacks: Sequence[Callback]) -> Rows | None:
-        """The rows logged so far, after the net, optimizer and callbacks took their state back; None without a file.
+        """Give network, optimiser and callbacks their state back.
 
-        Raises BadInput when the file is no checkpoint, is truncated, or belongs to another training.
+        Returns:
+            The rows logged so far; None if there is no file.
+
+        Raises:
+            BadInput: The file is no checkpoint, is truncated, or belongs to another training.
         """
         if not self.path.exists():
             return None
         rows, tensors = self._read()
-        net_state = _below("net.", tensors)
         try:
-            net.load_state_dict(net_state)
+            net.load_state_dict(_below("net.", tensors))
         except RuntimeError as error:
             raise BadInput(f"{self.path}: does not fit the network ({one_line(error)}); delete it to start anew") from error
         for i, p in enumerate(_parameters(optimizer)):
@@ -74,21 +79,17 @@ class Keeper:
 
     def _read(self) -> tuple[Rows, dict[str, Tensor]]:
         try:
-            with safe_open(self.path, framework="pt") as file:
-                header = file.metadata() or {}
-                # clones, since what safetensors gives may be the mapped file itself, soon to be replaced
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            if header.get("format") != _FORMAT:
-                raise BadInput(f"{self.path}: is not a training checkpoint; give another file name")
-            training = json.loads(header["training"])
-        except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+            tensors, header = read_tensors(self.path)
+            training = json.loads(header["training"]) if header.get("format") == _FORMAT else None
+        except (OSError, KeyError, ValueError) as error:
             raise BadInput(
                 f"{self.path}: cannot be read as a training checkpoint ({one_line(error)}); it is truncated "
                 "or not one: delete it to start anew"
             ) from error
+        if training is None:
+            raise BadInput(f"{self.path}: is not a training checkpoint; give another file name")
         for name, here in self.identity.items():
-            there = training["identity"].get(name)
-            if there != here:
+            if (there := training["identity"].get(name)) != here:
                 raise BadInput(
                     f"{self.path}: belongs to a training with another {name} ({_difference(there, here)}); "
                     "give another file, or delete it to start anew"
@@ -105,7 +106,7 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _difference(there: Any, here: Any) -> str:
-    """Both values when they are short enough to tell apart; of dicts, those of the fields that differ, at most three."""
+    """Both values if they are short; of dicts, those of the fields that differ, at most three."""
     if isinstance(there, dict) and isinstance(here, dict):
         changed = [k for k in {**here, **there} if there.get(k) != here.get(k)][:3]
         return ", ".join(f"{k} {_difference(there.get(k), here.get(k))}" for k in changed)

@@ -1,6 +1,6 @@
 """Training: SGD with momentum, every epoch logged, masked weights kept at zero, resumable after a kill.
 
-The net is trained in place and what counts is its last epoch: nothing here looks at a metric to choose a net.
+The network is trained in place and its last epoch is what counts: nothing here looks at a metric to choose among epochs.
 Everything random (order, crops, mirrors, dropout) is drawn from one generator per (seed, epoch), so a resumed training
 ends with the very same weights as an uninterrupted one on the same machine.
 
@@ -19,30 +19,36 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from gkp.data.dataset import Dataset, augmented_batches
+from gkp.data.dataset import Dataset, augmented_batches, check_fit
 from gkp.errors import BadInput
 from gkp.files import replace_file
-from gkp.training import checkpoint as training_checkpoint
 from gkp.training.callback import Callback
+from gkp.training.checkpoint import Keeper
 from gkp.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from tqdm import tqdm
 
 
 @dataclass
 class TrainingLog:
-    """What happened in each epoch. rows: one dict an epoch with
+    """The log of a training.
 
-    epoch (from 1), lr (of its last step), train_loss (mean cross-entropy, smoothing included, callbacks' terms not),
-    train_accuracy (fraction, on the augmented batches while training), seconds (without evaluation), and whatever
-    `evaluate` returned.
+    Args:
+        recipe: How the network was trained.
+        seed: Of everything random.
+        dataset: "name/split" of the training set.
+        rows: One dict per epoch: epoch (from 1), lr (of its last step), train_loss (mean cross-entropy, smoothing included, the
+            terms of callbacks not), train_accuracy (fraction, on the augmented batches while training), seconds (without
+            evaluation), and whatever `evaluate` returned.
     """
 
     recipe: Recipe
@@ -52,13 +58,16 @@ class TrainingLog:
 
     @property
     def last(self) -> dict[str, float]:
-        """The row of the last epoch, the one whose net was kept."""
+        """The row of the last epoch, whose network was kept."""
         return self.rows[-1]
 
     def best(self, metric: str) -> dict[str, float]:
-        """The first row with the highest value of this metric (the paper reports those, p. 8 and 9; not kept here).
+        """The first row with the highest value of `metric`; the network of that epoch was not kept.
 
-        Raises BadInput when no row has the metric.
+        The paper reports the best epochs on the test set (section 4, Table 10).
+
+        Raises:
+            BadInput: No row has the metric.
         """
         rows = [row for row in self.rows if metric in row]
         if not rows:
@@ -67,7 +76,9 @@ class TrainingLog:
         return max(rows, key=lambda row: row[metric])
 
     def to_frame(self) -> pd.DataFrame:
-        """One row an epoch."""
+        """A table with one row per epoch."""
+        import pandas as pd
+
         return pd.DataFrame(self.rows)
 
     def to_json(self) -> dict[str, Any]:
@@ -75,11 +86,8 @@ class TrainingLog:
         return asdict(self)
 
     def save(self, path: str | Path) -> Path:
-        """The path of the JSON file written, whole or not at all."""
-        path = Path(path)
-        text = json.dumps(self.to_json(), indent=1) + "\n"
-        replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-        return path
+        """Write the log as JSON, atomically. Raises BadInput when it cannot be written."""
+        return replace_file(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
 
 
 def train(
@@ -95,19 +103,30 @@ def train(
     channels_last: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> TrainingLog:
-    """The log of a training of `net` in place; the net ends as the last epoch left it, in the mode it came in.
+    """Train `net` in place; it ends as the last epoch left it, in the mode it came in.
 
-    net: takes float [0, 1] images (N, C, H, W), returns logits; if it has a method `apply_masks`, as
-    gkp.pruning.twin.PrunedModel has, that is called after each step, since momentum would revive masked weights.
-    evaluate: called after each epoch; its numbers go to the log and nowhere else.
-    checkpoint: a file rewritten after each epoch; if it exists, training goes on from it.
-    progress: a bar on stderr; None: only when that is a terminal.
-    device: where the net is moved to; None leaves it where it is.
-    channels_last: the memory format used meanwhile, the faster one for convolutions.
+    Args:
+        net: Takes float [0, 1] images `(N, C, H, W)` and returns logits. If it has a method `apply_masks`, as a
+            `gkp.PrunedModel` has, that is called after each step, since momentum would revive masked weights.
+        train_set: The images and labels.
+        recipe: Schedule, optimiser and length.
+        seed: Of order, crops, mirrors and dropout; 0 or more.
+        evaluate: Called after each epoch; its numbers go to the log and nowhere else.
+        checkpoint: A file that is rewritten after each epoch; if it exists, training continues from it.
+        progress: Whether to show a bar on stderr; None: only when that is a terminal.
+        device: Where the network is moved to; None leaves it where it is.
+        channels_last: Whether to use this memory format meanwhile, the faster one for convolutions.
+        callbacks: Hooks into the training, see `gkp.training.callback.Callback`.
 
-    Raises BadInput for a net that does not fit the data or has NaN weights, for a checkpoint that is unreadable or of
-    another training, and when the loss stops being finite.
+    Returns:
+        The log, one row per epoch.
+
+    Raises:
+        BadInput: The network does not fit the data or has NaN weights, the checkpoint is unreadable or belongs to another
+            training, or the loss stops being finite.
     """
+    from tqdm import tqdm
+
     if not isinstance(seed, int) or seed < 0:
         raise BadInput(f"seed is {seed!r}; give a whole number of 0 or more")
     where = _device_of(net) if device is None else torch.device(device)
@@ -116,8 +135,7 @@ def train(
     log = TrainingLog(recipe, seed, f"{train_set.name}/{train_set.split}")
     keeper = None
     if checkpoint is not None:
-        identity = _identity(net, train_set, recipe, seed, callbacks)
-        keeper = training_checkpoint.Keeper(Path(checkpoint), identity)
+        keeper = Keeper(Path(checkpoint), _identity(net, train_set, recipe, seed, callbacks))
     steps = math.ceil(len(train_set) / recipe.batch_size)
     with _in_form(net, channels_last):
         for callback in callbacks:
@@ -133,26 +151,10 @@ def train(
         if keeper is not None and (rows := keeper.resume(net, optimizer, callbacks)) is not None:
             log.rows = rows
         _apply_masks(net)
-        with tqdm(
-            total=recipe.epochs * steps,
-            initial=len(log.rows) * steps,
-            unit="step",
-            disable=None if progress is None else not progress,
-        ) as bar:
+        total, done = recipe.epochs * steps, len(log.rows) * steps
+        with tqdm(total=total, initial=done, unit="step", disable=None if progress is None else not progress) as bar:
             for epoch in range(len(log.rows) + 1, recipe.epochs + 1):
-                bar.set_description(f"epoch {epoch}/{recipe.epochs}", refresh=False)
-                row = _epoch(
-                    net,
-                    train_set,
-                    recipe,
-                    optimizer,
-                    epoch=epoch,
-                    seed=seed,
-                    device=where,
-                    channels_last=channels_last,
-                    callbacks=callbacks,
-                    bar=bar,
-                )
+                row = _epoch(net, train_set, recipe, optimizer, epoch, seed, where, callbacks, bar, channels_last=channels_last)
                 for callback in callbacks:
                     callback.after_epoch(net, epoch)
                 _apply_masks(net)
@@ -168,7 +170,7 @@ def train(
 
 @contextmanager
 def _in_form(net: nn.Module, channels_last: bool) -> Iterator[None]:
-    """The net in the memory format of training; at the end, also after an error, in its old mode, without gradients."""
+    """Use the memory format of training for a while; afterwards restore the mode and drop gradients, also after an error."""
     was_training = net.training
     if channels_last:
         net.to(memory_format=torch.channels_last)
@@ -186,16 +188,17 @@ def _epoch(
     train_set: Dataset,
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
-    *,
     epoch: int,
     seed: int,
     device: torch.device,
-    channels_last: bool,
     callbacks: Sequence[Callback],
     bar: tqdm,
+    *,
+    channels_last: bool,
 ) -> dict[str, float]:
     """Train for one epoch and return its row of the log."""
     started = time.perf_counter()
+    bar.set_description(f"epoch {epoch}/{recipe.epochs}", refresh=False)
     epoch_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     generator = torch.Generator().manual_seed(epoch_seed)
     batches = augmented_batches(train_set, recipe.batch_size, generator=generator, device=device)
@@ -203,7 +206,7 @@ def _epoch(
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # tensors, so that a GPU is not waited for each step
     correct = torch.zeros((), dtype=torch.int64, device=device)
     net.train()
-    # dropout and the like draw from the global generator: give them this epoch's seed, give the caller theirs back
+    # dropout and the like draw from the global generator: seed it for this epoch, and restore the caller's state
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(epoch_seed)
         for step, (x, y) in enumerate(batches):
@@ -267,8 +270,7 @@ def _number(value: float | Tensor) -> float:
 
 
 def _apply_masks(net: nn.Module) -> None:
-    apply = getattr(net, "apply_masks", None)
-    if apply is not None:
+    if (apply := getattr(net, "apply_masks", None)) is not None:
         apply()
 
 
@@ -280,44 +282,22 @@ def _device_of(net: nn.Module) -> torch.device:
 
 
 def _check(net: nn.Module, train_set: Dataset, device: torch.device) -> None:
-    """BadInput unless the net can be trained on these images: one forward pass of one image, in eval mode."""
+    """BadInput unless the network has sound parameters to train and fits the images."""
     if not any(p.requires_grad for p in net.parameters()):
         raise BadInput(f"{type(net).__name__} has no parameter that requires a gradient; there is nothing to train")
     for name, p in net.named_parameters():
         if not torch.isfinite(p).all():
             raise BadInput(f"parameter {name} has NaN or infinite values; load the weights again")
-    was_training = net.training
-    net.eval()
-    try:
-        with torch.no_grad():
-            logits = net(train_set.pixels(slice(0, 1)).to(device))
-    except RuntimeError as error:
-        raise BadInput(
-            f"{type(net).__name__} does not take images of shape {tuple(train_set.images.shape[1:])} "
-            f"({' '.join(str(error).split())}); give a net made for {train_set.name!r}"
-        ) from error
-    finally:
-        net.train(was_training)
-    if logits.ndim != 2 or logits.shape[1] < train_set.num_classes:
-        raise BadInput(
-            f"{type(net).__name__} returns {tuple(logits.shape)} for one image; dataset {train_set.name!r} "
-            f"has {train_set.num_classes} classes: give a net with as many logits"
-        )
+    check_fit(net, train_set, device)
 
 
 def _identity(net: nn.Module, train_set: Dataset, recipe: Recipe, seed: int, callbacks: Sequence[Callback]) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be continued, as plain JSON types."""
+    """The settings that must be the same for a checkpoint to be continued, as plain JSON types."""
     plan = getattr(net, "plan", None)
     return {
         "recipe": asdict(recipe),
         "seed": seed,
-        "dataset": {
-            "name": train_set.name,
-            "split": train_set.split,
-            "sha256": train_set.sha256,
-            "pad": train_set.pad,
-            "flip": train_set.flip,
-        },
+        "dataset": {name: getattr(train_set, name) for name in ("name", "split", "sha256", "pad", "flip")},
         # repr says strides and the like, which shapes do not; architecture says the shortcut, which repr does not
         "architecture": [repr(net), *(repr(m.architecture) for m in net.modules() if hasattr(m, "architecture"))],
         "plan": plan.to_json() if plan is not None else None,

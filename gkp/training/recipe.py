@@ -1,4 +1,4 @@
-"""The recipe of a training: epochs, learning rate and its schedule, batch size, momentum, weight decay, smoothing."""
+"""How to train: schedule, optimiser and length, checked when they are set."""
 
 from __future__ import annotations
 
@@ -10,26 +10,9 @@ from gkp.errors import BadInput
 SCHEDULES = ("step", "one-cycle")
 
 
-def _cosine(start: float, end: float, fraction: float) -> float:
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
-
-
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise BadInput(f"recipe: {name} is {value!r}; give {wanted}")
-
-
 @dataclass(frozen=True)
-class Recipe:
-    """How to train; the defaults are the paper's fine-tuning (p. 7, 8 and 17; the settings that were released).
-
-    Raises BadInput for a value that makes no sense.
-
-    epochs: whole passes. lr: the first learning rate ("step") or the highest ("one-cycle"). schedule: "step" multiplies
-    it by gamma after every step_epochs epochs; "one-cycle" rises along a cosine from lr / 25 to lr over the first 30 %
-    of all steps and falls along another to lr / 250,000. weight_decay: on every parameter, BatchNorm's included, as in
-    the paper's code. label_smoothing: in [0, 1).
-    """
+class Hyperparameters:
+    """The fields of a `Recipe` and their defaults, unchecked: experiments have the same ones."""
 
     epochs: int = 300
     lr: float = 0.01
@@ -41,6 +24,28 @@ class Recipe:
     weight_decay: float = 5e-4
     nesterov: bool = False
     label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe(Hyperparameters):
+    """How to train; the defaults are the paper's fine-tuning (its released settings for ResNet-20).
+
+    Args:
+        epochs: Whole passes over the training set.
+        lr: The first learning rate ("step") or the highest ("one-cycle").
+        schedule: "step" multiplies the learning rate by `gamma` after every `step_epochs` epochs; "one-cycle" rises along a
+            cosine from lr / 25 to lr over the first 30 % of all steps and falls along another to lr / 250,000.
+        step_epochs: Epochs between two steps of the schedule "step".
+        gamma: Factor of each such step.
+        batch_size: Images per optimiser step.
+        momentum: Of SGD, in [0, 1).
+        weight_decay: On every parameter, including those of BatchNorm, as in the paper's code.
+        nesterov: Whether the momentum is Nesterov's.
+        label_smoothing: Of the cross-entropy, in [0, 1).
+
+    Raises:
+        BadInput: A value that makes no sense.
+    """
 
     def __post_init__(self) -> None:
         _require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
@@ -56,9 +61,9 @@ class Recipe:
         _require(not self.nesterov or self.momentum > 0, "momentum", self.momentum, "above 0 when nesterov is on")
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of optimiser step number `step`, counted from 0 over the whole training.
+        """The learning rate of optimiser step number `step`, counted from 0 over the whole training.
 
-        A function of the step alone, so that a resumed training has no scheduler to restore. Same values as torch's
+        It depends on the step alone, so that a resumed training has no scheduler to restore. The values are those of torch's
         StepLR and OneCycleLR (cosine, two phases).
         """
         if self.schedule == "step":
@@ -70,5 +75,14 @@ class Recipe:
         return _cosine(self.lr, bottom, (step - peak) / (last - peak))
 
 
-PAPER_FINETUNE = Recipe()  # the settings that were released
-PAPER_BASELINE = Recipe(lr=0.1)  # p. 7, 8 and 17 of the paper: how the unpruned networks were trained
+def _require(holds: bool, name: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise BadInput(f"recipe: {name} is {value!r}; give {wanted}")
+
+
+def _cosine(start: float, end: float, fraction: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
+
+
+PAPER_FINETUNE = Recipe()
+PAPER_BASELINE = Recipe(lr=0.1)  # of the unpruned networks (paper section 4)

@@ -4,12 +4,14 @@
     gkp.artifact.claims.verdicts("cifar10", item="Table 2")       # those of one table
     gkp.artifact.claims.verdicts("quick", results)                # digits: the arithmetic runs, no verdict is given
 
-Costs seconds: it reads finished cells and computes none.
+claims.toml has the statements, each with the name of a rule and its parameters; `rules`, `protocol`, `counts` and `printed`
+have the rules; `evidence` finds the experiments that a rule looks at. Costs seconds: finished experiments are read and none is
+computed.
 """
 
-from gkp.artifact.claims.claim import Claim
+from gkp.artifact.claims.claim import Claim, claims
 from gkp.artifact.claims.decision import KINDS, NO_VERDICT, VERDICTS, Decision, NotRun
-from gkp.artifact.claims.verdicts import claims, verdicts
+from gkp.artifact.claims.verdicts import verdicts
 
 __all__ = [
     "KINDS",

@@ -1,52 +1,65 @@
-"""A claim of the paper, and the verdicts that it can get.
-
-Four words are verdicts on the paper. "reproduced": found again in the paper's own setting. "direction holds": found in a
-setting scaled down from it, which can say no more. "differs": the data speak against it. "not run": what would decide it was
-not run, or what was run leaves it undecided; the reason says which, and what deciding it takes. Digits give no verdict at all.
-"""
+"""Claims: the statements of claims.toml, each with the rule that decides it, checked when they are loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from gkp.artifact.claims.decision import KINDS, Decision
-from gkp.artifact.claims.gpu_hours import GpuRun, for_gpu, gpu_hours, stated_minutes
+from gkp.artifact.claims import counts, printed, protocol, rules
+from gkp.artifact.claims.decision import KINDS, Decision, Rule
+from gkp.artifact.claims.evidence import Case, Index
+from gkp.artifact.claims.gpu_hours import SETTINGS, for_gpu, gpu_hours, stated_minutes
+from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.profiles import COMMITTED
+from gkp.errors import BadInput
 
-if TYPE_CHECKING:
-    from gkp.artifact.claims.evidence import Case, Index
-    from gkp.artifact.experiments.cell import Cell
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FILE = Path(__file__).with_name("claims.toml")
+_DEFINED = [value for module in (rules, protocol, counts, printed) for value in vars(module).values()]
+RULES = {value.name: value for value in _DEFINED if isinstance(value, Rule)}
 
 
 @dataclass(frozen=True)
 class Claim:
     """One statement of the paper, or of the data inside it, that can be decided.
 
-    item: what it stands in, "Table 4", "Figure 5" or "text", several with ", " between. reported: what is printed, "not
-    reported" for a control that the paper lacks. tolerance: how far off still counts, in words. decide: from the evidence to
-    the decision; find: the cells that decide it, for one network architecture. models: the architectures it may be decided on,
-    best first; same: those for which the paper reports it, on which it can be reproduced and not only point the same way;
-    notebook: what shows it. gpu: what deciding it in the paper's own setting takes. page: of the camera-ready, or "appendix".
+    Attributes:
+        id: Its name.
+        item: What it stands in, "Table 4", "Figure 5" or "text", several with ", " between.
+        statement: The statement.
+        reported: What is printed, "not reported" for a control that the paper lacks.
+        tolerance: How far off still counts, in words.
+        rule: How it is decided.
+        parameters: Of the rule.
+        kind: One of `gkp.artifact.claims.KINDS`; by default that of the rule.
+        models: The architectures it may be decided on, best first.
+        same: Those for which the paper reports it: there it can be reproduced, elsewhere only its direction can hold.
+        notebook: Which one shows it.
+        gpu: Setting -> trainings that deciding it in the paper's own setting takes; see `gpu_hours`.
+        page: Of the camera-ready, or "appendix".
     """
 
     id: str
     item: str
     statement: str
-    kind: str
     reported: str
     tolerance: str
-    decide: Callable[[Case], Decision]
-    find: Callable[[Index, str], list[Cell]] = lambda index, model: []
+    rule: Rule
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = ""
     models: tuple[str, ...] = ()
     same: tuple[str, ...] = ()
     notebook: str = "99_verdict"
-    gpu: tuple[GpuRun, ...] = ()
+    gpu: Mapping[str, int] = field(default_factory=dict)
     page: str = "appendix"
-
-    def __post_init__(self) -> None:
-        assert self.kind in KINDS, f"{self.id}: {self.kind}"
 
     @property
     def items(self) -> tuple[str, ...]:
@@ -56,18 +69,15 @@ class Claim:
     @property
     def gpu_hours(self) -> float:
         """GPU-hours, at most, of the paper's own setting; 0 where nothing has to be trained."""
-        return sum(gpu_hours(run) for run in self.gpu)
+        return sum(gpu_hours(setting, networks) for setting, networks in self.gpu.items())
 
-    def cells(self, profile: str) -> list[Cell]:
-        """The cells of this profile that decide it, on the first architecture that it has; empty if it has none."""
-        from gkp.artifact.claims.evidence import Index
+    def find(self, index: Index, model: str) -> list[Cell]:
+        """The cells that decide it on one architecture; empty where they are not all there."""
+        return self.rule.find(index, model, **self.parameters)
 
-        index = Index.of(profile)
-        return next((found for model in self.models if (found := self.find(index, model))), [])
-
-    def minutes(self, profile: str) -> float:
-        """Minutes to compute those cells and all they are built on from nothing; see `minutes_of`."""
-        return self.minutes_of(self.cells(profile))
+    def decide(self, case: Case) -> Decision:
+        """What the evidence says on the architecture of the case. Raises NotRun when it says nothing."""
+        return self.rule.decide(case, **self.parameters)
 
     def minutes_of(self, cells: Sequence[Cell]) -> float:
         """Minutes for these cells of it as estimated from their work, or of a GPU where they are made for one."""
@@ -77,3 +87,61 @@ class Claim:
         """The command that shows the verdict, computing first what is missing."""
         compute = " COMPUTE=1" if profile == COMMITTED and self.models else ""
         return f"make reproduce PROFILE={profile} ONLY={self.notebook}{compute}"
+
+
+_FIELDS = [f.name for f in fields(Claim) if f.name not in ("id", "parameters")]
+
+
+@cache
+def claims() -> tuple[Claim, ...]:
+    """Every claim, each under its own id; Tables 1-20 and Figures 1-9 have one or more each."""
+    return read_claims(FILE.read_text(encoding="utf-8"), FILE.name)
+
+
+def read_claims(text: str, name: str) -> tuple[Claim, ...]:
+    """The claims of a TOML file in its order.
+
+    A table is a group: its tables are claims, with the fields of `Claim`, and its other values are the defaults of these.
+
+    Args:
+        text: The file.
+        name: What to call it in errors.
+
+    Raises:
+        BadInput: For what is no TOML, a missing or unknown field, and an unknown rule, parameter, method, column, kind or
+            setting, naming the claim.
+    """
+    try:
+        groups = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{name} cannot be read: {error}") from None
+    found: dict[str, Claim] = {}
+    for group, members in groups.items():
+        defaults = {key: value for key, value in members.items() if key in _FIELDS or not isinstance(value, dict)}
+        for id, given in members.items():
+            if id in defaults:
+                continue
+            try:
+                if id in found:
+                    raise BadInput("there is another of this name")
+                found[id] = _claim(id, {**defaults, **given})
+            except BadInput as error:
+                raise BadInput(f"{name}, claim {group}.{id}: {error}") from None
+    return tuple(found.values())
+
+
+def _claim(id: str, given: dict[str, Any]) -> Claim:
+    if unknown := [key for key in given if key not in _FIELDS]:
+        raise BadInput(f"there is no field {unknown[0]!r}; the fields are {', '.join(_FIELDS)}")
+    if missing := [key for key in _FIELDS[: _FIELDS.index("kind")] if not given.get(key)]:
+        raise BadInput(f"{missing[0]} is missing")
+    parameters = dict(given["rule"]) if isinstance(given["rule"], dict) else {}
+    if (rule := RULES.get(called := parameters.pop("name", None))) is None:
+        raise BadInput(f"there is no rule {called!r}; the rules are {', '.join(RULES)}")
+    facts: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    claim = Claim(**{"kind": rule.kind, **facts, "id": id, "rule": rule, "parameters": rule.arguments(parameters)})
+    if claim.kind not in KINDS:
+        raise BadInput(f"there is no kind {claim.kind!r}; give {', '.join(KINDS)}")
+    if unknown := [setting for setting in claim.gpu if setting not in SETTINGS]:
+        raise BadInput(f"there is no setting {unknown[0]!r}; give {', '.join(SETTINGS)}")
+    return claim

@@ -1,14 +1,25 @@
-"""The words of a verdict, and the decision on one claim with the numbers behind it."""
+"""Verdicts, and the rules that reach them.
+
+Four words are verdicts on the paper. "reproduced": found again in the paper's own setting. "direction holds": found in a
+setting scaled down from it, which can say no more. "differs": the data contradict it. "not run": what would decide it was not
+run, or what was run leaves it undecided; the reason says which, and what deciding it takes. Digits give no verdict at all.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+from gkp.errors import BadInput
 
 REPRODUCED, DIRECTION, DIFFERS, NOT_RUN = "reproduced", "direction holds", "differs", "not run"
 VERDICTS = (REPRODUCED, DIRECTION, DIFFERS, NOT_RUN)
 NO_VERDICT = "not a verdict: digits show that the pipeline works"
-KINDS = ("value", "order at equal MACs", "direction", "cost ratio", "internal")
+VALUE, ORDER, TREND, COST, INTERNAL = KINDS = ("value", "order at equal MACs", "direction", "cost ratio", "internal")
+COUNTED = "none: counted, not measured"
 
 
 class NotRun(Exception):
@@ -17,10 +28,17 @@ class NotRun(Exception):
 
 @dataclass(frozen=True)
 class Decision:
-    """The answer of the data to one claim.
+    """What the data say of a claim.
 
-    ours, interval: text in the units of the statement; n: images, networks or printed numbers, seeds: training runs behind it;
-    value, low, high: the first number of `ours` and its interval, NaN where there is none.
+    Attributes:
+        verdict: One of `VERDICTS`, or `NO_VERDICT`.
+        ours: What was found, as text in the units of the statement.
+        reason: Why the verdict follows.
+        n: Images, networks or printed numbers behind it.
+        seeds: Trainings behind it.
+        interval: Of `ours`, as text.
+        value: The first number of `ours`, a fraction or a quotient; NaN where there is none.
+        low, high: Its interval; NaN where there is none.
     """
 
     verdict: str
@@ -32,3 +50,70 @@ class Decision:
     value: float = math.nan
     low: float = math.nan
     high: float = math.nan
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How claims of one form are decided; claims.toml names it and gives its parameters.
+
+    Attributes:
+        kind: The kind of the claims it decides, one of `KINDS`, unless a claim says otherwise.
+        decide: From the evidence (a `Case`) and the parameters, by keyword, to the `Decision`; raises `NotRun`.
+        find: From the experiments of a profile (an `Index`), an architecture and the parameters to those that decide it,
+            none where the profile has no experiments for it.
+    """
+
+    kind: str
+    decide: Callable[..., Decision]
+    find: Callable[..., list]
+
+    @property
+    def name(self) -> str:
+        """What claims.toml calls it."""
+        return self.decide.__name__
+
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters as claims.toml gives them, read; see `arguments`."""
+        return arguments(self.decide, given, f"rule {self.name}")
+
+
+def rule(kind: str, find: Callable[..., list] | None = None) -> Callable[[Callable[..., Decision]], Rule]:
+    """Make a `Rule` of the function that decides; without `find` it needs no experiments."""
+    return lambda decide: Rule(kind, decide, find or _nothing)
+
+
+def _nothing(index: Any, model: str, **parameters: Any) -> list:
+    return []
+
+
+def arguments(function: Callable[..., Any], given: Mapping[str, Any], called: str) -> dict[str, Any]:
+    """Arguments from claims.toml as the types that a function names, all but the first `case`.
+
+    Args:
+        function: A function or class. A type of its arguments with a method `of` reads itself.
+        given: Name -> plain value.
+        called: What the function is called in errors.
+
+    Raises:
+        BadInput: For an argument that is unknown, missing, or of another type.
+    """
+    known = {name: p for name, p in inspect.signature(function).parameters.items() if name != "case"}
+    if unknown := [name for name in given if name not in known]:
+        raise BadInput(f"{called} has no parameter {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    if missing := [name for name, p in known.items() if p.default is p.empty and name not in given]:
+        raise BadInput(f"{called} needs {missing[0]}")
+    types = get_type_hints(function)
+    return {name: _read(name, value, types[name]) for name, value in given.items()}
+
+
+def _read(name: str, given: Any, wanted: Any) -> Any:
+    if hasattr(wanted, "of"):
+        return wanted.of(given)
+    if get_origin(wanted) is tuple:
+        if not isinstance(given, list):
+            raise BadInput(f"{name} is {given!r}, and has to be a list")
+        return tuple(_read(name, item, get_args(wanted)[0]) for item in given)
+    fits = isinstance(given, wanted) or (float in (wanted, *get_args(wanted)) and isinstance(given, int))
+    if not fits or (isinstance(given, bool) and wanted is not bool):
+        raise BadInput(f"{name} is {given!r}, and has to be {getattr(wanted, '__name__', wanted)}")
+    return given

@@ -1,13 +1,14 @@
-"""The evidence: which cells of a profile measure a network, and what the finished ones found.
+"""The evidence: which experiments of a profile measure a network, and what the finished ones found.
 
-Cells are found by what they are (method, rate, options, epochs, seed, protocol), never by their place in a profile.
+Experiments are found by what they are (method, rate, options, epochs, seed, part), never by their place in a profile.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,49 +18,75 @@ from gkp.artifact import experiments as grid
 from gkp.artifact import profiles
 from gkp.artifact.claims.decision import NotRun
 from gkp.artifact.experiments.cell import Cell
-from gkp.artifact.experiments.kinds import (
-    EvaluateCell,
-    Network,
-    PretrainedCell,
-    PruneCell,
-    TimingCell,
-    TrainCell,
-)
+from gkp.artifact.experiments.kinds import EvaluateCell, Network, PretrainedCell, PruneCell, TimingCell
 from gkp.artifact.experiments.report import Result
-from gkp.artifact.profiles import HIGH_RATE, RATE, UNPRUNED
-from gkp.artifact.results import plays
+from gkp.artifact.profiles import RATE, UNPRUNED
+from gkp.artifact.published import ATTACKED
+from gkp.artifact.results import BASELINE as UNTRAINED
+from gkp.artifact.results import NAMES, in_brackets, plays
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import Spread
 
 EMBEDDED = "digits"
-PAPER_EPOCHS = 300  # of fine-tuning on CIFAR-10 (p. 7 and 8)
+PAPER_EPOCHS = 300  # of fine-tuning on CIFAR-10, in the paper
+COLUMNS = dict(zip(("benign", "(a)", "(b)", "(c)"), ATTACKED, strict=True))  # as the paper's tables head them
+_OTHER_KEY = re.compile(r"[a-z]+(-[a-z]+)*-\d[\d./]*(-true)?")
+_NAMES = NAMES | {
+    "baseline": UNTRAINED,
+    "official": "the authors' ResNet-20",
+    "official sr-gkp": "the authors' ResNet-20 after one-shot SR-GKP",
+}
+
+
+class Keys(tuple[str, ...]):
+    """Rows of an outcome matrix, by which accuracies are averaged."""
+
+    @classmethod
+    def of(cls, text: str) -> Keys:
+        """From claims.toml: "benign, (a), (b), (c)", or rows such as "worst-case-1/255". BadInput for another word."""
+        words = [COLUMNS.get(word, word) for word in text.split(", ")]
+        for word in words:
+            if word not in ATTACKED and not _OTHER_KEY.fullmatch(word):
+                raise BadInput(f"{word!r} is no column; give {', '.join(COLUMNS)}, or an attack such as 'worst-case-1/255'")
+        return cls(words)
 
 
 @dataclass(frozen=True)
 class Net:
-    """A row of a table: a method with what tells it from others of that method; "baseline" is the unpruned network as it was
-    before any fine-tuning, "none" the same after the fine-tuning of the others, "official" the authors' ResNet-20, and
-    "official sr-gkp" that network after one-shot pruning."""
+    """A row of a table, of all seeds.
+
+    Attributes:
+        method: A method's identifier; "none" is the unpruned network under the same fine-tuning, "baseline" that before any,
+            "official" the authors' ResNet-20, and "official sr-gkp" that network after one-shot pruning.
+        options: Of the method, where they are not its own defaults.
+        rate: The share of kernels removed.
+    """
 
     method: str
     options: tuple[tuple[str, Any], ...] = ()
     rate: float = RATE
 
+    @classmethod
+    def of(cls, given: str | Mapping[str, Any]) -> Net:
+        """From claims.toml: "sr-gkp", or { method = "sr-gkp", alpha = 0.1 }. Raises BadInput for an unknown method."""
+        method, options = (given, {}) if isinstance(given, str) else (given.get("method"), dict(given))
+        if method not in _NAMES:
+            raise BadInput(f"no method is called {method!r}; there are {', '.join(_NAMES)}")
+        options.pop("method", None)
+        return cls(str(method), tuple(sorted(options.items())))
+
+    def at(self, rate: float) -> Net:
+        """The same at another rate."""
+        return replace(self, rate=rate)
+
     @property
     def label(self) -> str:
-        """The name of the network in reasons."""
-        names = {"baseline": "unpruned", UNPRUNED: "unpruned, fine-tuned"}
-        options = "".join(f" {name} {value}" for name, value in self.options)
-        return names.get(self.method, self.method) + options
+        """Its name for people."""
+        return _NAMES.get(self.method, self.method) + in_brackets(self.options)
 
 
 BASELINE, CONTINUED, SR, TMI = Net("baseline"), Net(UNPRUNED), Net("sr-gkp"), Net("tmi-gkp")
-
-
-def high(net: Net) -> Net:
-    """The same at 62.5 %."""
-    return Net(net.method, net.options, HIGH_RATE)
 
 
 @dataclass(frozen=True)
@@ -89,10 +116,8 @@ class Index:
             if isinstance(cell, PruneCell) and cell.epochs and not cell.scratch and (self.embedded or cell.dataset != EMBEDDED):
                 found.setdefault(cell.model, []).append(cell)
         for model, members in found.items():
-            counts: dict[str, int] = {}
-            for cell in members:
-                counts[cell.net.hash] = counts.get(cell.net.hash, 0) + 1
-            most = max(counts, key=lambda key: counts[key])
+            baselines = [cell.net.hash for cell in members]
+            most = max(dict.fromkeys(baselines), key=baselines.count)
             found[model] = sorted((cell for cell in members if cell.net.hash == most), key=lambda cell: cell.epochs)
         return found
 
@@ -103,6 +128,10 @@ class Index:
             if isinstance(cell, EvaluateCell):
                 found.setdefault(cell.net.hash, []).append(cell)
         return found
+
+    def tuned(self, model: str) -> PruneCell | None:
+        """The longest fine-tuning of this architecture, None where there is none."""
+        return next(reversed(self._pruned.get(model, ())), None)
 
     def methods(self, model: str, rate: float = RATE) -> list[Net]:
         """Every method with its default options at this rate, the unpruned network under the same fine-tuning first."""
@@ -132,8 +161,12 @@ class Index:
         return {}
 
     def evaluation(self, cell: Cell, part: str) -> EvaluateCell | None:
-        """The evaluation of a network, on the most images. part: "paper", "pixel", "cascade", "autoattack", or the name of a
-        changed test set, e.g. "high-frequency-0.3"."""
+        """The evaluation of a network on the most images.
+
+        Args:
+            cell: The network.
+            part: As in `gkp.artifact.results.plays`: "paper", "pixel", "cascade", "autoattack", "high-frequency-0.3", ...
+        """
         found = [e for e in self._evaluations.get(cell.hash, ()) if plays(e, part)]
         return max(found, key=lambda e: math.inf if e.examples is None else e.examples, default=None)
 
@@ -153,6 +186,14 @@ class Index:
             found |= {cell.hash: cell for cell in (*seeds.values(), *cells)}
         return list(found.values())
 
+    def available(self, needed: Sequence[Net], wished: Sequence[Net], part: str, model: str) -> list[Cell]:
+        """The cells of the needed networks and of those wished for that are there; empty when a needed one is not."""
+        groups = [self.measured([net], [part], model) for net in needed]
+        if not all(groups):
+            return []
+        groups += [self.measured([net], [part], model) for net in wished]
+        return list({cell.hash: cell for group in groups for cell in group}.values())
+
 
 def _same_rate(cell: PruneCell, rate: float) -> bool:
     return cell.method == UNPRUNED or abs(cell.rate - rate) < 1e-9
@@ -160,22 +201,31 @@ def _same_rate(cell: PruneCell, rate: float) -> bool:
 
 @dataclass
 class Case:
-    """One claim's evidence: an architecture, and what of its cells is finished."""
+    """One claim's evidence.
+
+    Attributes:
+        index: The experiments of the profile.
+        results: Hash -> result, of those that are finished.
+        model: The architecture it is decided on.
+        same: The architectures for which the paper reports the claim.
+    """
 
     index: Index
     results: Mapping[str, Result]
     model: str = ""
+    same: tuple[str, ...] = ()
     _outcomes: dict[str, Outcomes] = field(default_factory=dict)
     _spreads: dict[tuple[str, str, str], Spread] = field(default_factory=dict)
 
-    def at(self, model: str) -> Case:
-        """The same evidence, another architecture."""
-        return Case(self.index, self.results, model, self._outcomes, self._spreads)
+    def at(self, model: str, same: tuple[str, ...] = ()) -> Case:
+        """The same evidence for another claim, on another architecture."""
+        return Case(self.index, self.results, model, same, self._outcomes, self._spreads)
 
     def finished(self, net: Net, part: str | None = None) -> dict[int, Result]:
         """Seed -> result of the network, or of its evaluation in `part`, for the seeds that are finished.
 
-        Raises NotRun when none is.
+        Raises:
+            NotRun: When none is.
         """
         networks = self.index.networks(net, self.model)
         cells = {seed: self.index.evaluation(cell, part) if part else cell for seed, cell in networks.items()}
@@ -183,6 +233,21 @@ class Case:
         if not found:
             raise NotRun(f"{net.label} of {self.model} is not finished")
         return found
+
+    def available(self, nets: Iterable[Net], part: str) -> list[Net]:
+        """Those of the networks that are finished and evaluated in this part."""
+        found = []
+        for net in nets:
+            try:
+                self.finished(net, part), self.finished(net)
+            except NotRun:
+                continue
+            found.append(net)
+        return found
+
+    def first(self, net: Net, part: str | None = None) -> Result:
+        """The result of its first finished seed. Raises NotRun when there is none."""
+        return next(iter(self.finished(net, part).values()))
 
     def outcomes(self, net: Net, part: str) -> dict[int, Outcomes]:
         """Seed -> outcome matrix. Raises NotRun when none is finished, or its files were not kept."""
@@ -196,10 +261,15 @@ class Case:
             found[seed] = self._outcomes[key]
         return found
 
-    def rows(self, net: Net, part: str, keys: Sequence[str]) -> list[np.ndarray]:
-        """(N,) in [0, 1] for each finished seed: how often each image is right, over these keys.
+    def one(self, net: Net, part: str) -> Outcomes:
+        """The outcome matrix of its first finished seed. Raises NotRun as `outcomes`."""
+        return next(iter(self.outcomes(net, part).values()))
 
-        Raises NotRun when none is finished or has these keys.
+    def rows(self, net: Net, part: str, keys: Sequence[str]) -> list[np.ndarray]:
+        """For each finished seed how often each image is classified correctly, (N,) in [0, 1], over these keys.
+
+        Raises:
+            NotRun: When none is finished or has these keys.
         """
         found = []
         for out in self.outcomes(net, part).values():
@@ -210,7 +280,7 @@ class Case:
         return found
 
     def spread(self, part: str, keys: Sequence[str]) -> Spread:
-        """The spread of an accuracy of this architecture over seeds, pooled over every method that has several."""
+        """How much an accuracy of this architecture varies with the seed, pooled over every method that has several."""
         at = (self.model, part, "+".join(keys))
         if at not in self._spreads:
             groups = []
@@ -224,22 +294,26 @@ class Case:
 
     def epochs(self) -> int:
         """The epochs of fine-tuning that this architecture's networks get here."""
-        members = self.index._pruned.get(self.model)
-        return members[-1].epochs if members else 0
+        longest = self.index.tuned(self.model)
+        return longest.epochs if longest else 0
 
-    def at_paper_scale(self, same: Sequence[str]) -> bool:
-        """Whether this is the paper's own setting: an architecture of its, trained and fine-tuned as long."""
-        trained = all(
-            cell.net.epochs >= PAPER_EPOCHS
-            for cell in self.index._pruned.get(self.model, ())[:1]
-            if isinstance(cell.net, TrainCell)
-        )
-        return self.model in same and self.epochs() >= PAPER_EPOCHS and trained and not self.index.embedded
+    def at_paper_scale(self) -> bool:
+        """Whether this is the paper's own setting: one of its architectures, trained and fine-tuned as long."""
+        longest = self.index.tuned(self.model)
+        if longest is None or self.model not in self.same or self.index.embedded:
+            return False
+        return longest.epochs >= PAPER_EPOCHS and getattr(longest.net, "epochs", PAPER_EPOCHS) >= PAPER_EPOCHS
 
 
-def case_of(profile: str, results: Sequence[Result] | None = None) -> Case:
-    """The evidence of a profile: these results, and whatever else the stores hold. Raises BadInput for an unknown profile."""
+def case_of(profile: str, results: Sequence[Result] | None = None, store: grid.Store | None = None) -> Case:
+    """The evidence of a profile.
+
+    Args:
+        profile: A name, or the path of a Python file. Raises BadInput for another.
+        results: Finished experiments to use.
+        store: Where else to look for finished ones; by default where `gkp.artifact.experiments.run` keeps them.
+    """
     index = Index.of(profile)
     given = {result.cell.hash: result for result in results or ()}
-    stored = grid.load([cell for cell in index.cells if cell.hash not in given])
+    stored = grid.load([cell for cell in index.cells if cell.hash not in given], store=store)
     return Case(index, {**{result.cell.hash: result for result in stored}, **given})

@@ -1,54 +1,80 @@
-"""Claims that say which network is better: contrasts, ranks, and differences at equal benign accuracy.
+"""Rules that say which network is better: contrasts, ranks, and differences at equal benign accuracy.
 
 All compare, per image, networks of one profile that were pruned to the same multiply-accumulates and fine-tuned alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
-from scipy.stats import norm
-from statsmodels.stats.multitest import multipletests
 
 from gkp.artifact.claims.decision import (
     DIFFERS,
     DIRECTION,
     NOT_RUN,
+    ORDER,
     REPRODUCED,
+    TREND,
     Decision,
     NotRun,
+    arguments,
+    rule,
 )
-from gkp.artifact.claims.evidence import Case, Index, Net
+from gkp.artifact.claims.evidence import SR, Case, Index, Keys, Net
 from gkp.artifact.experiments.cell import Cell
-from gkp.evaluation.statistics import Estimate, difference, judge, quantile, together
+from gkp.artifact.profiles import RATE, UNPRUNED
+from gkp.artifact.published import gain, names_here
+from gkp.errors import BadInput
+from gkp.evaluation.statistics import Estimate, difference, holm, judge, together
 
 SAME_MACS = 0.01  # relative: "equal MACs"
-Decide = Callable[[Case], Decision]
-Find = Callable[[Index, str], list[Cell]]
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Accuracy of `more` against that of `less`, each averaged over its networks, and over the attacks `keys` of `part`.
+    """Accuracy of `more` minus that of `less`, each averaged over its networks and over the rows `keys`.
 
-    margin: None for "more than", else "not less by more than this", a fraction. reported: the paper's difference, a fraction.
-    equal_macs: whether both sides must have the same; the unpruned network never has.
+    Attributes:
+        name: "SR-GKP minus TMI-GKP".
+        more, less: The networks of both sides.
+        keys: Which accuracies.
+        part: The evaluations they are read from, as in `gkp.artifact.results.plays`.
+        margin: A fraction for "not less by more than this"; None for "more than".
+        reported: The paper's difference, a fraction, where it has one.
+        equal_macs: Whether both sides must have the same; the unpruned network never has.
     """
 
     name: str
     more: tuple[Net, ...]
     less: tuple[Net, ...]
-    keys: tuple[str, ...]
+    keys: Keys
     part: str = "paper"
     margin: float | None = None
     reported: float | None = None
     equal_macs: bool = True
 
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Contrast:
+        """From claims.toml, where `printed` gives the arguments of `gkp.artifact.published.gain` but for metrics.
+
+        By default these compare what the paper calls the networks of both sides. Raises BadInput for what cannot be read.
+        """
+        fields = arguments(cls, {name: value for name, value in given.items() if name != "printed"}, "a contrast")
+        if "printed" in given:
+            calls = {here: name for name, here in names_here().items()} | {"baseline": "Unpruned"}
+            sides = {side: [calls.get(net.method, net.label) for net in fields[side]] for side in ("more", "less")}
+            try:
+                fields["reported"] = gain(**{**sides, **given["printed"]}, metrics=fields["keys"])
+            except (KeyError, TypeError) as error:
+                raise BadInput(f"the printed difference of {fields['name']} cannot be read: {error}") from None
+        return cls(**fields)
+
     def estimate(self, case: Case, tests: int) -> Estimate:
-        """The difference with its interval. Raises NotRun for what is not finished."""
+        """The difference with its interval, one of so many that hold together. Raises NotRun for what is not finished."""
         sides = [[case.rows(net, self.part, self.keys) for net in nets] for nets in (self.more, self.less)]
         seeds = min(len(rows) for side in sides for rows in side)
         more, less = ([row for rows in side for row in rows] for side in sides)
@@ -58,41 +84,34 @@ class Contrast:
         return difference(more, less, spread=spread, tests=tests, seeds=seeds)
 
 
-def contrasts(parts: Sequence[Contrast], same: Sequence[str]) -> tuple[Decide, Find]:
-    """Decides a claim of one or several orders: it holds when all do. same: the architectures the paper reports it for."""
+def _compared(index: Index, model: str, *, contrasts: Sequence[Contrast]) -> list[Cell]:
+    nets_of: dict[str, dict[Net, None]] = {}
+    for part in contrasts:
+        nets_of.setdefault(part.part, {}).update(dict.fromkeys((*part.more, *part.less)))
+    groups = [index.measured(nets, [part], model) for part, nets in nets_of.items()]
+    return list({cell.hash: cell for group in groups for cell in group}.values()) if all(groups) else []
 
-    def decide(case: Case) -> Decision:
-        found = [part.estimate(case, len(parts)) for part in parts]
-        states = [judge(est, margin=part.margin, reported=part.reported) for part, est in zip(parts, found, strict=True)]
-        holds = together(states)
-        detail = "; ".join(
-            f"{part.name}: {_says(state, est, part)}" for part, est, state in zip(parts, found, states, strict=True)
-        )
-        return conclude(
-            case,
-            same,
-            holds,
-            detail,
-            ours="; ".join(f"{part.name} {100 * est.value:+.1f}" for part, est in zip(parts, found, strict=True)),
-            interval="; ".join(f"[{100 * est.low:.1f}, {100 * est.high:.1f}]" for est in found),
-            estimate=found[0],
-            n=min(est.n for est in found),
-            seeds=min(est.seeds for est in found),
-        )
 
-    def find(index: Index, model: str) -> list[Cell]:
-        nets_of: dict[str, dict[Net, None]] = {}
-        for part in parts:
-            nets_of.setdefault(part.part, {}).update(dict.fromkeys((*part.more, *part.less)))
-        groups = [index.measured(nets, [part], model) for part, nets in nets_of.items()]
-        return list({cell.hash: cell for group in groups for cell in group}.values()) if all(groups) else []
-
-    return decide, find
+@rule(ORDER, _compared)
+def contrasts(case: Case, *, contrasts: tuple[Contrast, ...]) -> Decision:
+    """One or several orders: the claim holds when all do."""
+    found = [part.estimate(case, len(contrasts)) for part in contrasts]
+    pairs = list(zip(contrasts, found, strict=True))
+    states = [judge(est, margin=part.margin, reported=part.reported) for part, est in pairs]
+    return conclude(
+        case,
+        together(states),
+        "; ".join(f"{part.name}: {_says(state, est, part)}" for (part, est), state in zip(pairs, states, strict=True)),
+        ours="; ".join(f"{part.name}: {100 * est.value:+.1f} points" for part, est in pairs),
+        interval="; ".join(f"[{100 * est.low:.1f}, {100 * est.high:.1f}]" for est in found),
+        estimate=found[0],
+        n=min(est.n for est in found),
+        seeds=min(est.seeds for est in found),
+    )
 
 
 def conclude(
     case: Case,
-    same: Sequence[str],
     holds: bool | None,
     detail: str,
     *,
@@ -102,9 +121,8 @@ def conclude(
     seeds: int,
     estimate: Estimate | None = None,
 ) -> Decision:
-    """The decision for a claim that holds, fails, or is open, in the setting of this case."""
-    like = case.at_paper_scale(same)
-    verdict = {True: REPRODUCED if like else DIRECTION, False: DIFFERS, None: NOT_RUN}[holds]
+    """The decision for a claim that holds, fails, or is open (None), in the setting of this case."""
+    verdict = {True: REPRODUCED if case.at_paper_scale() else DIRECTION, False: DIFFERS, None: NOT_RUN}[holds]
     setting = f"on {case.model}, {case.epochs()} epochs, last epoch"
     spread = "" if seeds > 1 else ", one seed of some rows"
     reason = f"{'undecided: ' if holds is None else ''}{detail} ({setting}{spread})"
@@ -112,106 +130,92 @@ def conclude(
     return Decision(verdict, ours, reason, n, seeds, interval, *numbers)
 
 
-def ranked(
-    against: Sequence[Net], keys: Sequence[str], same: Sequence[str], *, who: Net, part: str = "paper", at_least: int = 3
-) -> tuple[Decide, Find]:
-    """Decides "best or second best under each of these keys" among the methods `against` that the profile has.
+def _with_rivals(
+    index: Index, model: str, *, who: Net = SR, against: tuple[Net, ...], rate: float = RATE, **_: Any
+) -> list[Cell]:
+    return index.available([who.at(rate)], [net.at(rate) for net in against], "paper", model)
 
-    It holds when at most one of them is more accurate under each key, and fails when two or more are told apart as better.
+
+@rule(ORDER, _with_rivals)
+def best_or_second(
+    case: Case, *, against: tuple[Net, ...], keys: Keys, who: Net = SR, rate: float = RATE, at_least: int = 3
+) -> Decision:
+    """A network is best or second best in each column among those of `against` that the profile has at this rate.
+
+    It holds when at most one of them is more accurate in each column, and fails when two or more are significantly better.
     """
-
-    def decide(case: Case) -> Decision:
-        rivals = _finished(case, against, part)
-        if len(rivals) < at_least:
-            raise NotRun(f"only {len(rivals)} of the methods to compare with are finished on {case.model}")
-        check_macs(case, [who, *rivals])
-        states: list[bool | None] = []
-        told, places, seeds, n = [], [], [], 0
-        for key in keys:
-            own, spread = case.rows(who, part, [key]), case.spread(part, [key])
-            gaps = {net: difference(case.rows(net, part, [key]), own, spread=spread, tests=len(rivals)) for net in rivals}
-            ahead = sum(gap.value > 0 for gap in gaps.values())
-            better = [net.label for net, gap in gaps.items() if gap.low > 0]
-            states.append(False if len(better) > 1 else True if ahead < 2 else None)
-            beaten = f", surely behind {', '.join(better)}" if better else ""
-            places.append(f"{key}: rank {ahead + 1} of {len(rivals) + 1}")
-            told.append(f"{places[-1]} with {100 * np.mean(own):.1f} %{beaten}")
-            seeds.append(min(gap.seeds for gap in gaps.values()))
-            n = len(own[0])
-        interval = f"95 % for all {len(rivals)} comparisons of a column"
-        ours, detail = "; ".join(places), "; ".join(told)
-        return conclude(case, same, together(states), detail, ours=ours, interval=interval, n=n, seeds=min(seeds))
-
-    return decide, lambda index, model: _measured(index, [who], against, part, model)
+    who = who.at(rate)
+    rivals = case.available([net.at(rate) for net in against], "paper")
+    if len(rivals) < at_least:
+        raise NotRun(f"only {len(rivals)} of the methods to compare with are finished on {case.model}")
+    check_macs(case, [who, *rivals])
+    states: list[bool | None] = []
+    told, places, seeds, n = [], [], [], 0
+    for key in keys:
+        own, spread = case.rows(who, "paper", [key]), case.spread("paper", [key])
+        gaps = {net: difference(case.rows(net, "paper", [key]), own, spread=spread, tests=len(rivals)) for net in rivals}
+        ahead = sum(gap.value > 0 for gap in gaps.values())
+        better = [net.label for net, gap in gaps.items() if gap.low > 0]
+        states.append(False if len(better) > 1 else True if ahead < 2 else None)
+        beaten = f", significantly behind {', '.join(better)}" if better else ""
+        places.append(f"{key}: rank {ahead + 1} of {len(rivals) + 1}")
+        told.append(f"{places[-1]} with {100 * np.mean(own):.1f} %{beaten}")
+        seeds.append(min(gap.seeds for gap in gaps.values()))
+        n = len(own[0])
+    interval = f"95 % for all {len(rivals)} comparisons of a column"
+    ours, detail = "; ".join(places), "; ".join(told)
+    return conclude(case, together(states), detail, ours=ours, interval=interval, n=n, seeds=min(seeds))
 
 
-def equal_but_fragile(
-    keys: Sequence[str], same: Sequence[str], *, part: str = "paper", close: float = 0.01, apart: float = 0.05
-) -> tuple[Decide, Find]:
-    """Decides "networks of equal benign accuracy differ in robustness": some pair of pruned networks within `close` of each
-    other without attack differs by `apart` or more under an attack of `keys`, Holm-corrected for all such pairs."""
+def _every_method(index: Index, model: str, *, part: str = "paper", **_: Any) -> list[Cell]:
+    return index.available([], index.methods(model), part, model)
 
-    def decide(case: Case) -> Decision:
-        nets = [net for net in case.index.methods(case.model) if net.method != "none"]
-        nets = _finished(case, nets, part)
-        if len(nets) < 4:
-            raise NotRun(f"only {len(nets)} pruned networks are finished on {case.model}")
-        check_macs(case, nets)
-        clean = {net: float(np.mean(case.rows(net, part, ["clean"]))) for net in nets}
-        pairs = [(a, b, key) for a, b in combinations(nets, 2) if abs(clean[a] - clean[b]) <= close for key in keys]
-        if not pairs:
-            raise NotRun(f"no two of {len(nets)} networks are within {100 * close:.0f} point of each other without attack")
-        gaps = []
-        for a, b, key in pairs:
-            if np.mean(case.rows(a, part, [key])) < np.mean(case.rows(b, part, [key])):
-                a, b = b, a
-            rows = case.rows(a, part, [key]), case.rows(b, part, [key])
-            gaps.append((difference(*rows, spread=case.spread(part, [key]), tests=len(pairs)), a, b, key))
-        errors = [(gap.high - gap.low) / 2 / quantile(len(pairs)) for gap, *_ in gaps]
-        p = multipletests(
-            [2 * norm.sf(gap.value / max(e, 1e-12)) for (gap, *_), e in zip(gaps, errors, strict=True)], method="holm"
-        )[1]
-        sure = [gap for gap, p_holm in zip(gaps, p, strict=True) if p_holm < 0.05]
-        largest = max(gaps, key=lambda gap: gap[0].value)
-        est, a, b, key = max(sure or gaps, key=lambda gap: gap[0].value)
-        holds = True if sure and est.value >= apart else False if largest[0].high < apart else None
-        detail = (
-            f"{a.label} and {b.label}, {100 * clean[a]:.1f} and {100 * clean[b]:.1f} % without attack, are "
-            f"{100 * est.value:.1f} points apart under {key}; {len(sure)} of {len(pairs)} pairs of equal benign accuracy "
-            "and attack are told apart (Holm)"
-        )
-        ours, interval = f"{100 * est.value:.1f} points", f"[{100 * est.low:.1f}, {100 * est.high:.1f}]"
-        return conclude(case, same, holds, detail, ours=ours, interval=interval, n=est.n, seeds=est.seeds, estimate=est)
 
-    return decide, lambda index, model: _measured(index, [], index.methods(model), part, model)
+@rule(TREND, _every_method)
+def equal_but_fragile(case: Case, *, keys: Keys, part: str = "paper", close: float = 0.01, apart: float = 0.05) -> Decision:
+    """Networks of equal benign accuracy differ in robustness.
+
+    Some pair of pruned networks within `close` of each other without attack differs by `apart` or more under an attack of
+    `keys`, Holm-corrected for all such pairs.
+    """
+    nets = case.available((net for net in case.index.methods(case.model) if net.method != UNPRUNED), part)
+    if len(nets) < 4:
+        raise NotRun(f"only {len(nets)} pruned networks are finished on {case.model}")
+    check_macs(case, nets)
+    clean = {net: float(np.mean(case.rows(net, part, ["clean"]))) for net in nets}
+    pairs = [(a, b, key) for a, b in combinations(nets, 2) if abs(clean[a] - clean[b]) <= close for key in keys]
+    if not pairs:
+        raise NotRun(f"no two of {len(nets)} networks are within {100 * close:.0f} point of each other without attack")
+    gaps = []
+    for a, b, key in pairs:
+        if np.mean(case.rows(a, part, [key])) < np.mean(case.rows(b, part, [key])):
+            a, b = b, a
+        rows = case.rows(a, part, [key]), case.rows(b, part, [key])
+        gaps.append((difference(*rows, spread=case.spread(part, [key]), tests=len(pairs)), a, b, key))
+    sure = [gap for gap, p in zip(gaps, _holm([gap for gap, *_ in gaps]), strict=True) if p < 0.05]
+    largest = max(gaps, key=lambda gap: gap[0].value)
+    est, a, b, key = max(sure or gaps, key=lambda gap: gap[0].value)
+    holds = True if sure and est.value >= apart else False if largest[0].high < apart else None
+    detail = (
+        f"{a.label} and {b.label}, {100 * clean[a]:.1f} and {100 * clean[b]:.1f} % without attack, are "
+        f"{100 * est.value:.1f} points apart under {key}; {len(sure)} of {len(pairs)} pairs of equal benign accuracy "
+        "differ significantly under an attack (Holm)"
+    )
+    ours, interval = f"{100 * est.value:.1f} points", f"[{100 * est.low:.1f}, {100 * est.high:.1f}]"
+    return conclude(case, holds, detail, ours=ours, interval=interval, n=est.n, seeds=est.seeds, estimate=est)
+
+
+def _holm(gaps: Sequence[Estimate]) -> np.ndarray:
+    """Two-sided p of each of these differences, whose intervals hold together, after Holm's correction."""
+    return holm([gap.p(len(gaps)) for gap in gaps])
 
 
 def check_macs(case: Case, nets: Sequence[Net]) -> None:
     """Raises NotRun unless all these networks cost the same multiply-accumulates, by the paper's counter, within 1 %."""
-    macs = {net.label: next(iter(case.finished(net).values()))["paper_macs"] for net in nets}
+    macs = {net.label: case.first(net)["paper_macs"] for net in nets}
     low, high = min(macs, key=lambda name: macs[name]), max(macs, key=lambda name: macs[name])
     if macs[high] > (1 + 2 * SAME_MACS) * macs[low]:  # each within 1 % of one budget
         raise NotRun(f"{high} has {macs[high]:,} MACs and {low} {macs[low]:,}: not the same budget, so no order is claimed")
-
-
-def _finished(case: Case, nets: Sequence[Net], part: str) -> list[Net]:
-    found = []
-    for net in nets:
-        try:
-            case.finished(net, part), case.finished(net)
-        except NotRun:
-            continue
-        found.append(net)
-    return found
-
-
-def _measured(index: Index, needed: Sequence[Net], wished: Sequence[Net], part: str, model: str) -> list[Cell]:
-    """The cells of the needed networks and of those wished for that the profile has; empty when a needed one is not there."""
-    groups = [index.measured([net], [part], model) for net in needed]
-    if not all(groups):
-        return []
-    groups += [index.measured([net], [part], model) for net in wished]
-    return list({cell.hash: cell for group in groups for cell in group}.values())
 
 
 def _says(state: bool | None, est: Estimate, part: Contrast) -> str:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import replace
 
 import pandas as pd
 
-from gkp.artifact.claims import ablations, counts, printed
-from gkp.artifact.claims import main as robustness
-from gkp.artifact.claims import protocol as protocols
-from gkp.artifact.claims.claim import Claim
+from gkp.artifact.claims.claim import Claim, claims
 from gkp.artifact.claims.decision import NO_VERDICT, NOT_RUN, Decision, NotRun
 from gkp.artifact.claims.evidence import Case, case_of
 from gkp.artifact.claims.gpu_hours import for_gpu, hours_in_words, stated_minutes
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.report import Result
+from gkp.artifact.experiments.store import Store
 from gkp.artifact.experiments.todo import family
 from gkp.artifact.published import FIGURES, TABLES
 from gkp.artifact.tables.table import Table
 from gkp.errors import BadInput
 
-SHOWN = (
+SHOWN = [
     "item",
     "statement",
     "reported",
@@ -34,15 +32,8 @@ SHOWN = (
     "reason",
     "command",
     "minutes",
-)
+]
 ITEMS = (*(f"Table {n}" for n in TABLES), *(f"Figure {n}" for n in FIGURES), "text")
-
-
-@cache
-def claims() -> tuple[Claim, ...]:
-    """Every claim, each under its own id; Tables 1-20 and Figures 1-9 have one or more each."""
-    parts = (robustness, ablations, counts, protocols, printed)
-    return tuple(claim for part in parts for claim in part.claims())
 
 
 def verdicts(
@@ -51,16 +42,27 @@ def verdicts(
     *,
     item: str | Sequence[str] | None = None,
     notebook: str | None = None,
+    store: Store | None = None,
 ) -> Table:
-    """A row for each claim: id, item, statement, reported, ours, n, seeds, interval, tolerance, verdict, reason, command, and
-    minutes.
+    """A row for each claim, with its verdict.
 
-    results: of a run; whatever else the stores hold is used too, and nothing is computed. item: only claims of this table or
-    figure, "Table 2", or of several; notebook: those that this notebook shows, "02_cifar10_main"; with both, either. In
-    `points` also kind, page, value, low, high (fractions, or the quotient of a cost ratio) and stated_minutes, from the work
-    of the cells; minutes are those recorded, once all cells are finished.
-    A claim whose cells are missing says "not run", how many are missing and what they cost; embedded data give no verdict.
-    Raises BadInput for an unknown profile, item or notebook.
+    A claim whose experiments are missing says "not run", how many are missing and what they cost; embedded data give no
+    verdict. Nothing is computed.
+
+    Args:
+        profile: Its experiments are the evidence.
+        results: Of a run; whatever else the store holds is used too.
+        item: Only claims of this table or figure, "Table 2", or of several.
+        notebook: Those that this notebook shows, "02_cifar10_main"; with `item`, either.
+        store: Where finished experiments are; by default where `gkp.artifact.experiments.run` keeps them.
+
+    Returns:
+        Columns id, item, statement, reported, ours, n, seeds, interval, tolerance, verdict, reason, command, and minutes.
+        In `points` also kind, page, value, low, high (fractions, or the quotient of a cost ratio) and stated_minutes,
+        estimated from the work; minutes are those recorded, once all experiments of the claim are finished.
+
+    Raises:
+        BadInput: For an unknown profile, item or notebook.
     """
     wanted = [item] if isinstance(item, str) else list(item or ())
     if notebook is not None and notebook not in (names := sorted({claim.notebook for claim in claims()})):
@@ -69,64 +71,47 @@ def verdicts(
         raise BadInput(f"no claim is about {unknown[0]!r}; give Table 1 to Table 20, Figure 1 to Figure 9, or text")
     everything = not wanted and notebook is None
     chosen = [claim for claim in claims() if everything or set(wanted) & set(claim.items) or claim.notebook == notebook]
-    case = case_of(profile, results)
+    case = case_of(profile, results, store)
     points = pd.DataFrame([_row(claim, case, profile) for claim in chosen])
     about = [*wanted, *([notebook] if notebook else [])]
     title = f"Verdicts · {', '.join(about) or 'every claim'} · profile {profile}"
-    shown = points.set_index("id")[list(SHOWN)].assign(minutes=points.set_index("id")["minutes"].map("{:.0f}".format))
-    return Table(title, shown, points)
+    shown = points.set_index("id")[SHOWN]
+    return Table(title, shown.assign(minutes=shown["minutes"].map("{:.0f}".format)), points)
 
 
 def _row(claim: Claim, case: Case, profile: str) -> dict[str, object]:
     decision, cells = decide(claim, case)
     stated = claim.minutes_of(cells)
-    return {
-        "id": claim.id,
-        "item": claim.item,
-        "statement": claim.statement,
-        "reported": claim.reported,
-        "ours": decision.ours,
-        "n": decision.n,
-        "seeds": decision.seeds,
-        "interval": decision.interval,
-        "tolerance": claim.tolerance,
-        "verdict": decision.verdict,
-        "reason": decision.reason,
-        "command": claim.command(profile),
-        "minutes": _recorded(cells, case) or stated,
-        "stated_minutes": stated,
-        "kind": claim.kind,
-        "page": claim.page,
-        "value": decision.value,
-        "low": decision.low,
-        "high": decision.high,
-    }
+    minutes = {"minutes": _recorded(cells, case) or stated, "stated_minutes": stated}
+    facts = {**vars(claim), **vars(decision), **minutes, "command": claim.command(profile)}
+    return {name: facts[name] for name in ("id", *SHOWN, "stated_minutes", "kind", "page", "value", "low", "high")}
 
 
 def decide(claim: Claim, case: Case) -> tuple[Decision, list[Cell]]:
-    """What the evidence says of a claim, on the first of its architectures that can decide it, and the cells that say so."""
+    """Decide a claim on the first of its architectures that can decide it.
+
+    Returns:
+        The decision, and the experiments behind it.
+    """
     found: list[tuple[Decision, list[Cell]]] = []
     for model in claim.models or ("",):
         cells = claim.find(case.index, model)
         if claim.models and not cells:
             continue
         try:
-            return _stamped(claim.decide(case.at(model)), claim, case, cells), cells
+            return _stamped(claim.decide(case.at(model, claim.same)), claim, case), cells
         except NotRun as missing:
             found.append((_not_run(claim, case, cells, str(missing)), cells))
     decision, cells = found[0] if found else (_not_run(claim, case, [], "this profile has no cells for it"), [])
-    return _stamped(decision, claim, case, cells), cells
+    return _stamped(decision, claim, case), cells
 
 
-def _stamped(decision: Decision, claim: Claim, case: Case, cells: Sequence[Cell]) -> Decision:
+def _stamped(decision: Decision, claim: Claim, case: Case) -> Decision:
     """The decision with the cost of what would settle it, and without a verdict where all data are embedded."""
-    changes: dict[str, object] = {}
     if decision.verdict == NOT_RUN and decision.n:  # it was run and says too little
         needs = f"; the paper's own setting: {hours_in_words(claim.gpu_hours)}" if claim.gpu_hours else ""
-        changes["reason"] = f"{decision.reason}; more images or seeds would tell{needs}"
-    if case.index.embedded:
-        changes["verdict"] = NO_VERDICT
-    return Decision(**{**vars(decision), **changes})
+        decision = replace(decision, reason=f"{decision.reason}; more images or seeds would decide{needs}")
+    return replace(decision, verdict=NO_VERDICT) if case.index.embedded else decision
 
 
 def _not_run(claim: Claim, case: Case, cells: Sequence[Cell], why: str) -> Decision:

@@ -1,4 +1,8 @@
-"""Copying finished cells to where they are committed (`data/results`), and checking the copies without their specifications."""
+"""Copying finished cells to where they are committed (`data/results`), and checking the copies without their specifications.
+
+Cells are computed in `build/cells` and copied, not written into `data/results` straight away: networks that begin with somebody
+else's weights are needed there by the cells built on them, and are never committed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable
-from fnmatch import fnmatch
 from pathlib import Path
 
 from gkp.artifact.experiments.cell import HASH_DIGITS, Cell, canonical
@@ -26,40 +29,42 @@ PROVENANCE = ("finished", "seconds", "threads", "peak_memory_mb", "git_commit", 
 
 
 def publish(cells: Iterable[Cell], folder: Path, *, without: Iterable[str] = (), store: Store | None = None) -> list[Path]:
-    """The folders of the cells in `folder`, copied from the store where they were not there yet.
+    """Copy finished cells into `folder`, each whole or not at all; those that are there already are left alone.
 
-    without: patterns of files to leave out, as names or as paths in the cell's folder, e.g. "model/*.safetensors"; such a
-    copy still serves its figures, and the cell is recomputed when another one is built on what was left out. Logs are never
-    copied. Raises BadInput when a cell is not finished, or not as it was written.
+    Args:
+        cells: finished cells.
+        folder: where they are committed.
+        without: patterns of names of files to leave out, such as "*.safetensors". Such a copy still serves its numbers, and
+            the cell is computed again when another one is built on what was left out. Logs are never copied.
+        store: where the cells are; by default the usual one.
+
+    Returns:
+        The folder of each cell.
+
+    Raises:
+        BadInput: when a cell is not finished, or not as it was written.
     """
-    store, without, published = store or default_store(), ("log.txt", *without), []
+    store, target_store, published = store or default_store(), Store(folder), []
     plan = make_plan(cells, store)
     if plan.todo:
-        raise BadInput(
-            f"{len(plan.todo)} cells are not finished, the first is {next(iter(plan.todo.values())).id}; "
-            "run them before they are published"
-        )
+        first = next(iter(plan.todo.values())).id
+        raise BadInput(f"{len(plan.todo)} cells are not finished, the first is {first}; run them before they are published")
     for cell in plan.cells:
         source, target = plan.finished[cell.hash].folder, folder / cell.id
         published.append(target)
-        if source == target or Store(folder).lookup(cell.id, cell.hash) is not None:
+        if source == target or target_store.lookup(cell.id, cell.hash) is not None:
             continue
         if problems := check_folder(source):
             raise BadInput(f"{cell.id} cannot be published: {problems[0]}; compute it again")
         partial = folder / f".{cell.id}.partial-{os.getpid()}"
-        for path in sorted(path for path in source.rglob("*") if path.is_file()):
-            name = path.relative_to(source)
-            if any(fnmatch(name.name, pattern) or fnmatch(name.as_posix(), pattern) for pattern in without):
-                continue
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, partial / name)
+        shutil.copytree(source, partial, ignore=shutil.ignore_patterns("log.txt", *without), dirs_exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         os.rename(partial, target)
     return published
 
 
 def entry_of(folder: Path) -> Entry:
-    """The finished cell in this folder, whatever its specification. Raises `Damaged` when it is not what was written."""
+    """Return the finished cell in this folder, whatever its specification. Raises `Damaged` when it is not what was written."""
     spec = read_json(folder / "spec.json")
     if spec is None:
         raise Damaged(f"{folder / 'spec.json'}: is missing or no JSON")
@@ -73,10 +78,9 @@ def entry_of(folder: Path) -> Entry:
 
 
 def check_folder(folder: Path) -> list[str]:
-    """What is wrong with the finished cell in this folder, one line each: against its own hashes, and with its run.json."""
+    """Return what is wrong with the finished cell in this folder, a line each: its hashes, and what run.json must say."""
     try:
-        entry = entry_of(folder)
+        run = entry_of(folder).run()
     except Damaged as error:
         return [str(error)]
-    run = entry.run()
     return [f"{folder / 'run.json'}: does not say {name}" for name in PROVENANCE if run.get(name) in (None, "", {})]

@@ -14,6 +14,7 @@ from typing import Any
 from gkp.artifact.experiments.cell import Cell, later, not_hashed
 from gkp.data.pinned import data_hashes
 from gkp.data.variants import parse_variant
+from gkp.training.recipe import Hyperparameters
 
 # How long a pass over one image takes relative to ResNet-20 at 32x32 pixels, to scale estimates; multiply-accumulates.
 _SIZE = {
@@ -58,23 +59,13 @@ class PretrainedCell(Network):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """The fields of `gkp.training.recipe.Recipe` with the same defaults (the paper's fine-tuning), and what else it has.
+class Training(Hyperparameters):
+    """The fields of `gkp.training.recipe.Recipe` and the data of a training.
 
     split: what is trained on. log_examples: after each epoch the first so many test images are scored in the paper
     protocol, for tables that show what choosing the best epoch on the test set does; nothing is chosen by it here.
     """
 
-    epochs: int = 300
-    lr: float = 0.01
-    schedule: str = "step"
-    step_epochs: int = 100
-    gamma: float = 0.1
-    batch_size: int = 64
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    nesterov: bool = False
-    label_smoothing: float = 0.0
     split: str = "train"
     log_examples: int = 0
     seed: int = 0

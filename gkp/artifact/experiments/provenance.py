@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from gkp.files import checkout
 
 PACKAGES = (
     "torch",
@@ -33,7 +35,7 @@ def describe_run(*, seconds: float, threads: int, peak: PeakMemory, work: float,
     """The run.json of a cell that has just been computed in this process; notes: what its stage measured of this run."""
     return {
         **notes,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         **peak.mb(),
         "threads": threads,
@@ -47,13 +49,13 @@ def describe_run(*, seconds: float, threads: int, peak: PeakMemory, work: float,
 @cache
 def git_commit() -> str:
     """The commit of the checkout this package runs from, "+changes" when its code differs from it; "unknown" outside one."""
-    package = Path(__file__).resolve().parents[2]
-    if not (package.parent / ".git").exists():
+    root = checkout()
+    if root is None or not (root / ".git").exists():
         return "unknown"
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=20, check=True
+            ["git", "-C", str(root / "gkp"), *arguments], capture_output=True, text=True, timeout=20, check=True
         ).stdout.strip()
 
     try:

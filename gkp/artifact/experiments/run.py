@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gkp.artifact.experiments import ledger
 from gkp.artifact.experiments.cell import Cell, select
 from gkp.artifact.experiments.compute import Outcome, make_job
 from gkp.artifact.experiments.estimate import Durations, count_kinds, in_words
@@ -48,37 +47,34 @@ def run(
 ) -> Report:
     """The results of the cells, in their order; those that no store has are computed first, with their parents.
 
-    jobs: cells computed at once; None for one per core, 1 for this very process. shard: "i/n", this runner's share.
+    jobs: cells computed at once; None for one per core, 1 for this very process,
+    0 to compute nothing. shard: "i/n", this runner's share.
     only: see `select`. scheduler: address or scheduler file of a Dask cluster to use instead of local workers; None for
     DASK_SCHEDULER_ADDRESS, if set. dry_run: only say what would be done, in `Report.lines`. recompute: compute the cells
     asked for although they are finished. progress: a bar (on a terminal) or a line a cell on stderr; False for neither.
     quiet: print no headline. check: raise CellsFailed in the end when a cell has failed; otherwise see `Report.failures`.
     time_limit (seconds), memory_limit (MB): for cells without their own.
-    Computes nothing while `gkp reproduce` shows only what is finished (see `gkp.artifact.experiments.ledger`).
     Raises BadInput for a store that cannot be written while something must be computed, for a scheduler that does not
     answer, and for specifications that are no plain values.
     """
-    if jobs is not None and jobs < 1:
-        raise BadInput(f"jobs is {jobs}; give 1 or more")
+    if jobs is not None and jobs < 0:
+        raise BadInput(f"jobs is {jobs}; give 1 or more, or 0 to compute nothing")
     store, cells = store or default_store(), take_shard(select(cells, only), shard)
     plan = make_plan(cells, store, recompute=recompute)
     if dry_run:
         report = _dry_report(plan, store, jobs)
-    elif not plan.todo or os.environ.get(ledger.FINISHED):
+    elif not plan.todo or jobs == 0:
         report = _report(plan, store)
     else:
         store.prepare()
-        with ledger.turn() as waited:
-            if waited:  # whoever had the turn before may have computed some of it
-                plan = make_plan(cells, store, recompute=recompute)
-            report = _compute(
-                plan,
-                store,
-                jobs,
-                scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS"),
-                show=progress,
-                wishes=_Wishes(recompute, time_limit, memory_limit),
-            )
+        report = _compute(
+            plan,
+            store,
+            jobs,
+            scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS"),
+            show=progress,
+            wishes=_Wishes(recompute, time_limit, memory_limit),
+        )
     if not quiet:
         print(*report.lines, report.headline, *(f"damaged: {reason}" for reason in report.damaged.values()), sep="\n")
     if check and report.failures:
@@ -89,7 +85,7 @@ def run(
 def load(cells: Iterable[Cell], *, store: Store | None = None) -> Report:
     """The stored results of the cells, computing nothing; `Report.missing` lists those that are not there."""
     store = store or default_store()
-    return _report(make_plan(cells, store), store, looked_at=True)
+    return _report(make_plan(cells, store), store)
 
 
 def _compute(
@@ -236,9 +232,8 @@ class _Running:
             heapq.heappush(self._ready, (self._order[key], key))
 
 
-def _report(plan: Plan, store: Store, running: _Running | None = None, *, looked_at: bool = False) -> Report:
+def _report(plan: Plan, store: Store, running: _Running | None = None) -> Report:
     computed = running.computed if running else set()
-    ledger.note(plan, computed, store, looked_at=looked_at)
     asked = {cell.hash for cell in plan.cells}
     results = tuple(
         Result(cell, entry.figures, entry.folder, cell.hash not in computed)

@@ -35,6 +35,7 @@ from typing import Any
 from gkp.artifact.experiments.cell import canonical
 from gkp.artifact.experiments.lock import Busy, is_held, locked
 from gkp.errors import BadInput
+from gkp.files import checkout, file_sha256
 
 _OWN = ("spec.json", "result.json", "run.json", "log.txt")
 
@@ -151,7 +152,7 @@ class Store:
     def publish(self, partial: Path, cell_id: str, cell_hash: str, *, spec: Mapping, figures: Mapping, run: Mapping) -> Path:
         """Turns the partial folder into the finished cell and returns its folder. Replaces a damaged one."""
         files = {
-            name: {"sha256": _sha256(partial / name), "bytes": (partial / name).stat().st_size}
+            name: {"sha256": file_sha256(partial / name), "bytes": (partial / name).stat().st_size}
             for name in _files_of(partial)
             if name not in _OWN
         }
@@ -212,10 +213,9 @@ def default_store() -> Store:
 
     Outside a checkout, cells go to `build/cells` below the current folder.
     """
-    checkout = Path(__file__).resolve().parents[3]
-    inside = (checkout / "pyproject.toml").is_file()
-    root = os.environ.get("GKP_CELLS") or (checkout if inside else Path.cwd()) / "build" / "cells"
-    return Store(Path(root).expanduser().absolute(), (checkout / "data" / "results",) if inside else ())
+    home = checkout()
+    root = os.environ.get("GKP_CELLS") or (home or Path.cwd()) / "build" / "cells"
+    return Store(Path(root).expanduser().absolute(), (home / "data" / "results",) if home else ())
 
 
 def signature(body: Mapping[str, Any]) -> str:
@@ -283,13 +283,8 @@ def _read_entry(folder: Path, cell_hash: str) -> Entry | None:
 
 def _check_files(entry: Entry) -> None:
     for name, facts in entry.files.items():
-        if name not in entry.absent and _sha256(entry.folder / name) != facts["sha256"]:
+        if name not in entry.absent and file_sha256(entry.folder / name) != facts["sha256"]:
             raise Damaged(f"{entry.folder / name}: differs from what was written (its sha256 does not fit)")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _listdir(folder: Path) -> list[str]:

@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 
 from gkp.artifact.results import not_run_yet
-from gkp.files import output_folder
 
 PALETTE = sns.color_palette("colorblind")
 
@@ -36,12 +35,12 @@ class Figure:
 
         Args:
             name: File name without suffix.
-            folder: Where to; by default `figures` of the output folder.
+            folder: Where to; by default `build/figures`.
 
         Returns:
             The path of the PNG.
         """
-        target = Path(folder) if folder else output_folder() / "figures"
+        target = Path(folder or "build/figures")
         target.mkdir(parents=True, exist_ok=True)
         stable = {"Date": None, "Creator": "gkp"}  # the same points give the same bytes
         with matplotlib.rc_context({"svg.hashsalt": name}):

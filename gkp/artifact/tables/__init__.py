@@ -2,7 +2,6 @@
 
 from gkp.artifact.results import load_networks, load_outcomes, row_name
 from gkp.artifact.tables.accuracy import accuracies, high_frequency, mean_ranks, methods_table, strong_attacks
-from gkp.artifact.tables.board import leaderboard
 from gkp.artifact.tables.cost import costs, grouping_times, latencies, published_counts
 from gkp.artifact.tables.methods import kept_kernels, method_checklist
 from gkp.artifact.tables.protocol import epoch_choice, label_choice, seed_spread, space_choice
@@ -18,7 +17,6 @@ __all__ = [
     "kept_kernels",
     "label_choice",
     "latencies",
-    "leaderboard",
     "load_networks",
     "load_outcomes",
     "mean_ranks",

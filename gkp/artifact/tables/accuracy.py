@@ -9,10 +9,11 @@ import pandas as pd
 
 from gkp.artifact.experiments.kinds import LatencyCell, Network, PruneCell
 from gkp.artifact.experiments.report import Result
-from gkp.artifact.published import ATTACKED, mean_rank
+from gkp.artifact.published import ATTACKED
 from gkp.artifact.results import STRONG, evaluations
 from gkp.artifact.tables.table import Table, by_method, images, not_run, spread_out, with_interval
 from gkp.evaluation.outcomes import Outcomes
+from gkp.evaluation.statistics import mean_rank
 
 
 def accuracies(outcomes: Mapping[str, Outcomes], *, keys: Sequence[str] | None = None, title: str = "Accuracy (%)") -> Table:

@@ -10,7 +10,6 @@ import pandas as pd
 
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.results import not_run_yet, paper_name
-from gkp.files import output_folder
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,12 @@ class Table:
 
         Args:
             name: File name without suffix.
-            folder: Where to; by default `tables` of the output folder.
+            folder: Where to; by default `build/tables`.
 
         Returns:
             The path of the CSV.
         """
-        target = Path(folder) if folder else output_folder() / "tables"
+        target = Path(folder or "build/tables")
         target.mkdir(parents=True, exist_ok=True)
         self.points.to_csv(target / f"{name}.csv", index=False)
         return target / f"{name}.csv"

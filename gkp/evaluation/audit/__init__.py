@@ -1,15 +1,14 @@
-"""`audit`: can the robust accuracy of this network be believed? 22 checks on one card.
+"""`audit`: 22 checks, on one card, of whether the robust accuracy of a network can be believed.
 
-| module | what it is |
+| module | content |
 |---|---|
-| `evidence` | what was measured, as plain data |
-| `gather`, `probing` | measure it: outcomes of attacks, once for all checks; the network itself |
-| `checks` | judges it: 22 pure functions, in `conduct`, `masking` and `reporting`; `verdict` has the statistics |
-| `replay` | evaluates again from a card's JSON alone |
+| `evidence` | everything measured, as plain data |
+| `measure`, `probing` | the measurement: outcomes of attacks, once for all checks; the network itself |
+| `checks`, `verdict` | the judgement: 22 pure functions; the statistics of small samples |
 | `planted` | the audit's test of itself on a network that is known to be masked |
-| `card`, `figures` | Markdown and JSON |
+| `card` | Markdown and JSON, and evaluating again from that JSON |
 
-Cost: see `gkp.evaluation.audit.measure`; the less a network withstands, the less its audit takes.
+Cost: see `gkp.evaluation.audit.measure`; the less robust a network, the cheaper its audit.
 """
 
 from __future__ import annotations
@@ -22,29 +21,16 @@ from torch import nn
 from gkp.attacks.options import parse_eps
 from gkp.data.dataset import Dataset
 from gkp.errors import BadInput
-from gkp.evaluation.audit.card import Card
-from gkp.evaluation.audit.checks import run_checks
+from gkp.evaluation.audit.card import Card, reevaluate
+from gkp.evaluation.audit.checks import CHECKS, SELECTIONS, run_checks
 from gkp.evaluation.audit.evidence import Evidence, accuracies, paired_tests
 from gkp.evaluation.audit.measure import TOP_EPS, Effort, gather
 from gkp.evaluation.audit.planted import self_test
-from gkp.evaluation.audit.replay import reevaluate
-from gkp.evaluation.audit.reporting import SELECTIONS
-from gkp.evaluation.audit.verdict import CHECKS, Check
+from gkp.evaluation.audit.verdict import Check
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.subject import as_dataset, state_sha256
 
-__all__ = [
-    "CHECKS",
-    "Card",
-    "Check",
-    "Effort",
-    "Evidence",
-    "audit",
-    "gather",
-    "judge",
-    "reevaluate",
-    "run_checks",
-]
+__all__ = ["CHECKS", "Card", "Check", "Effort", "Evidence", "audit", "gather", "judge", "reevaluate", "run_checks"]
 
 DEFAULT_IMAGES = 100
 
@@ -64,17 +50,27 @@ def audit(
     batch_size: int = 200,
     progress: bool | None = None,
 ) -> Card:
-    """The card of `model`: 22 checks on its first `n_examples` images under Linf attacks of radius `eps`.
+    """Audit `model` on its first `n_examples` images under Linf attacks of radius `eps`.
 
-    model: takes float [0, 1] NCHW, returns logits; evaluated in eval mode and left as it was. dataset: a name, for its test
-    split, or a Dataset. n_examples: by default those of `outcomes`, else 100. eps: above 0 and below 0.5, 8 / 255 or "8/255"; a
-    radius at which some images survive says more than one at which none does.
-    parent: the dense network that this one was pruned from, for check 11. reference_accuracy: a fraction, what the network is
-    known to reach without attack, for check 5. selection: how the checkpoint was chosen: "last epoch", "validation" or "test",
-    for check 19, which is not run unless told.
-    outcomes: what `benchmark` gave for this network, data set and seed: rows that the audit needs are taken from there; other
-    Linf rows of this radius join the worst case; a matrix of the paper's protocol is only looked at for checks 16 and 17.
-    effort: see `gkp.evaluation.audit.measure.Effort`. Raises BadInput for whatever does not fit: see the message.
+    Args:
+        model: Takes float [0, 1] (N, C, H, W) images, returns logits; evaluated in eval mode and left as it was.
+        dataset: A name, for its test split, or a Dataset.
+        n_examples: By default those of `outcomes`, else 100.
+        eps: Above 0 and below 0.5, 8 / 255 or "8/255"; a radius at which some images are still classified correctly is more
+            informative than one at which none is.
+        seed: Of random starts and noise.
+        parent: The dense network that this one was pruned from, for check 11.
+        reference_accuracy: A fraction, the known accuracy without attack, for check 5.
+        outcomes: What `benchmark` returned for this network, data set and seed: rows that the audit needs are taken from there;
+            other Linf rows of this radius join the worst case; a matrix of the paper's protocol is only used for checks 16 and
+            17.
+        selection: How the checkpoint was chosen: "last epoch", "validation" or "test", for check 19; None: not stated.
+        effort: See `gkp.evaluation.audit.measure.Effort`.
+        batch_size: Images in one pass.
+        progress: A bar on stderr; None: only when that is a terminal.
+
+    Raises:
+        BadInput: for whatever does not fit; the message says what and how to mend it.
     """
     data = as_dataset(dataset)
     eps = _checked_eps(eps)
@@ -93,7 +89,7 @@ def audit(
 
 
 def judge(evidence: Evidence) -> Card:
-    """The card that this evidence earns."""
+    """Run all checks on the evidence and put them on a card."""
     table, tests = tuple(accuracies(evidence)), tuple(paired_tests(evidence))
     return Card(run_checks(evidence), evidence.to_json(), table, tests, evidence.reported)
 

@@ -1,4 +1,4 @@
-"""The card of an audited network: front matter, 22 checks, accuracies with intervals, paired tests; Markdown and JSON."""
+"""The card of an audited network, as Markdown and JSON, and its evaluation again from that JSON alone."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from torch import nn
 
-from gkp.evaluation.audit.masking import MASKING
+from gkp.data.dataset import Dataset
+from gkp.data.sources import load_dataset
+from gkp.errors import BadInput
+from gkp.evaluation.audit.checks import MASKING
+from gkp.evaluation.audit.evidence import of_text
+from gkp.evaluation.audit.measure import Scaled
+from gkp.evaluation.audit.probing import Subject
 from gkp.evaluation.audit.verdict import FAIL, NOT_RUN, PASS, WARN, Check
+from gkp.evaluation.outcomes import AttackSpec
+from gkp.evaluation.subject import state_sha256
 from gkp.files import replace_files
 
 FORMAT = 1
@@ -22,11 +32,13 @@ _MARKS = {PASS: "pass", WARN: "**warn**", FAIL: "**FAIL**", NOT_RUN: "not run"}
 
 @dataclass(frozen=True, eq=False)
 class Card:
-    """What an audit says of one network at one radius.
+    """The result of an audit of one network at one radius.
 
-    checks: all 22, in order. facts: what was attacked and every outcome (`Evidence.to_json`), enough to
-    evaluate again with `gkp.evaluation.audit.replay.reevaluate`. accuracies, tests: `gkp.evaluation.audit.checks.accuracies`
-    and `paired_tests`. reported: the robust accuracy, a fraction: right without attack and under every attack.
+    Attributes:
+        checks: The 22 checks, in order.
+        facts: What was attacked and every outcome (`Evidence.to_json`), enough for `reevaluate`.
+        accuracies, tests: As `gkp.evaluation.audit.evidence.accuracies` and `paired_tests` give them.
+        reported: The robust accuracy, a fraction: right without attack and under every attack.
     """
 
     checks: tuple[Check, ...]
@@ -48,7 +60,7 @@ class Card:
 
     @property
     def masked(self) -> bool:
-        """Whether a check that tells gradient masking failed: the robust accuracy is then an upper bound, not a figure."""
+        """Whether a check for gradient masking failed: the robust accuracy is then only an upper bound."""
         return any(check.status == FAIL and check.number in MASKING for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
@@ -97,12 +109,70 @@ class Card:
         return "\n\n".join(parts) + "\n"
 
     def save(self, folder: str | Path) -> Path:
-        """The folder, now holding `card.md` and `card.json`, each written beside and renamed.
+        """Write `card.md` and `card.json` into the folder, atomically, and return the folder.
 
-        Raises BadInput when it cannot be written, nothing being left half done.
+        Raises:
+            BadInput: It cannot be written; nothing is left half done.
         """
-        markdown, numbers = self.to_markdown(), json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
-        return replace_files(Path(folder), {"card.md": markdown.encode(), "card.json": numbers.encode()}, "the card")
+        numbers = json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
+        return replace_files(Path(folder), {"card.md": self.to_markdown(), "card.json": numbers}, "the card")
+
+
+def reevaluate(
+    facts: Mapping[str, Any],
+    model: nn.Module,
+    dataset: Dataset | None = None,
+    *,
+    parent: nn.Module | None = None,
+    images: int = 4,
+) -> dict[str, tuple[int, int]]:
+    """Attack some images again from a card's JSON alone.
+
+    Cost: for each attack up to four misclassified images and, unless it is a query attack, four others.
+
+    Args:
+        facts: What `Card.to_json` or `json.load` of a card.json gives.
+        model: The network of the card.
+        dataset: The split it was made on; by default loaded by the name in `facts`.
+        parent: For the images made for the parent; without it they are left out, as are attacks whose outcome depends on the
+            batch (AutoAttack).
+        images: How many of each outcome, at most.
+
+    Returns:
+        Attack -> (images with the recorded outcome, images tried).
+
+    Raises:
+        BadInput: for another network or data set than the card's, and for facts that lack something.
+    """
+    try:
+        threat, clean = facts["threat_model"], of_text(facts["clean"])
+        data = load_dataset(threat["dataset"], threat["split"]) if dataset is None else dataset
+        for what, here in (("data", data.sha256), ("model", state_sha256(model))):
+            wanted = threat[f"{what}_sha256"]
+            if here != wanted:
+                raise BadInput(f"the card is of other {what} (sha256 {wanted[:8]}, here {here[:8]}); give what it is of")
+        subject = Subject(model, data, data.first(threat["n"]), threat["seed"], batch_size=200, progress=False)
+        again = {}
+        for name, row in facts["attacks"].items():
+            spec, right = AttackSpec(**row["spec"]), of_text(row["right"])
+            chosen = np.flatnonzero(clean & ~right)[:images]
+            if "queries" not in spec.options:  # an image that is never misclassified takes every one of them
+                chosen = np.union1d(chosen, np.flatnonzero(clean & right)[:images])
+            if spec.together or (row["source"] == "parent" and parent is None):
+                continue
+            if parent is not None and row["source"] == "parent":
+                found = subject.transferred(parent, spec, chosen)
+            elif len(chosen):
+                attacked = Scaled(model, facts["logit_scale"]) if row["source"] == "scaled logits" else model
+                found = subject.outcomes([spec], model=attacked, positions=chosen).right[1]
+            else:
+                found = right[chosen]
+            again[name] = int((found == right[chosen]).sum()), len(chosen)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"not the JSON of an audit's card ({type(error).__name__}: {error}); audit the network again") from error
+    return again
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

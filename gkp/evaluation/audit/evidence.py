@@ -1,7 +1,6 @@
-"""What an audit measured, once, for all checks to read: outcomes per image, and a few probes of the network.
+"""What an audit measured, as plain data: outcomes per image, and a few probes of the network.
 
-Everything here is plain data: made by `gkp.evaluation.audit.measure`, judged by `gkp.evaluation.audit.checks`, written to
-`card.json`. Costs nothing.
+`gkp.evaluation.audit.measure` makes it, `gkp.evaluation.audit.checks` judges it, `card.json` holds it.
 """
 
 from __future__ import annotations
@@ -11,24 +10,26 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from statsmodels.stats.contingency_tables import mcnemar
 
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
-from gkp.evaluation.statistics import wilson
+from gkp.evaluation.statistics import discordant, mcnemar, share
 
 WHITE, BLACK, MIXED = "white-box", "black-box", "mixed"
 
 
 class Missing(Exception):
-    """A check asked for something that was not measured; the message is the reason that the card gives."""
+    """Something that a check needs was not measured; the message is the reason that the card gives."""
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One attack at the audited radius: right (N,) bool, and how it was made.
+    """One attack at the audited radius.
 
-    kind: "white-box" if it used this network's gradients, "black-box" if not, "mixed" if it is made of several attacks.
-    source: the network attacked: "network", "scaled logits" (logits multiplied by `Evidence.logit_scale`) or "parent".
+    Attributes:
+        right: (N,) bool.
+        spec: The attack.
+        kind: "white-box" if it used this network's gradients, "black-box" if not, "mixed" if it is made of several attacks.
+        source: The network attacked: "network", "scaled logits" (logits multiplied by `Evidence.logit_scale`) or "parent".
     """
 
     right: np.ndarray
@@ -39,10 +40,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a few correctly classified images show of one attack, run with few steps.
+    """One attack, run with few steps on a few correctly classified images.
 
-    moved_at_zero: images that eps = 0 changed. farthest: largest |x_adv - x|. outside, not_finite: images that leave [0, 1] or
-    hold NaN or Inf. otherwise: images with another outcome in smaller batches, or attacked apart from their neighbours.
+    Attributes:
+        n: How many images.
+        moved_at_zero: Images that eps = 0 changed.
+        farthest: Largest |x_adv - x|.
+        outside, not_finite: Images that leave [0, 1], or hold NaN or Inf.
+        otherwise: Images with another outcome in smaller batches, or attacked apart from their neighbours.
     """
 
     n: int
@@ -55,10 +60,13 @@ class Probe:
 
 @dataclass(frozen=True, eq=False)
 class InputPath:
-    """How the network takes images. right: (N,) bool for images that are normalised beforehand by the data set's mean and std.
+    """Where the network normalises.
 
-    difference: largest |difference| of logits between [0, 1] images and its own entrance for normalised ones, normalised as a
-    loader does, relative to the largest logit; None for a network without such an entrance. reference: the accuracy to be met.
+    Attributes:
+        right: (N,) bool for images that are normalised beforehand by the data set's mean and std.
+        difference: Largest |difference| of logits between [0, 1] images and its own entrance for normalised ones, normalised as
+            a loader does, relative to the largest logit; None for a network without such an entrance.
+        reference: The accuracy to be met.
     """
 
     right: np.ndarray
@@ -68,7 +76,7 @@ class InputPath:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Input gradients of the cross-entropy of n correctly classified images: how many are zero throughout, or not finite."""
+    """Input gradients of the cross-entropy of n correctly classified images: how many are all zero, how many not finite."""
 
     n: int
     zero: int
@@ -79,13 +87,25 @@ class Gradients:
 class Evidence:
     """All that the checks read.
 
-    threat: what was attacked and how (check 1). clean: (N,) bool. rows: name -> Row at the audited radius. ladder: radius ->
-    (N,) bool under PGD. matrices: every outcome matrix that was looked at. states: sha256 of the network before and after.
-    unstable: of `probed` images, those whose logits changed when asked again, or whose class changed with the batch size.
-    reported: the robust accuracy that the card gives, a fraction.
-    changed: name -> (N,) bool on images changed without looking at the network; parent_clean: the parent on the same images.
-    reevaluated: name -> (images that came out the same from the JSON alone, images tried). self_test: "planted" and "plain" ->
-    numbers of the masking checks that failed there. missing: name -> why it is not among the above.
+    Attributes:
+        threat: What was attacked and how (check 1).
+        clean: (N,) bool, right without attack.
+        rows: Name -> Row at the audited radius.
+        ladder: Radius -> (N,) bool under PGD.
+        matrices: Every outcome matrix that was used.
+        probes: Name -> Probe of each attack.
+        states: sha256 of the network before and after.
+        unstable: Of `probed` images, those whose logits changed on a second pass, or whose class changed with the batch size.
+        path: Where the network normalises.
+        gradients: Whether input gradients are usable.
+        logit_scale: The factor of the scaled logits.
+        reported: The robust accuracy that the card gives, a fraction.
+        changed: Name -> (N,) bool on images changed without looking at the network.
+        parent_clean: (N,) bool, the parent on the same images.
+        reevaluated: Name -> (images with the same outcome from the JSON alone, images tried).
+        self_test: "planted" and "plain" -> numbers of the masking checks that failed there.
+        selection: How the checkpoint was chosen.
+        missing: Name -> why it is not among the above.
     """
 
     threat: Mapping[str, Any]
@@ -121,6 +141,12 @@ class Evidence:
             raise Missing(f"{name}: {self.missing.get(name, 'was not run')}")
         return self.rows[name].right
 
+    def conduct(self) -> tuple[Mapping[str, Probe], int]:
+        """Each attack's probe, and on how many images. Raises Missing if there was no image to try attacks on."""
+        if not self.probes:
+            raise Missing("no image is classified correctly without attack, so there was none to try attacks on")
+        return self.probes, max(probe.n for probe in self.probes.values())
+
     def survivors(self, kind: str | None = None) -> np.ndarray:
         """(N,) bool: right without attack and under every attack of that kind (default: of any)."""
         return np.logical_and.reduce([self.clean, *(row.right for row in self.rows.values() if kind in (None, row.kind))])
@@ -154,18 +180,13 @@ def _text(right: np.ndarray) -> str:
 
 
 def accuracies(evidence: Evidence) -> list[dict[str, Any]]:
-    """One row a figure: attack, kind, accuracy, low, high (fractions, 95 % Wilson), n; last the worst case over all attacks."""
+    """One row per accuracy: attack, kind, accuracy, low, high (95 % Wilson), n; the last is the worst case over all attacks."""
     rows = {"clean": ("", evidence.clean), **{name: (row.kind, row.right) for name, row in evidence.rows.items()}}
     others = [eps for eps in evidence.ladder if eps not in (0.0, evidence.threat["eps"])]
     rows |= {f"pgd at {eps * 255:.6g}/255": (WHITE, evidence.ladder[eps]) for eps in others}
     rows |= {name: ("changed images", right) for name, right in evidence.changed.items()}
     rows["worst case"] = ("", evidence.survivors())
-    table = []
-    for name, (kind, right) in rows.items():
-        count, n = int(right.sum()), evidence.n
-        low, high = wilson(count, n)
-        table.append({"attack": name, "kind": kind, "accuracy": count / n, "low": low, "high": high, "n": n})
-    return table
+    return [{"attack": name, "kind": kind, **share(int(r.sum()), evidence.n)} for name, (kind, r) in rows.items()]
 
 
 def paired_tests(evidence: Evidence) -> list[dict[str, Any]]:
@@ -178,8 +199,6 @@ def paired_tests(evidence: Evidence) -> list[dict[str, Any]]:
     tests = []
     for first, second in pairs:
         if first in rows and second in rows:
-            a, b = rows[first], rows[second]
-            only = int((a & ~b).sum()), int((b & ~a).sum())
-            p = float(mcnemar([[0, only[0]], [only[1], 0]], exact=True).pvalue)
-            tests.append({"first": first, "second": second, "only_first": only[0], "only_second": only[1], "p": min(1.0, p)})
+            only = discordant(rows[first], rows[second])
+            tests.append({"first": first, "second": second, "only_first": only[0], "only_second": only[1], "p": mcnemar(*only)})
     return tests

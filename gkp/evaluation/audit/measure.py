@@ -1,8 +1,8 @@
-"""Measures what the checks read: `gather(model, data, ...)` gives an `Evidence`.
+"""`gather` measures the `Evidence` that the checks read.
 
-Cost: of about 14 attack rows, which is nearly all of an audit. An image that survives everything takes, at the default effort,
-about 230 gradients for PGD, its variants and its ladder, 200 for both APGD and 1,000 forward passes for Square; one that falls
-takes a handful. Rows that the caller has already (`outcomes`) are not run again.
+Cost: about 14 attack rows, nearly all of an audit. An image that is never misclassified takes, at the default effort, about 230
+gradients for PGD, its variants and its ladder, 200 for both APGD and 1,000 forward passes for Square; one that is misclassified
+at once takes a handful. Rows that the caller has already (`outcomes`) are not run again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gkp.evaluation.benchmark import benchmark, predict
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
 from gkp.evaluation.subject import state_sha256
 
-TOP_EPS = 0.5  # every image can become the same grey there: nothing stays robust
+TOP_EPS = 0.5  # every image can become the same grey there: no network is robust
 LADDER = (0.25, 0.5, 2, 4)  # multiples of the audited radius
 LEAD = 5.0  # softmax is then neither saturated (float32 is from about 17) nor so flat that all other classes pull alike
 GRADIENT_FREE, COMPOSITE = ("square",), ("cascade", "autoattack")
@@ -43,8 +43,14 @@ _NOISE = {"steps": 1, "step": 1e-12}  # PGD that never leaves its random starts:
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard an audit tries. steps, apgd_steps: of PGD and APGD. queries: of Square. draws: of random noise. probes: images
-    on which each attack's own conduct is checked."""
+    """How hard an audit tries.
+
+    Attributes:
+        steps, apgd_steps: Of PGD and APGD.
+        queries: Of Square.
+        draws: Of random noise.
+        probes: Images on which each attack's own conduct is checked.
+    """
 
     steps: int = 20
     apgd_steps: int = 100
@@ -96,9 +102,13 @@ def gather(
     batch_size: int = 200,
     progress: bool | None = None,
 ) -> Evidence:
-    """The evidence on `model` and the first `n_examples` images of `data`; arguments as in `gkp.evaluation.audit.audit`.
+    """Measure the evidence on `model` and the first `n_examples` images of `data`.
 
-    Raises BadInput for a network that does not take the images or gives logits that are not finite.
+    Args:
+        self_test: The result of `gkp.evaluation.audit.planted.self_test`; the others are as in `gkp.evaluation.audit.audit`.
+
+    Raises:
+        BadInput: for a network that does not take the images or gives logits that are not finite.
     """
     effort, before = effort or Effort(), state_sha256(model)
     clean = benchmark(  # warns of a network that misleads, once
@@ -127,7 +137,7 @@ def gather(
 def _attacked(
     subject: Subject, eps: float, effort: Effort, given: Outcomes | None
 ) -> tuple[dict[str, Row], dict[float, np.ndarray], list[Outcomes], dict[str, str]]:
-    """Rows at the audited radius, PGD's outcomes at other radii, the matrices they are from, and why rows are missing."""
+    """Rows at the audited radius, PGD's outcomes at other radii, the matrices of both, and why rows are missing."""
     specs = planned(eps, effort)
     radii = sorted({TOP_EPS, *(r for r in (factor * eps for factor in LADDER) if r < TOP_EPS)})
     ladder = {f"ladder-{radius:.9g}": AttackSpec("pgd", radius, options={"steps": effort.steps}) for radius in radii}
@@ -146,7 +156,7 @@ def _attacked(
 def _known(
     given: Outcomes | None, n: int, eps: float, specs: Mapping[str, AttackSpec]
 ) -> tuple[dict[Any, np.ndarray], dict[str, Row]]:
-    """What need not be run, by `_identity`, and rows at the audited radius that the audit has not planned but takes along."""
+    """Rows that need not be run, by `_identity`, and those at the audited radius that the audit has not planned but adds."""
     if given is None or given.protocol != "pixel":
         return {}, {}
     known = {_identity(spec): row[:n] for spec, row in zip(given.attacks, given.right[1:], strict=True)}
@@ -158,7 +168,7 @@ def _known(
 def _each(
     run: Callable[[Sequence[AttackSpec]], Outcomes], specs: Mapping[str, AttackSpec], missing: dict[str, str]
 ) -> list[tuple[Outcomes, list[str]]]:
-    """All rows in one matrix; where the network does not stand one of the attacks, a matrix each, and why not in `missing`."""
+    """All rows in one matrix; where one of the attacks refuses the network, a matrix each, and the reason in `missing`."""
     if not specs:
         return []
     try:
@@ -171,7 +181,7 @@ def _each(
 
 
 def _scaled(subject: Subject, spec: AttackSpec, scale: float, missing: dict[str, str]) -> dict[str, Row]:
-    """PGD on the network with scaled logits, which has a gradient to follow where a saturated softmax has none."""
+    """PGD on the network with scaled logits, which has a gradient where a saturated softmax has none."""
     attacked = partial(subject.outcomes, model=Scaled(subject.model, scale))
     found = _each(attacked, {"pgd-scaled": spec}, missing)
     return {name: Row(matrix.right[1], spec, WHITE, "scaled logits") for matrix, (name,) in found}
@@ -180,7 +190,7 @@ def _scaled(subject: Subject, spec: AttackSpec, scale: float, missing: dict[str,
 def _transferred(
     subject: Subject, parent: nn.Module | None, clean: np.ndarray, eps: float, effort: Effort, missing: dict[str, str]
 ) -> dict[str, Row]:
-    """What images made for the parent do to the network. PGD makes all its steps: a first success barely carries over."""
+    """Images made for the parent, tried on the network. PGD makes all its steps: a first success barely transfers."""
     whole = {"steps": effort.steps, "drop_fallen": False}
     rows = {}
     for spec in (AttackSpec("fgsm", eps), AttackSpec("pgd", eps, options=whole)):
@@ -195,7 +205,7 @@ def _transferred(
 
 
 def _identity(spec: AttackSpec) -> tuple[Any, ...]:
-    """What decides an outcome but seed and image: the attack, radius, labels and every option, defaults included."""
+    """All that decides an outcome beside seed and image: attack, radius, labels and every option, defaults included."""
     known = {name: p.default for name, p in list(inspect.signature(ATTACKS[spec.attack]).parameters.items())[3:]}
     settled = {**known, **spec.options}
     for name in ("eps", "seed", "ids", "bounds"):
@@ -223,7 +233,7 @@ def _threat(clean: Outcomes, eps: float) -> dict[str, Any]:
 
 
 def _logit_scale(logits: Tensor, right: np.ndarray) -> float:
-    """What brings the median lead of the correct class over the runner-up to LEAD."""
+    """The factor that brings the median lead of the correct class over the runner-up to LEAD."""
     lead = logits.topk(2, dim=1).values.diff(dim=1).neg().flatten()[torch.tensor(right)]
     median = lead.median().item() if len(lead) else 0.0
     return LEAD / median if median > 0 else 1.0

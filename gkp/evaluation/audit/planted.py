@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gkp.data.dataset import Dataset
-from gkp.evaluation.audit.masking import MASKING
+from gkp.evaluation.audit.checks import CHECKS, MASKING
 from gkp.evaluation.audit.measure import Effort, gather
-from gkp.evaluation.audit.verdict import CHECKS, FAIL
+from gkp.evaluation.audit.verdict import FAIL
 
 CLASSES, SIDE, EPS = 4, 6, 0.1
 
 
 class Linear(nn.Module):
-    """A linear network on 6x6 images: gradients tell all there is to know."""
+    """A linear network on 6x6 images, whose gradients are exact."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def toy_images(n: int = 40) -> Dataset:
 
 @cache
 def self_test() -> dict[str, tuple[int, ...]]:
-    """ "planted" and "plain" -> the numbers of the masking checks that fail for `Rounded` and for `Linear`."""
+    """The masking checks that fail: "planted" -> their numbers for `Rounded`, "plain" -> their numbers for `Linear`."""
     effort = Effort(steps=5, apgd_steps=5, queries=200, draws=2, probes=4)
     failed = {}
     for name, net in (("planted", Rounded()), ("plain", Linear())):

@@ -1,4 +1,4 @@
-"""Looks at the network itself, not at how often an attack wins: conduct of the attacks, ways in, gradients, changed images.
+"""Probes of the network itself: the attacks' conduct, where it normalises, its gradients, and changed images.
 
 Cost: a few short attacks on 16 images, one gradient and about 16 forward passes an image.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +28,20 @@ _SHORT = {"steps": 3, "queries": 10, "restarts": 2}  # enough to see how an atta
 
 @dataclass(frozen=True)
 class Subject:
-    """The network under audit, the images, and what every pass over them shares."""
+    """The network under audit, the images, and what every pass over them shares.
+
+    Attributes:
+        model: The network.
+        split: The whole data set, so that every matrix carries its hash.
+        data: Its first images.
+        seed: Of random starts.
+        batch_size: Images in one pass.
+        progress: Whether to show a bar, as in `gkp.benchmark`.
+    """
 
     model: nn.Module
-    split: Dataset  # whole, so that every matrix carries its hash
-    data: Dataset  # its first images
+    split: Dataset
+    data: Dataset
     seed: int
     batch_size: int
     progress: bool | None
@@ -41,8 +49,10 @@ class Subject:
     def outcomes(
         self, specs: Sequence[AttackSpec], *, model: nn.Module | None = None, positions: np.ndarray | None = None
     ) -> Outcomes:
-        """Of these images (default: all) under these attacks. A network that is not deterministic is no error here: check 4
-        says so, and a warning for each of a dozen calls would say no more."""
+        """Outcomes of these images (default: all) under these attacks.
+
+        A network that is not deterministic is no error here: check 4 reports it, so each of a dozen calls need not warn.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ModelWarning)
             return benchmark(
@@ -51,18 +61,31 @@ class Subject:
                 allow_nondeterministic=True,
             )  # fmt: skip
 
+    def attacked(
+        self, spec: AttackSpec, x: Tensor, y: Tensor, ids: Tensor, *, model: nn.Module | None = None, batch_size: int = 0
+    ) -> Tensor:
+        """Images after this attack on `model` (default: the network)."""
+        model = model or self.model
+        with evaluating(model):
+            return adversarial(
+                model, x, y, spec, seed=self.seed, ids=ids, bounds=(0.0, 1.0), batch_size=batch_size or self.batch_size
+            )
+
+    def right(self, x: Tensor, y: Tensor) -> np.ndarray:
+        """(n,) bool: which images the network classifies as `y`."""
+        with evaluating(self.model):
+            return (logits_of(self.model, x).argmax(1) == y).cpu().numpy()
+
     def transferred(self, parent: nn.Module, spec: AttackSpec, positions: np.ndarray) -> np.ndarray:
         """(n,) bool: which of these images the network gets right after the attack was made for `parent`."""
-        right = []
+        right = [np.zeros(0, dtype=bool)]
         for part in self.batches(positions):
             x, y, ids = self.images(part)
-            with evaluating(parent):
-                found = adversarial(parent, x, y, spec, seed=self.seed, ids=ids, bounds=(0.0, 1.0), batch_size=self.batch_size)
-            right.append(still_right(self.model, found, y))
-        return np.concatenate([np.zeros(0, dtype=bool), *right])
+            right.append(self.right(self.attacked(spec, x, y, ids, model=parent), y))
+        return np.concatenate(right)
 
     def images(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """x in [0, 1] where and as the network computes, labels there, ids."""
+        """Images in [0, 1] as the network takes them, their labels, and their ids."""
         (device, dtype), ids = home(self.model), torch.from_numpy(positions)
         return self.data.pixels(ids).to(device, dtype), self.data.labels[ids].to(device), ids
 
@@ -71,26 +94,28 @@ class Subject:
         return [positions[i : i + self.batch_size] for i in range(0, len(positions), self.batch_size)]
 
 
-def still_right(model: nn.Module, x: Tensor, y: Tensor) -> np.ndarray:
-    """(N,) bool: which images `model` classifies as `y`."""
-    with evaluating(model):
-        return (logits_of(model, x).argmax(1) == y).cpu().numpy()
-
-
 def right_of(logits: Tensor, data: Dataset) -> np.ndarray:
     """(N,) bool: where the largest logit is the label's."""
     return (logits.argmax(1) == data.labels.cpu()).numpy()
 
 
 def _images(wrong: Tensor) -> int:
-    """In how many images anything is True."""
+    """The number of images in which anything is True."""
     return int(wrong.flatten(1).any(1).sum())
 
 
 def conduct_of(subject: Subject, clean: np.ndarray, rows: Mapping[str, Row], images: int) -> tuple[dict[str, Probe], int, int]:
-    """Each attack's `Probe` on the first `images` correctly classified ones; how many do not stand still, and of how many.
+    """Probe every attack and the network's determinism.
 
-    An image stands still if its logits are the same when asked again, and its class in a batch of three.
+    Args:
+        subject: The network and its images.
+        clean: (N,) bool, right without attack.
+        rows: The attacks.
+        images: How many correctly classified images to use, the first ones.
+
+    Returns:
+        Each attack's `Probe`; the number of images whose logits change on a second pass or whose class changes in a batch of
+        three; and of how many.
     """
     chosen = np.flatnonzero(clean)[:images]
     x, y, ids = subject.images(chosen if len(chosen) else np.arange(min(images, len(subject.data))))
@@ -98,29 +123,33 @@ def conduct_of(subject: Subject, clean: np.ndarray, rows: Mapping[str, Row], ima
         first, again = (logits_of(subject.model, x) for _ in range(2))
         apart = torch.cat([logits_of(subject.model, part) for part in x.split(3)])
     moved = ~first.isclose(again, rtol=1e-5, atol=1e-6).all(1) | (first.argmax(1) != apart.argmax(1))
-    looked_at = {name: row.spec for name, row in rows.items() if row.source == "network" and not row.spec.together}
-    probes = {name: _probe(subject, spec, x, y, ids) for name, spec in looked_at.items()} if len(chosen) else {}
+    tried = {name: row.spec for name, row in rows.items() if row.source == "network" and not row.spec.together}
+    probes = {name: _probe(subject, spec, x, y, ids) for name, spec in tried.items()} if len(chosen) else {}
     return probes, int(moved.sum()), len(x)
 
 
 def _probe(subject: Subject, spec: AttackSpec, x: Tensor, y: Tensor, ids: Tensor) -> Probe:
     options = {key: min(value, _SHORT[key]) if key in _SHORT else value for key, value in spec.options.items()}
-    short, model, late = replace(spec, options=options), subject.model, slice(len(x) // 2, None)
-    shared: dict[str, Any] = {"seed": subject.seed, "bounds": (0.0, 1.0)}
-    with evaluating(model):
-        at_zero = adversarial(model, x, y, replace(short, eps=0.0), ids=ids, batch_size=len(x), **shared)
-        found = adversarial(model, x, y, short, ids=ids, batch_size=len(x), **shared)
-        apart = adversarial(model, x[late], y[late], short, ids=ids[late], batch_size=3, **shared)
-    differs = still_right(model, found[late], y[late]) != still_right(model, apart, y[late])
+    short, late = replace(spec, options=options), slice(len(x) // 2, None)
+    at_zero = subject.attacked(replace(short, eps=0.0), x, y, ids, batch_size=len(x))
+    found = subject.attacked(short, x, y, ids, batch_size=len(x))
+    apart = subject.attacked(short, x[late], y[late], ids[late], batch_size=3)
     return Probe(
-        n=len(x), moved_at_zero=_images(at_zero != x), farthest=(found - x).abs().max().item(),
-        outside=_images((found < 0) | (found > 1)), not_finite=_images(~found.isfinite()), otherwise=int(differs.sum()),
-    )  # fmt: skip
+        n=len(x),
+        moved_at_zero=_images(at_zero != x),
+        farthest=(found - x).abs().max().item(),
+        outside=_images((found < 0) | (found > 1)),
+        not_finite=_images(~found.isfinite()),
+        otherwise=int((subject.right(found[late], y[late]) != subject.right(apart, y[late])).sum()),
+    )
 
 
 def input_path(subject: Subject, logits: Tensor, reference: float | None) -> InputPath:
-    """Two ways in: images that the data set's loader has normalised, into the network's front door, and, normalised by the
-    network's own mean and std as a loader computes it (not as the network does), into its own entrance for such images."""
+    """Compare two ways into the network.
+
+    Images that the data set's loader has normalised go in as if they were pixels; and, normalised by the network's own mean and
+    std as a loader computes it (not as the network does), into its own entrance for such images.
+    """
     data, model, difference = subject.data, subject.model, None
     inside, mean, std = (getattr(model, name, None) for name in ("from_normalised", "mean", "std"))
     right = np.zeros(len(data), dtype=bool)
@@ -141,7 +170,7 @@ def _normalised(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tenso
 
 
 def gradients(subject: Subject, positions: np.ndarray) -> Gradients:
-    """Taken here and not by the attacks' own function, which refuses a network whose gradient is not finite."""
+    """Input gradients, not by the attacks' own function, which refuses a network whose gradient is not finite."""
     zero = not_finite = 0
     with evaluating(subject.model), torch.inference_mode(False), torch.enable_grad():
         for part in subject.batches(positions):
@@ -154,7 +183,12 @@ def gradients(subject: Subject, positions: np.ndarray) -> Gradients:
 
 
 def changed_images(subject: Subject, missing: dict[str, str]) -> dict[str, np.ndarray]:
-    """Which images stay right when they are changed without looking at the network: beyond Linf. `missing`: see `Evidence`."""
+    """Which images stay right when changed without looking at the network: noise, shifts, rotations.
+
+    Args:
+        subject: The network and its images.
+        missing: See `Evidence`; gets the reason where images are too small.
+    """
     data = subject.data
     if min(data.images.shape[2:]) < 3:
         missing["changed"] = "images of fewer than 3 pixels a side cannot be shifted by two"
@@ -162,5 +196,4 @@ def changed_images(subject: Subject, missing: dict[str, str]) -> dict[str, np.nd
     sets = {f"gaussian noise {sigma:g}": gaussian_noise(data, sigma, seed=subject.seed) for sigma in (0.01, 0.02, 0.04, 0.08)}
     sets |= {f"shift {dx:+d},{dy:+d}": shift(data, dx, dy) for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (2, 2), (-2, -2))}
     sets |= {f"rotation {degrees:+d}": rotate(data, degrees) for degrees in (-15, -5, 5, 15)}
-    logits = {name: predict(subject.model, images, batch_size=subject.batch_size) for name, images in sets.items()}
-    return {name: right_of(found, data) for name, found in logits.items()}
+    return {name: right_of(predict(subject.model, part, batch_size=subject.batch_size), data) for name, part in sets.items()}

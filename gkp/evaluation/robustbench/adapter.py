@@ -28,7 +28,7 @@ from gkp.attacks.autoattack import build, check_version, fenced
 from gkp.attacks.network import Model, evaluating, logits_of
 from gkp.attacks.options import parse_eps
 from gkp.data.dataset import Dataset
-from gkp.errors import BadInput
+from gkp.errors import BadInput, need_extra
 from gkp.evaluation.subject import as_dataset, check_fit, check_sizes, chosen_images, home
 
 THREAT_MODELS = {"Linf": "linf", "L2": "l2"}  # RobustBench's words and ours
@@ -135,6 +135,7 @@ def _evaluation_module() -> Any:
     """`robustbench.eval`, imported. Raises BadInput where that fails."""
     if "robustbench.eval" in sys.modules:
         return sys.modules["robustbench.eval"]
+    need_extra("attacks", "robustbench", "pyautoattack")
     with _stand_ins(), warnings.catch_warnings():
         for message, category in _NOISE:
             warnings.filterwarnings("ignore", message=message, category=category)

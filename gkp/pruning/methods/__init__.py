@@ -1,4 +1,4 @@
-"""The methods that SR-GKP is compared with, one a file. A new file here is imported, and so registered, by itself."""
+"""The methods that SR-GKP is compared with, one a file. Every module here is imported, and so registered, by itself."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,7 +1,7 @@
-"""CHIP: filters whose feature maps are the least independent of the other filters' go (Sui et al. 2021).
+"""CHIP: prune the filters whose feature maps are the least independent of the other filters' maps (Sui et al. 2021).
 
-With the maps of one image as the rows of a matrix (C x HW), the independence of a filter is how much the nuclear norm falls
-when its row is zeroed. Images without labels; 30 s for ResNet-20 on one core.
+With the maps of one image as the rows of a matrix (C x HW), the independence of a filter is the fall of the nuclear norm when
+its row is zeroed. Uses images without labels; 30 s for ResNet-20 on one core.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Chip(MapMethod):
     """The fields are those of `ImageMethod`; 5 batches of 128 images, as published."""
 
     def of_maps(self, maps: Tensor) -> Tensor:
-        """How much the nuclear norm of an image's maps falls when the filter's row is zeroed."""
+        """The fall of the nuclear norm of an image's maps when the filter's row is zeroed."""
         return independence(maps)
 
 
 def independence(maps: Tensor) -> Tensor:
-    """||A||_* - ||A with row c zeroed||_* for each row c of each image, `(N, C)` float64; maps `(N, C, H, W)`.
+    """||A||_* - ||A with row c zeroed||_* for each row c of each image, `(N, C)` float64, from maps `(N, C, H, W)`.
 
     The singular values of A are the roots of the eigenvalues of A A^T and of A^T A, whichever is smaller. With row a zeroed the
     first loses a row and a column, and the second a^T a.

@@ -1,6 +1,7 @@
-"""The scratch row: is it the weights that a method keeps, or only the shape (Liu et al. 2019, Rethinking)?
+"""Controls: random filters, and training from scratch, which shows whether a method's weights matter or only its shape.
 
-As a method, "scratch" is the shape that a grouped kernel method leaves, newly initialised; `scratch` does that to any twin.
+As a method, "scratch" (Liu et al. 2019) is the shape that a grouped kernel method leaves, newly initialised; the function
+`scratch` does that to any twin.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.networks.build import build_model
+from gkp.networks.build import initialised
 from gkp.networks.classifier import Classifier
 from gkp.pruning.methods.filter_method import FilterMethod
 from gkp.pruning.plan import Plan
@@ -24,9 +25,15 @@ from gkp.pruning.twin import PrunedModel
 @register("scratch", reference="control", family="grouped kernel", needs=("weights", "initialisation"), fidelity="faithful")
 @dataclass(frozen=True)
 class Scratch:
-    """rate, groups: as in `gkp.prune`. seed: of the new weights. of: the grouped kernel method whose shape it has.
+    """The shape of a grouped kernel method with new weights.
 
-    Raises BadInput for another kind of method: prune by it and call `gkp.pruning.scratch`.
+    Args:
+        rate, groups: As in `gkp.prune`.
+        seed: Of the new weights.
+        of: The grouped kernel method whose shape it has.
+
+    Raises:
+        BadInput: `of` is another kind of method: prune by it and call `gkp.pruning.scratch`.
     """
 
     rate: float = 7 / 16
@@ -52,15 +59,17 @@ class Scratch:
 
 
 def scratch(pruned: PrunedModel, *, seed: int = 0) -> PrunedModel:
-    """A twin of the same shape, by the same plan, with newly initialised weights drawn from `seed`; `pruned` is left as it was.
+    """A twin of the same plan with newly initialised weights; `pruned` is left as it was.
 
-    Raises BadInput for another network than one of ours if the plan restructures layers: its dense shape is then not known.
+    Args:
+        pruned: The masked twin.
+        seed: Of the new weights.
+
+    Raises:
+        BadInput: The network is not one of ours and the plan restructures layers: its dense shape is then not known.
     """
     if isinstance(pruned.net, Classifier):
-        architecture = pruned.net.architecture
-        fields = {name: value for name, value in architecture.to_json().items() if name != "name"}
-        fields |= {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])}
-        net: nn.Module = build_model(architecture.name, seed=seed, **fields)
+        net: nn.Module = initialised(pruned.net.architecture, seed)
     elif any(spec.restructures for spec in pruned.plan.values()) and not _dense(pruned):
         raise BadInput(f"the dense shape of this {type(pruned.net).__name__} is not known; initialise and prune it again")
     else:
@@ -82,7 +91,7 @@ def _dense(pruned: PrunedModel) -> bool:
 @register("random", reference="control", family="filter", needs=(), fidelity="faithful")
 @dataclass(frozen=True)
 class RandomFilters(FilterMethod):
-    """seed: of the draw; the other fields as in `FilterMethod`."""
+    """Random filters go. seed: of the draw; the other fields are those of `FilterMethod`."""
 
     seed: int = 0
 

@@ -1,6 +1,6 @@
-"""DepGraph: a filter is judged, and penalised while training, together with all that is coupled to it (Fang et al. 2023).
+"""DepGraph: score a filter, and penalise it while training, together with all that is coupled to it (Fang et al. 2023).
 
-Coupled is what torch-pruning's DependencyGraph says (`gkp.pruning.coupling`). Importance and penalty are those of its
+Couplings are those of torch-pruning's DependencyGraph (`gkp.pruning.coupling`). Importance and penalty are those of its
 GroupMagnitudeImportance and GroupNormPruner, written out because they act on gradients between two steps of a training loop
 where ours adds a term to the loss; a test compares both.
 """
@@ -33,7 +33,7 @@ class DepGraphOneShot(FilterMethod):
     one_ranking = True
 
     def scores(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> dict[str, Tensor]:
-        """The mean over the coupled layers of the squared norm of what goes with a filter, by the layer's largest."""
+        """The mean over coupled layers of the squared norm of a filter's group, divided by the layer's largest."""
         couplings = Couplings(net, self.input_shape)
         means = {name: torch.stack(group_squares(net, couplings, name)).mean(dim=0).detach() for name in convs}
         return {name: mean / mean.max() for name, mean in means.items()}
@@ -50,7 +50,14 @@ class DepGraphOneShot(FilterMethod):
 )
 @dataclass(frozen=True)
 class DepGraph(SparseMethod, DepGraphOneShot):
-    """reg, alpha: the penalty's weight and how much more the least important filter gets, 2**alpha; else as `FilterMethod`."""
+    """DepGraph with its sparse training.
+
+    Args:
+        reg: Weight of the penalty.
+        alpha: The least important filter gets 2**alpha times the penalty of the most important one.
+
+    The other fields are those of `FilterMethod`.
+    """
 
     reg: float = 1e-4
     alpha: float = 4.0
@@ -74,7 +81,7 @@ class DepGraph(SparseMethod, DepGraphOneShot):
 
 
 def group_squares(net: nn.Module, couplings: Couplings, name: str) -> list[Tensor]:
-    """For each layer coupled to the filters of `name`: the squared norm of what goes with each filter, `(C_out,)`."""
+    """For each layer coupled to the filters of `name`: the squared norm of the weights that go with each filter, `(C_out,)`."""
     squares = []
     for cut, of_filter in couplings.followers(name):
         layer = net.get_submodule(cut.layer)

@@ -1,4 +1,4 @@
-"""What every method shares that removes filters or channels: from scores and shares to the plan that meets the budget."""
+"""The base of methods that remove filters or channels: from scores and shares to the plan that meets the budget."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples fill [0, 1) most evenly
 
 @dataclass(frozen=True)
 class Budgeted:
-    """What the methods share that search for widths: the budget, and how near it they have to come.
+    """A method that searches for widths until the budget is met.
 
-    rate, budget, input_shape: as in `gkp.prune`. round_to: widths in multiples of it (8 makes narrow networks fast); 1 is
-    exact. tolerance: how far from the budget, as a fraction of it; steps of 8 filters need more than the 1 % of single ones.
+    Args:
+        rate, budget, input_shape: As in `gkp.prune`.
+        round_to: Widths are multiples of it (8 makes narrow networks fast); 1 is exact.
+        tolerance: Allowed deviation from the budget, as a fraction of it; steps of 8 filters need more than 1 %.
     """
 
     rate: float = 7 / 16
@@ -42,7 +44,7 @@ class Budgeted:
     def match(self, net: nn.Module, make: Callable[[float], Plan], layers: Iterable[str], *, published: bool = False) -> Plan:
         """The plan `make(factor)` that meets the budget; see `gkp.pruning.budget.match_macs`.
 
-        layers: whose grouped kernels the budget is reckoned by, where only a rate is given.
+        layers: Where only a rate is given, the budget is that of grouped kernel pruning of these.
         """
         goal = self.budget
         if goal is None:
@@ -54,33 +56,38 @@ class Budgeted:
 class FilterMethod(Budgeted, ABC):
     """A method that gives every filter a score; the lowest go, until the budget is met. A new one overrides `scores`.
 
-    The fields are those of `Budgeted`. one_ranking: whether the filters of all layers are ranked together, against one
-    threshold, instead of each layer's by themselves.
+    The fields are those of `Budgeted`.
+
+    Attributes:
+        one_ranking: Whether the filters of all layers are ranked together, against one threshold, instead of layer by layer.
     """
 
     one_ranking: ClassVar[bool] = False
 
     @abstractmethod
     def scores(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Mapping[str, Tensor]:
-        """Layer name -> one score for each filter `(C_out,)`; the lowest are pruned."""
+        """Scores `(C_out,)` by layer name; the filters of the lowest are pruned."""
 
     def shares(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Mapping[str, float]:
-        """Layer name -> the share of its filters that goes at factor 1 of the budget's search, 0 for layers that are skipped.
+        """The share of filters that goes at factor 1 of the search, by layer name; 0 for layers that are skipped.
 
-        Not asked for where there is one ranking.
+        Not used with `one_ranking`.
         """
         return dict.fromkeys(convs, 1.0)
 
     def published(self, net: nn.Module) -> bool:
-        """Whether `shares` were published for this network, to be kept as they are where they meet the budget."""
+        """Whether `shares` were published for this network, to be kept as they are if they meet the budget."""
         return False
 
     def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
-        """The filters that stay, their number such that the budget is met. Raises BadInput if it cannot be."""
+        """The filters that stay, so many that the budget is met. Raises BadInput if it cannot be."""
         scores = self.scores(net, convs)
         for name, conv in convs.items():
             if scores[name].shape != (conv.out_channels,) or not bool(scores[name].isfinite().all()):
-                raise BadInput(f"{type(self).__name__} owes {name} {conv.out_channels} finite scores, one for each filter")
+                got = f"{tuple(scores[name].shape)} of which {int(scores[name].isfinite().sum())} are finite"
+                raise BadInput(
+                    f"{type(self).__name__}.scores must return {conv.out_channels} finite scores for {name}, got {got}"
+                )
         shares = {} if self.one_ranking else self.shares(net, convs)
 
         def make(factor: float) -> Plan:
@@ -101,9 +108,13 @@ def filter_plan(
     round_to: int = 1,
     input_shape: tuple[int, ...] | None = None,
 ) -> Plan:
-    """The plan without the lowest-scored `removed` filters of each layer, a number that need not be whole: `kept_width`.
+    """The plan that removes the filters of lowest score; of equal scores the later filter goes first.
 
-    Of equal scores the later filter goes first.
+    Args:
+        scores: `(C_out,)` by layer name.
+        removed: How many filters go, by layer name; it need not be a whole number, see `kept_width`.
+        round_to: Widths are multiples of it.
+        input_shape: As in `gkp.prune`.
     """
     layers = {}
     for place, (name, score) in enumerate(scores.items()):
@@ -113,10 +124,10 @@ def filter_plan(
 
 
 def kept_width(width: int, removed: float, place: int, *, round_to: int = 1) -> int:
-    """How many of `width` stay, all or a multiple of `round_to`, when `removed`, which need not be whole, are to go.
+    """The number of filters of `width` that stay, all or a multiple of `round_to`.
 
-    It is rounded up at some places and down at others, evenly spread and the same for every method, so that a budget is met to
-    the filter: all at once would move a narrow network's MACs in steps of several percent.
+    `removed` need not be whole. It is rounded up at some places and down at others, evenly spread and the same for every
+    method, so that a budget is met to the filter: all at once would move a narrow network's MACs in steps of several percent.
     """
     offset = (place * GOLDEN + 0.5) % 1
     gone = math.floor(removed / round_to + offset + 1e-9) if removed > 0 else 0
@@ -124,7 +135,7 @@ def kept_width(width: int, removed: float, place: int, *, round_to: int = 1) -> 
 
 
 def lowest_of_all(scores: Mapping[str, Tensor], share: float) -> dict[str, float]:
-    """How many filters of each layer are among the lowest `share` of all, as slimming's one threshold has it.
+    """The number of filters of each layer that are among the lowest `share` of all, as by slimming's one threshold.
 
     A layer whose filters would all go keeps its best one, and the next in line elsewhere goes instead.
     """

@@ -1,4 +1,4 @@
-"""FPGM: filters nearest to the geometric median of their layer go, for the others can replace them (He et al. 2019).
+"""FPGM: prune the filters nearest to the geometric median of their layer, which others can replace (He et al. 2019).
 
 The score of a filter is the sum of its Euclidean distances to all filters of the layer, between the filters themselves. Weights
 only; milliseconds.
@@ -51,6 +51,6 @@ class FPGM(SoftMethod, FPGMOneShot):
 
 
 def distance_to_others(weight: Tensor) -> Tensor:
-    """The summed Euclidean distance of each filter of `weight` (C_out, C_in, k, k) to all filters of it, `(C_out,)`."""
+    """The summed Euclidean distance of each filter of `weight` `(C_out, C_in, k, k)` to all of its filters, `(C_out,)`."""
     filters = weight.detach().double().flatten(1)
     return torch.cdist(filters, filters, compute_mode="use_mm_for_euclid_dist").sum(dim=1)

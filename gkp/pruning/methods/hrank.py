@@ -1,6 +1,6 @@
-"""HRank: filters whose feature maps have the lowest matrix rank, on average over images, go (Lin et al. 2020).
+"""HRank: prune the filters whose feature maps have the lowest matrix rank on average over images (Lin et al. 2020).
 
-Images without labels; 2 s for ResNet-20 on one core.
+Uses images without labels; 2 s for ResNet-20 on one core.
 """
 
 from __future__ import annotations

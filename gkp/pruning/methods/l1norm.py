@@ -1,7 +1,7 @@
-"""L1Norm-A and -B: filters of smallest L1 norm go (Li et al. 2017), in two schemes of per-stage rates and skipped layers.
+"""L1Norm-A and -B: prune filters of smallest L1 norm (Li et al. 2017), in two schemes of rates per stage and skipped layers.
 
 The paper took the schemes of the "rethinking" code (Liu et al. 2019) for ResNet-56 and raised the rates to its budget without
-printing them. Its MACs and parameters give them away: with the skipped layers *of ResNet-56, by number*, at every depth, the
+printing them. They follow from its MACs and parameters: with the skipped layers *of ResNet-56, by number*, at every depth, the
 widths below are the only ones that reproduce all twelve rows of Tables 9-11 and 17-19 (a test does). Two oddities follow: in
 ResNet-32 and 110 other layers are skipped than the sensitive ones of ResNet-56; and B, whose published rates fall from stage to
 stage (0.6, 0.3, 0.1), cuts all stages alike in ResNet-32/56 at the high rate. Weights only; milliseconds.
@@ -16,7 +16,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.networks.classifier import CifarResNet
+from gkp.networks.classifier import CifarResNet, convolutions
 from gkp.pruning.methods.filter_method import FilterMethod
 from gkp.pruning.registry import register
 
@@ -39,7 +39,7 @@ FIDELITY = (
 
 
 class L1Norm(FilterMethod):
-    """What the two schemes share."""
+    """The base of the two schemes."""
 
     scheme: Literal["a", "b"]
 
@@ -48,14 +48,14 @@ class L1Norm(FilterMethod):
         return {name: conv.weight.detach().double().abs().sum(dim=(1, 2, 3)) for name, conv in convs.items()}
 
     def shares(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> dict[str, float]:
-        """The paper's rates on CIFAR ResNets; elsewhere A takes the same share everywhere. Raises BadInput for B elsewhere."""
+        """The paper's rates on CIFAR ResNets; elsewhere A takes one share for all layers and B raises BadInput."""
         if not isinstance(net, CifarResNet):
             if self.scheme == "b":
                 raise BadInput(f"l1norm-b has rates for the stages of CIFAR ResNets, not {type(net).__name__}; use l1norm-a")
             return dict.fromkeys(convs, 1.0)
         depth = NEAREST.get(net.architecture.name, net.architecture.name)
         kept = KEPT[self.scheme, self.rate > HIGH_RATE][depth]
-        numbers = {name: number for number, (name, _) in enumerate(_convolutions(net), start=1)}
+        numbers = {name: number for number, name in enumerate(convolutions(net), start=1)}
         return {
             name: 0.0 if numbers[name] in SKIPPED[self.scheme] else 1 - kept[stage_of(name) - 1] / WIDTHS[stage_of(name) - 1]
             for name in convs
@@ -89,9 +89,5 @@ class L1NormB(L1Norm):
 
 
 def stage_of(name: str) -> int:
-    """1, 2 or 3: the stage of a layer of a CIFAR ResNet, by its name."""
+    """The stage of a layer of a CIFAR ResNet, by its name: 1, 2 or 3."""
     return int(name.removeprefix("layer").partition(".")[0])
-
-
-def _convolutions(net: nn.Module) -> list[tuple[str, nn.Conv2d]]:
-    return [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]

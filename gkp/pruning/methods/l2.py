@@ -1,4 +1,4 @@
-"""L2: in every layer the filters of smallest Euclidean norm go. Weights only; milliseconds."""
+"""L2: prune the filters of smallest Euclidean norm in every layer. Uses weights only; milliseconds."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ class L2(FilterMethod):
 
 
 def filter_norm(weight: Tensor) -> Tensor:
-    """The Euclidean norm of each filter of `weight` (C_out, C_in, k, k), `(C_out,)`."""
+    """The Euclidean norm of each filter `(C_out,)` of `weight` `(C_out, C_in, k, k)`."""
     return weight.detach().double().flatten(1).norm(dim=1)

@@ -1,12 +1,12 @@
 """LRF: linearly replaceable filters (Joo et al., AAAI 2021).
 
 Every k x k convolution is put between two 1x1 convolutions, identities at first, so that its filters and its inputs can go
-without touching anybody else. The filter that the others replace best goes, one at a time: the one of least
+without touching any other layer. The filter that the others replace best goes, one at a time: the one of smallest
 ||residual of its least-squares fit by the others|| x ||its column of the 1x1 behind||. Its coefficients are added to the
 others' columns (weights compensation), so that only the residual is lost. Then the inputs go in the same way, into the 1x1 in
-front. The 1x1 convolutions cost MACs of their own, and are counted.
+front. The 1x1 convolutions cost MACs of their own, which are counted.
 
-Weights only, nothing random. One core: ResNet-20 0.4 s, ResNet-56 1.7 s, VGG-16 5 s.
+Uses weights only, nothing random. One core: ResNet-20 0.4 s, ResNet-56 1.7 s, VGG-16 5 s.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gkp.errors import BadInput
 from gkp.pruning.methods.filter_method import Budgeted, kept_width
 from gkp.pruning.plan import Plan
 from gkp.pruning.registry import register
-from gkp.pruning.spec import Spec, conv_like, ints, spec_kind
+from gkp.pruning.spec import Spec, check_kept, conv_like, ints, spec_kind
 
 RIDGE = 1e-9  # of the mean squared norm: lets a filter be an exact combination of others
 
@@ -41,7 +41,10 @@ RIDGE = 1e-9  # of the mean squared norm: lets a filter be an exact combination 
 )
 @dataclass(frozen=True)
 class LRF(Budgeted):
-    """ratio: the share of filters and of inputs that go as published; it is scaled until the budget is met.
+    """LRF in one shot.
+
+    Args:
+        ratio: Published share of filters and of inputs that go; it is scaled until the budget is met.
 
     The other fields are those of `Budgeted`; round_to is for the widths between the 1x1 convolutions.
     """
@@ -54,9 +57,10 @@ class LRF(Budgeted):
             raise BadInput(f"ratio must lie between 0 and 1, not {self.ratio}; the authors' default is 0.5")
 
     def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
-        """Per k x k convolution: which inputs and filters stay between its two 1x1 convolutions. 1x1 layers stay dense.
+        """The inputs and filters that stay between the two 1x1 convolutions of each k x k convolution; 1x1 layers stay dense.
 
-        Raises BadInput if no layer is larger than 1x1, or if the 1x1 convolutions alone exceed the budget.
+        Raises:
+            BadInput: No layer is larger than 1x1, or the 1x1 convolutions alone exceed the budget.
         """
         weights = {name: conv.weight.detach() for name, conv in convs.items() if conv.weight[0, 0].numel() > 1}
         if not weights:
@@ -82,9 +86,11 @@ class LRF(Budgeted):
 @spec_kind("kept_inputs_between")
 @dataclass(frozen=True, eq=False)
 class BetweenSpec(Spec):
-    """What stays of a k x k convolution between two 1x1 convolutions.
+    """What stays of a k x k convolution between two 1x1 convolutions; the layer as a whole keeps its widths.
 
-    kept_inputs `(A,)`, kept_filters `(B,)`: its own inputs and filters, ascending; the layer's are as many as before.
+    Args:
+        kept_inputs: `(A,)` int64, inputs of the k x k convolution, ascending.
+        kept_filters: `(B,)` int64, its filters, ascending.
     """
 
     restructures = True
@@ -93,18 +99,13 @@ class BetweenSpec(Spec):
     kept_filters: Tensor
 
     def check(self, name: str, conv: nn.Conv2d) -> None:
-        """Raises BadInput, naming the layer, unless this spec fits `conv`."""
-        if conv.groups != 1:
-            raise BadInput(f"{name} is a grouped convolution (groups={conv.groups}); leave it out with layers=")
-        for kept, width, what in (
-            (self.kept_inputs, conv.in_channels, "input"),
-            (self.kept_filters, conv.out_channels, "filter"),
-        ):
-            if not len(kept) or kept.min() < 0 or kept.max() >= width or not bool((kept.diff() > 0).all()):
-                raise BadInput(f"{name} has {width} {what}s, of which the plan keeps {kept.tolist()}; use another plan")
+        """Raise BadInput, naming the layer, unless this spec fits `conv`."""
+        super().check(name, conv)
+        check_kept(name, self.kept_inputs, conv.in_channels, "input")
+        check_kept(name, self.kept_filters, conv.out_channels, "filter")
 
     def twin(self, conv: nn.Conv2d) -> BetweenPointwise:
-        """The three convolutions that stand for the dense `conv`, the removed filters and inputs replaced by the others."""
+        """The three convolutions in place of the dense `conv`; removed filters and inputs are replaced by the others."""
         return BetweenPointwise(conv, self)
 
     def to_json(self) -> dict[str, Any]:
@@ -113,7 +114,7 @@ class BetweenSpec(Spec):
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> BetweenSpec:
-        """The spec that `to_json` wrote. Raises BadInput for anything else."""
+        """Read what `to_json` wrote. Raises BadInput for anything else."""
         if "kept_filters_between" not in fields:
             raise BadInput("not a plan of LRF: kept_filters_between is missing")
         return cls(*(ints(fields[key], "a plan of LRF", 1) for key in ("kept_inputs_between", "kept_filters_between")))
@@ -129,7 +130,7 @@ class BetweenPointwise(nn.Module):
         self.before = nn.Conv2d(conv.in_channels, inputs, 1, bias=False, **where)
         self.conv = conv_like(conv, inputs, filters, bias=False)
         self.after = nn.Conv2d(filters, conv.out_channels, 1, bias=conv.bias is not None, **where)
-        if not conv.weight.is_meta:  # there, only shapes are wanted
+        if not conv.weight.is_meta:  # on the meta device only shapes matter
             self._fill(conv, spec)
         self.requires_grad_(conv.weight.requires_grad)
 
@@ -150,9 +151,10 @@ class BetweenPointwise(nn.Module):
 
 
 def combination(rows: Tensor, kept: Tensor) -> Tensor:
-    """How the kept of `rows` `(N, ...)` combine to all of them, `(N, K)` float64: units for the kept, else least squares.
+    """Coefficients `(N, K)` float64 that combine the kept of `rows` `(N, ...)` to all of them: units for the kept, else least
+    squares.
 
-    Compensating one removal after the other comes to the same: a projection on fewer rows absorbs one on more.
+    Compensating one removal after the other gives the same: a projection on fewer rows absorbs one on more.
     """
     flat = rows.flatten(1)
     together = torch.zeros(len(flat), len(kept), dtype=torch.float64)
@@ -165,7 +167,8 @@ def combination(rows: Tensor, kept: Tensor) -> Tensor:
 
 
 def removal_order(rows: Tensor, count: int) -> list[int]:
-    """Which `count` of `rows` `(N, ...)` go, in order: at each step the one of least residual x norm of its 1x1 column.
+    """The first `count` of `rows` `(N, ...)` to go, in order: at each step the one of smallest residual x norm of its 1x1
+    column.
 
     The residual is that of its least-squares fit by the rows still there; the 1x1, an identity at first, is compensated.
     """
@@ -188,7 +191,7 @@ def removal_order(rows: Tensor, count: int) -> list[int]:
 
 
 def widths(shapes: Sequence[tuple[int, int]], share: float, *, round_to: int = 1) -> list[tuple[int, int]]:
-    """How many (filters, inputs) of each layer stay when `share` of them goes: multiples of `round_to`, see `kept_width`."""
+    """The numbers of (filters, inputs) that stay in each layer when `share` of them goes, see `kept_width`."""
     kept = [
         kept_width(width, share * width, place, round_to=round_to)
         for place, width in enumerate(width for shape in shapes for width in shape)
@@ -197,7 +200,7 @@ def widths(shapes: Sequence[tuple[int, int]], share: float, *, round_to: int = 1
 
 
 def narrow(weight: Tensor, inputs: int, filters: int) -> BetweenSpec:
-    """The spec that keeps so many inputs and filters of a convolution: filters go first, then inputs of what is left."""
+    """The spec that keeps so many inputs and filters of a convolution: filters go first, then inputs of the rest."""
     kept_filters = _without(len(weight), removal_order(weight, len(weight) - filters))
     left = weight[kept_filters.to(weight.device)].transpose(0, 1)
     return BetweenSpec(_without(len(left), removal_order(left, len(left) - inputs)), kept_filters)

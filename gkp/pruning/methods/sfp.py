@@ -1,6 +1,7 @@
-"""SFP, soft filter pruning: after each epoch the filters of smallest L2 norm are zeroed; all go on training (He et al. 2018).
+"""SFP, soft filter pruning: zero the filters of smallest L2 norm after each epoch, train on with all (He et al. 2018).
 
-And the paper's transfer of its smoothness to it (Table 6): filters ranked by norm and by smoothness, weighed by the CSB.
+And the paper's transfer of its smoothness to it (Table 6): filters are ranked by norm and by smoothness, and a balance (the
+paper's CSB) weighs the two ranks.
 """
 
 from __future__ import annotations
@@ -42,7 +43,13 @@ class SFP(SoftMethod, L2):
 )
 @dataclass(frozen=True)
 class SFPSmooth(SFP):
-    """csb: the weight of the norm's rank against the smoothness rank, in [0, 1]; Table 6 has 0.5, 0.75 and 0.9."""
+    """SFP with smoothness.
+
+    Args:
+        csb: Balance, the weight of the norm's rank against the smoothness rank, in [0, 1]; Table 6 has 0.5, 0.75 and 0.9.
+
+    The other fields are those of `FilterMethod`.
+    """
 
     csb: float = 0.9
 

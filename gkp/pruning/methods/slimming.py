@@ -1,4 +1,4 @@
-"""Network slimming: an L1 penalty on BatchNorm's scales while training, then one threshold for all layers (Liu et al. 2017)."""
+"""Network slimming: an L1 penalty on the scales of BatchNorm while training, then one threshold for all (Liu et al. 2017)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gkp.pruning.registry import register
 )
 @dataclass(frozen=True)
 class Slimming(SparseMethod):
-    """sparsity: weight of the penalty; the other fields as in `FilterMethod`."""
+    """sparsity: weight of the penalty; the other fields are those of `FilterMethod`."""
 
     sparsity: float = 1e-4
 

@@ -1,7 +1,7 @@
-"""Taylor-FO: filters whose removal changes the loss least, to first order, go (Molchanov et al. 2019).
+"""Taylor-FO: prune the filters whose removal changes the loss least, to first order (Molchanov et al. 2019).
 
-A gate of 1 after each BatchNorm channel; the score is the squared derivative of the loss by the gate, averaged over batches.
-Labelled images.
+With a gate of 1 after each BatchNorm channel, the score is the squared derivative of the loss by the gate, averaged over
+batches. Uses labelled images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gkp.pruning.registry import register
 )
 @dataclass(frozen=True)
 class TaylorFO(ImageMethod):
-    """The fields are those of `ImageMethod`; 30 batches of 32, for its authors score over 30 steps."""
+    """The fields are those of `ImageMethod`; 30 batches of 32, since its authors score over 30 steps."""
 
     one_ranking = True
 
@@ -45,7 +45,7 @@ class TaylorFO(ImageMethod):
 
 
 def gate_gradients(net: nn.Module, gated: Mapping[str, nn.Module], x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """name -> the derivative of the mean cross-entropy of a batch by gates of 1 on the output channels of each module."""
+    """Derivatives of the mean cross-entropy of a batch by gates of 1 on the output channels of each module, by name."""
     gates: dict[str, Tensor] = {}
     hooks = []
 

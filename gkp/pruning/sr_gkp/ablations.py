@@ -1,6 +1,6 @@
-"""Greedy-GKP: smoothness snaking, then plain greedy selection without beam or smoothness (Tables 4 and 5).
+"""Ablations and controls of SR-GKP: greedy selection without beam or smoothness, least smooth, largest norm, random.
 
-The ablation that tells what the smooth beam search adds. Weights only; milliseconds a layer.
+The first two are the paper's (Tables 4 and 5). All use weights only, milliseconds a layer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gkp.pruning.sr_gkp.smoothness import grouped_roughness
 )
 @dataclass(frozen=True)
 class GreedyGKP(GroupedMethod):
-    """rate, groups: as in `gkp.prune`. beta: see `gkp.pruning.sr_gkp.selection.Balance`."""
+    """Smoothness snaking, then plain greedy selection. beta: see `gkp.pruning.sr_gkp.selection.Balance`."""
 
     beta: Beta = "paper"
 
@@ -47,7 +47,7 @@ class GreedyGKP(GroupedMethod):
 )
 @dataclass(frozen=True)
 class LeastSmoothGKP(GroupedMethod):
-    """rate, groups: as in `gkp.prune`."""
+    """Smoothness snaking, then the least smooth grouped kernels go."""
 
     def select(self, weight: Tensor, group_of_filter: Tensor, keep: int) -> Tensor:
         """The smoothest inputs of each group."""
@@ -57,7 +57,7 @@ class LeastSmoothGKP(GroupedMethod):
 @register("l2-gkp", reference="control", family="grouped kernel", needs=("weights",), fidelity="faithful")
 @dataclass(frozen=True)
 class L2GKP(GroupedMethod):
-    """rate, groups: as in `gkp.prune`."""
+    """Smoothness snaking, then the grouped kernels of smallest norm go."""
 
     def select(self, weight: Tensor, group_of_filter: Tensor, keep: int) -> Tensor:
         """The inputs of largest norm in each group."""
@@ -67,14 +67,14 @@ class L2GKP(GroupedMethod):
 @register("random-gkp", reference="control", family="grouped kernel", needs=(), fidelity="faithful")
 @dataclass(frozen=True)
 class RandomGKP:
-    """rate, groups: as in `gkp.prune`. seed: of the draw."""
+    """Random filter groups and random kept inputs. rate, groups: as in `gkp.prune`; seed: of the draw."""
 
     rate: float = 7 / 16
     groups: int = 8
     seed: int = 0
 
     def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
-        """Per layer: filters dealt at random into equal groups, and the inputs each group keeps."""
+        """Filters dealt at random into equal groups, and the inputs that each group keeps, layer by layer."""
         generator = torch.Generator().manual_seed(self.seed)
         layers = {}
         for name, conv in convs.items():

@@ -1,4 +1,4 @@
-"""Stage 1: which filter goes into which filter group (paper section 3.2, Figure 3).
+"""Stage 1: the filter group of each filter (paper section 3.2, Figure 3).
 
 Every grouping takes a weight `(C_out, C_in, k_h, k_w)` and returns `group_of_filter` `(C_out,)`: equal groups, labels from 0.
 """
@@ -13,15 +13,25 @@ from gkp.pruning.sr_gkp.smoothness import smoothness
 
 
 def smoothness_snaking(weight: Tensor, groups: int) -> Tensor:
-    """The group of each filter, `(C_out,)` int64, when filters sorted from smooth to rough are dealt in an S (Figure 3).
+    """Deal filters, sorted from smooth to rough, into groups in an S (Figure 3).
 
-    Costs one sort, where TMI-GKP clusters for minutes a layer. Raises BadInput if the filters do not divide by `groups`.
+    Costs one sort, where TMI-GKP clusters for seconds a layer.
+
+    Args:
+        weight: `(C_out, C_in, k_h, k_w)`.
+        groups: Number of equal groups.
+
+    Returns:
+        The group of each filter, `(C_out,)` int64.
+
+    Raises:
+        BadInput: The filters do not divide by `groups`.
     """
     return deal_snakewise(smoothness(weight).sum(dim=1), groups)
 
 
 def magnitude_snaking(weight: Tensor, groups: int) -> Tensor:
-    """The group of each filter, `(C_out,)` int64, when filters sorted by descending *signed* weight sum are dealt in an S.
+    """Deal filters, sorted by descending *signed* weight sum, into groups in an S; else as `smoothness_snaking`.
 
     The released code groups 1x1 convolutions so: a 1x1 kernel has no neighbours, hence no smoothness.
     """
@@ -29,15 +39,18 @@ def magnitude_snaking(weight: Tensor, groups: int) -> Tensor:
 
 
 def default_grouping(weight: Tensor, groups: int) -> Tensor:
-    """The group of each filter as SR-GKP chooses it: smoothness snaking, or magnitude snaking for a 1x1 convolution."""
+    """The groups of SR-GKP: smoothness snaking, or magnitude snaking for a 1x1 convolution."""
     has_neighbours = weight.shape[-2] * weight.shape[-1] > 1
     return (smoothness_snaking if has_neighbours else magnitude_snaking)(weight, groups)
 
 
 def deal_snakewise(score: Tensor, groups: int) -> Tensor:
-    """The label of each filter, `(C_out,)` int64: ascending by `score`, dealt left to right, then right to left, and so on.
+    """Deal filters, ascending by `score` `(C_out,)`, into groups: left to right, then right to left, and so on.
 
-    The sort is stable, so equal scores keep their order. Raises BadInput if `len(score)` is not a multiple of `groups`.
+    The sort is stable, so equal scores keep their order.
+
+    Raises:
+        BadInput: `len(score)` is not a multiple of `groups`.
     """
     if groups < 1 or len(score) % groups:
         raise BadInput(f"{len(score)} filters do not divide into {groups} equal groups; use groups that divide {len(score)}")

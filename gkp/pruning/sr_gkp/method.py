@@ -1,6 +1,6 @@
 """SR-GKP: grouped kernel pruning guided by kernel smoothness; the paper's method (section 3).
 
-Weights only, no data, nothing random. About 0.3 s for ResNet-20 on one core (the released code: 400-510 s), and the same
+Uses weights only, no data, nothing random. About 0.3 s for ResNet-20 on one core (the released code: 400-510 s), and the same
 selection in 144 of 144 filter groups of the authors' own ResNet-20.
 """
 
@@ -29,13 +29,10 @@ class GroupedMethod(ABC):
 
     @abstractmethod
     def select(self, weight: Tensor, group_of_filter: Tensor, keep: int) -> Tensor:
-        """The inputs that each group keeps, ascending, `(groups, keep)`; weight `(C_out, C_in, k, k)`."""
+        """The inputs that each group keeps, ascending, `(groups, keep)`, from `weight` `(C_out, C_in, k, k)`."""
 
     def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
-        """Per layer: who is in which filter group, and which inputs each group keeps.
-
-        Raises BadInput where rate or groups do not fit.
-        """
+        """The filter groups of each layer and the inputs that each keeps. Raises BadInput if rate or groups do not fit."""
         return Plan({name: self._layer(name, conv) for name, conv in convs.items()})
 
     def _layer(self, name: str, conv: nn.Conv2d) -> GroupedSpec:
@@ -47,9 +44,15 @@ class GroupedMethod(ABC):
 @register("sr-gkp", reference="Zhong et al., NeurIPS 2023", family="grouped kernel", needs=("weights",), fidelity="faithful")
 @dataclass(frozen=True)
 class SRGKP(GroupedMethod):
-    """rate, groups: as in `gkp.prune`. alpha: the paper's CSB.
+    """The paper's method.
 
-    beam_width, check_every, beta: see `gkp.pruning.sr_gkp.selection`.
+    Args:
+        rate, groups: As in `gkp.prune`.
+        alpha: The balance (CSB in the paper): weight of the cost rank against the smoothness rank, in [0, 1] (Eq 2).
+        beam_width: Branches that stay at each check.
+        check_every: Extensions between two checks.
+        beta: Weight of the distance between pruned and kept kernels (Eq 3): "released" as in the released code, "paper" as
+            printed, or a number; see `gkp.pruning.sr_gkp.selection.Balance`.
     """
 
     alpha: float = 0.9
@@ -58,10 +61,7 @@ class SRGKP(GroupedMethod):
     beta: Beta = "released"
 
     def select(self, weight: Tensor, group_of_filter: Tensor, keep: int) -> Tensor:
-        """Smooth Beam Greedy in each group, the filters having been snaked into groups by smoothness.
-
-        A 1x1 convolution has no smoothness: as in the released code it is snaked by magnitude and selected greedily.
-        """
+        """Smooth Beam Greedy in each group; a 1x1 convolution, which has no smoothness, is selected greedily as released."""
         kernels = grouped_kernels(weight, group_of_filter)
         if weight.shape[-2] * weight.shape[-1] == 1:
             return greedy(kernels, keep)

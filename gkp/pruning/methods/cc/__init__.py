@@ -1,8 +1,8 @@
 """CC: collaborative compression, channel pruning and low rank at once (Li et al., CVPR 2021).
 
-From one mean gradient over the training images, each layer's compression units, input channels and ranks of the weight, get
-a first-order sensitivity sum (G dW)^2. A curve of what saving costs each layer sets how much each saves, so that the last MAC
-saved costs all of them the same. Then each layer loses its units one by one, the one whose loss costs least now and, in
+From one mean gradient over the training images, each layer's compression units (input channels and ranks of the weight) get a
+first-order sensitivity sum (G dW)^2. From each layer's curve of cost over saving follows how much it saves, so that the last
+MAC saved costs all layers the same. Then each layer loses its units one by one: the one whose loss costs least now and, in
 expectation, at the next step. At run time a layer reads its kept inputs and computes one or two convolutions.
 
 One core: ResNet-20 9 s, half of it the gradient; ResNet-56 16 s and the gradient; VGG-16 130 s.
@@ -51,11 +51,17 @@ __all__ = [
 )
 @dataclass(frozen=True)
 class CC(Budgeted):
-    """gamma: weight of the expected cost of the next loss against the cost now.
+    """Collaborative compression.
 
-    step: share of a layer's units that go before costs are worked out again, 1 % as released. n_batches, batch_size: the
-    gradient is taken over so many images, drawn by `seed` without repetition, or all there are. The other fields are those of
-    `gkp.prune` and of `Budgeted`; round_to is for the inputs that a layer reads and for its rank.
+    Args:
+        data: A training split, for the gradient.
+        seed: Of the draw of images.
+        gamma: Weight of the expected cost of the next loss against the cost now.
+        step: Share of a layer's units that go before costs are computed again, 1 % as released.
+        n_batches: The gradient is taken over so many batches, drawn without repetition, or all there are.
+        batch_size: Images per batch.
+
+    The other fields are those of `Budgeted`; round_to is for the inputs that a layer reads and for its rank.
     """
 
     data: Dataset | None = None
@@ -68,14 +74,15 @@ class CC(Budgeted):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_batches < 1 or self.batch_size < 1:
-            raise BadInput(f"cc wants n_batches and batch_size of 1 or more, not {self.n_batches} and {self.batch_size}")
+            raise BadInput(f"cc needs n_batches and batch_size of 1 or more, not {self.n_batches} and {self.batch_size}")
         if not 0 < self.step <= 1:
             raise BadInput(f"step must lie in (0, 1], not {self.step}; the released code uses {STEP}")
 
     def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
-        """Per layer: the inputs it keeps and the rank of its weight. Layers that are to save nothing are left alone.
+        """The inputs that each layer keeps and the rank of its weight. Layers that are to save nothing are left alone.
 
-        Raises BadInput without data, or if the budget cannot be met.
+        Raises:
+            BadInput: No data, or the budget cannot be met.
         """
         if self.data is None:
             raise BadInput('cc takes a gradient; give data=, a training split such as load_dataset("digits", "train")')
@@ -106,9 +113,9 @@ class CC(Budgeted):
 def mean_gradients(
     net: nn.Module, convs: Mapping[str, nn.Conv2d], data: Dataset, *, batch_size: int = 128
 ) -> dict[str, Tensor]:
-    """The gradient of each convolution's weight, the mean over batches of their mean cross-entropy's, by layer name.
+    """The gradient of the mean cross-entropy by each convolution's weight, averaged over batches, by layer name.
 
-    In evaluation mode; `net` is left as it was.
+    Taken in evaluation mode on a copy of `net`.
     """
     twin = copy.deepcopy(net).eval()
     weights = [twin.get_submodule(name).get_parameter("weight").requires_grad_(True) for name in convs]

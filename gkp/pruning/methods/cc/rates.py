@@ -1,4 +1,4 @@
-"""How much each layer is to save: one marginal price for all (CC's global compression rate optimisation)."""
+"""The share that each layer saves: one marginal price for all (CC's global compression rate optimisation)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ STEEPEST = 1e-6  # of a fit that does not rise; its layer then gives all it may
 
 
 def exponential(saved: Tensor, metric: Tensor) -> tuple[float, float]:
-    """(a, b) of a * exp(b * saved) fitted to a layer's redundancy curve: a line through log metric, weighted by its root."""
+    """Fit a * exp(b * saved) to a layer's redundancy curve: a line through log metric, weighted by its root. Returns (a, b)."""
     y = metric.double().numpy()
     slope, intercept = np.polyfit(saved.double().numpy(), np.log(y + 1e-10), 1, w=y**0.25)  # polyfit squares its weights
     return float(np.exp(intercept)), max(float(slope), STEEPEST)
 
 
 def savings(fits: Sequence[tuple[float, float]], macs: Sequence[float], total: float) -> NDArray[np.float64]:
-    """The MACs that each layer is to save, `(L,)`, together `total`, so that the last MAC saved costs every layer the same.
+    """The MACs that each layer saves, `(L,)`, such that the last one saved costs every layer the same.
 
-    fits: (a, b) of each layer. A layer saves between 0 and 95 % of its macs; a total beyond what that allows gives the 95 %.
+    Args:
+        fits: (a, b) of each layer.
+        macs: Of each layer; it saves between 0 and 95 % of them.
+        total: MACs to save together; a total beyond what is possible gives the 95 %.
     """
     a, b = np.array(fits).T
     most = MOST * np.asarray(macs, dtype=float)

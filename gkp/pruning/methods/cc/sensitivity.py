@@ -1,4 +1,4 @@
-"""What it costs a layer to lose an input channel or a rank of its weight (CC).
+"""The cost to a layer of losing an input channel or a rank of its weight (CC).
 
 A layer's compression units are its input channels and the ranks of its weight. Losing them changes the weight W by dW, which is
 taken to change the loss by sum (G dW)^2, G being the mean gradient. Weights are matrices here: `(O, C, A)` with A the kernel's
@@ -20,20 +20,20 @@ WIDE = 64  # filters above which the expected loss of a rank after a channel is 
 
 
 def channel_sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
-    """sum (G W)^2 over each input channel, `(C,)`: what losing it costs; weight, gradient `(O, C, ...)`."""
+    """The cost of losing each input channel `(C,)`, sum (G W)^2 over it, from weight and gradient `(O, C, ...)`."""
     return (gradient * weight).square().transpose(0, 1).flatten(1).sum(dim=1)
 
 
 def rank_sensitivity(weight: Tensor, gradient: Tensor) -> Tensor:
-    """sum (G (W_r - W))^2 for the weight W_r without singular direction r, `(R,)`, largest singular value first."""
+    """The cost of losing each rank `(R,)`, sum (G (W_r - W))^2 with W_r lacking singular direction r, largest value first."""
     left, right = factors(weight.flatten(1))
     return _energy(gradient.flatten(1).square(), left, right)
 
 
 def factors(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """`(O, R)` and `(R, Q)` whose product is `matrix` `(O, Q)`: singular vectors, largest first, and them times the rest.
+    """Factors `(O, R)` and `(R, Q)` of `matrix` `(O, Q)`: left singular vectors, largest first, and their transpose times it.
 
-    From the eigenvectors of matrix matrix^T, which is faster than a decomposition and as good for all but vanishing ranks.
+    They are the eigenvectors of matrix matrix^T, which is faster than a decomposition and as good for all but vanishing ranks.
     """
     ranks = min(matrix.shape)
     left = torch.linalg.eigh(matrix @ matrix.mT).eigenvectors.flip(-1)[..., :ranks]
@@ -41,7 +41,7 @@ def factors(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def saved_share(shape: tuple[int, int, int], channels: int, ranks: int, rank_used: bool) -> float:
-    """The share of a convolution's MACs saved with so many channels and, if used, ranks left; shape (O, C, A)."""
+    """The share of a convolution's MACs saved if so many channels and, with `rank_used`, ranks stay; shape (O, C, A)."""
     out, inputs, area = shape
     left = ranks * (channels * area + out) if rank_used else channels * area * out
     return 1 - left / (out * inputs * area)
@@ -56,10 +56,15 @@ class Unit:
 
 
 class Removal:
-    """The order in which a layer loses its units, found as far as it is asked for.
+    """The order in which a layer loses its units, computed as far as it is needed.
 
-    weight, gradient `(O, C, k, k)`. gamma: the weight of the expected cost of the next loss. At each step the units of least
-    "cost now + gamma x expected cost after one more loss" go, `step` of all there are, until `spec_saving` is satisfied.
+    At each step the units of smallest "cost now + gamma x expected cost after one more loss" go, until `spec_saving` is
+    satisfied.
+
+    Args:
+        weight, gradient: `(O, C, k, k)`.
+        gamma: Weight of the expected cost of the next loss.
+        step: Share of all units that go in one step.
     """
 
     def __init__(self, weight: Tensor, gradient: Tensor, *, gamma: float = 0.9, step: float = STEP):
@@ -74,11 +79,14 @@ class Removal:
         self._step = max(1, int(step * (self.shape[1] + self._ranks)))
 
     def spec_saving(self, share: float, *, round_to: int = 1) -> LowRankSpec:
-        """What to keep to save this share of the layer's MACs: the first point of the order where that is reached.
+        """The spec at the first point of the order that saves this share of the layer's MACs.
 
-        round_to: inputs and rank are kept in multiples of it, the last to go first to come back. Where channels alone save as
-        much before a low rank pays for its second convolution, the rank is left alone. At the end of the order, one channel of
-        rank 1 is left, or `round_to` of each.
+        If channels alone save as much before a low rank pays for its second convolution, the rank is left alone. At the end of
+        the order, one channel of rank 1 is left, or `round_to` of each.
+
+        Args:
+            share: Of the layer's MACs.
+            round_to: Inputs and rank are kept in multiples of it; the last to go are the first to come back.
         """
         out, inputs, area = self.shape
         full = min(out, inputs * area)
@@ -106,7 +114,7 @@ class Removal:
             at += 1
 
     def _extend(self) -> bool:
-        """Find the next step of units; False when one channel and one rank are left."""
+        """Compute the next step of units; False when one channel and one rank are left."""
         left, right = factors(self._now.flatten(1))
         left, right = left[:, : self._ranks], right[: self._ranks]
         costs, units = self._costs(left, right)
@@ -131,7 +139,7 @@ class Removal:
         return len(self.units) > before
 
     def _costs(self, left: Tensor, right: Tensor) -> tuple[Tensor, list[Unit]]:
-        """What losing each unit left costs now and is expected to cost later; the factors are of the weight as it is now."""
+        """The cost of losing each remaining unit, now and as expected later; the factors are of the weight as it is now."""
         others = len(self._alive) + self._ranks - 1
         channels = self._costs_of_channels(left, right)
         ranks = self._costs_of_ranks(left, right)
@@ -140,10 +148,10 @@ class Removal:
         return cost, units
 
     def _costs_of_channels(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """Of losing each channel alive: sum (G dW)^2, and what all other single losses after it would add together.
+        """The cost sum (G dW)^2 of losing each remaining channel, and the sum that all other single losses after it would add.
 
-        With D = dW and N what is left of the weight, the sum over further losses d of (G (D + d))^2 - (G D)^2 is that of
-        2 G^2 D d + G^2 d^2; the channels' d sum up to -N, and so do the ranks'.
+        With D = dW and N the remaining weight, the sum over further losses d of (G (D + d))^2 - (G D)^2 is that of
+        2 G^2 D d + G^2 d^2; the d of all channels sum up to -N, and so do those of all ranks.
         """
         g2, change, alive = self.importance, self._now - self.weight, self._alive
 
@@ -160,7 +168,7 @@ class Removal:
         return now, 4 * cross + channels + ranks
 
     def _energy_without_channel(self) -> Tensor:
-        """For each channel alive, sum over ranks r of sum (G X_r)^2, X_r being the ranks of the weight without it, `(C',)`."""
+        """For each remaining channel `(C',)`, sum over r of sum (G X_r)^2 with X_r the ranks of the weight without it."""
         now = self._now.float()
         blocks = now[:, self._alive].transpose(0, 1)  # (C', O, A)
         gram = torch.einsum("oca,pca->op", now, now) - blocks @ blocks.mT  # (C', O, O)
@@ -171,7 +179,7 @@ class Removal:
         return (by_channel.sum(dim=1) - own).double()
 
     def _costs_of_ranks(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of losing each rank; the ranks of what is left are then the others, unchanged."""
+        """The same for losing each rank; the ranks of the remaining weight are then the others, unchanged."""
         g2, now = self.importance.flatten(1), self._now.flatten(1)
         change = now - self.weight.flatten(1)
 
@@ -201,10 +209,15 @@ def _shape(weight: Tensor) -> tuple[int, int, int]:
 
 
 def redundancy_curve(weight: Tensor, gradient: Tensor, *, step: float = STEP) -> tuple[Tensor, Tensor]:
-    """Points (share of MACs saved, sum (G dW)^2 over its largest) `(P,)` of a layer that loses its units by sensitivity.
+    """The redundancy curve of a layer that loses its units by sensitivity.
 
-    weight, gradient `(O, C, k, k)`. step: the share of its units between two points. Only points that save something: a low
-    rank costs a second convolution first.
+    Args:
+        weight, gradient: `(O, C, k, k)`.
+        step: Share of its units between two points.
+
+    Returns:
+        The share of MACs saved and sum (G dW)^2 relative to its largest, both `(P,)`, of the points that save something: a low
+        rank costs a second convolution first.
     """
     w, g = (tensor.detach().double().cpu().flatten(2) for tensor in (weight, gradient))
     shape = _shape(w)
@@ -227,7 +240,7 @@ def redundancy_curve(weight: Tensor, gradient: Tensor, *, step: float = STEP) ->
 
 
 def _without_ranks(now: Tensor, gone: Tensor, ranks: Sequence[int]) -> Tensor:
-    """`now` `(O, C, A)` without these of the first weight's ranks, whose places among what is left shift as others go."""
+    """`now` `(O, C, A)` without these of the first weight's ranks, whose places among the remaining ones shift as others go."""
     if not ranks:
         return now
     left, right = factors(now.flatten(1))

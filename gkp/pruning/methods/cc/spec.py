@@ -1,4 +1,4 @@
-"""What CC leaves of a convolution: some of its inputs, and of its weight a low rank (or all of it)."""
+"""The spec of CC: a convolution that reads some of its inputs, with a weight of low or full rank."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.pruning.spec import Spec, conv_like, ints, spec_kind
+from gkp.pruning.spec import Spec, check_kept, conv_like, ints, spec_kind
 
 
 @spec_kind("kept_inputs")
 @dataclass(frozen=True, eq=False)
 class LowRankSpec(Spec):
-    """The kept inputs `(K,)` of a convolution, ascending, and the rank of the weight that reads them; None for its full weight.
+    """What stays of a convolution under CC. Inputs are left out where they are read: the layer that makes them is not touched.
 
-    The inputs are left out where they are read: whoever makes them is not touched.
+    Args:
+        kept_inputs: `(K,)` int64, ascending.
+        rank: Of the weight that reads them; None for the full weight.
     """
 
     restructures = True
@@ -27,18 +29,15 @@ class LowRankSpec(Spec):
     rank: int | None = None
 
     def check(self, name: str, conv: nn.Conv2d) -> None:
-        """Raises BadInput, naming the layer, unless this spec fits `conv`."""
-        kept, width = self.kept_inputs, conv.in_channels
-        if conv.groups != 1:
-            raise BadInput(f"{name} is a grouped convolution (groups={conv.groups}); leave it out with layers=")
-        if not len(kept) or kept.min() < 0 or kept.max() >= width or not bool((kept.diff() > 0).all()):
-            raise BadInput(f"{name} has {width} inputs, of which the plan keeps {kept.tolist()}; use another plan")
-        most = min(conv.out_channels, len(kept) * conv.weight[0, 0].numel())
+        """Raise BadInput, naming the layer, unless this spec fits `conv`."""
+        super().check(name, conv)
+        check_kept(name, self.kept_inputs, conv.in_channels, "input")
+        most = min(conv.out_channels, len(self.kept_inputs) * conv.weight[0, 0].numel())
         if self.rank is not None and not 0 < self.rank <= most:
             raise BadInput(f"the plan gives {name} rank {self.rank}, which must lie between 1 and {most}; use another plan")
 
     def twin(self, conv: nn.Conv2d) -> LowRankConv2d:
-        """The one or two convolutions that stand for the dense `conv`, of its weight's best approximation of this rank."""
+        """One or two convolutions in place of the dense `conv`, by the best approximation of its weight of this rank."""
         return LowRankConv2d(conv, self)
 
     def to_json(self) -> dict[str, Any]:
@@ -47,7 +46,7 @@ class LowRankSpec(Spec):
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> LowRankSpec:
-        """The spec that `to_json` wrote. Raises BadInput for anything else."""
+        """Read what `to_json` wrote. Raises BadInput for anything else."""
         rank = fields.get("rank")
         if "rank" not in fields or not isinstance(rank, int | None) or isinstance(rank, bool):
             raise BadInput(f"not a plan of CC: rank is {rank!r}, not a whole number or null")
@@ -66,7 +65,7 @@ class LowRankConv2d(nn.Module):
         self.register_buffer("gather", spec.kept_inputs.to(conv.weight.device))
         self.conv = conv_like(conv, len(spec.kept_inputs), rank or conv.out_channels, bias=has_bias and rank is None)
         self.expand = nn.Identity() if rank is None else nn.Conv2d(rank, conv.out_channels, 1, bias=has_bias, **where)
-        if not conv.weight.is_meta:  # there, only shapes are wanted
+        if not conv.weight.is_meta:  # on the meta device only shapes matter
             self._fill(conv, spec)
         self.requires_grad_(conv.weight.requires_grad)
 

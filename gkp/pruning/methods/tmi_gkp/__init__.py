@@ -1,9 +1,9 @@
 """TMI-GKP: the grouped kernel pruning before SR-GKP (Zhong et al., ICLR 2022).
 
-Per layer, filters are clustered in three ways into equal groups; the clustering that spreads "tickets magnitude increase" (how
-far weights moved from an early snapshot to the end) most evenly over its groups wins a vote over snapshots; in each group the
-greedy search keeps distant grouped kernels. It needs the trace of a training (`WeightTrace`); the cheap stand-ins its authors
-also support, one clustering or random groups, need weights only.
+Per layer, filters are clustered in three ways into equal groups; the clustering that spreads the "tickets magnitude increase"
+(the movement of weights from an early snapshot to the end) most evenly over its groups wins a vote over snapshots; in each
+group the greedy search keeps distant grouped kernels. It needs the trace of a training (`WeightTrace`); the cheap stand-ins
+that its authors also support, one clustering or random groups, need weights only.
 
 ResNet-20 on one core: the three clusterings 27 to 33 s, all but 1 s of it t-SNE and DBSCAN, where smoothness snaking takes
 0.006 s warm and 0.014 s cold: 1,900 to 5,600 times as long (Table 7 has 940 to 1,830 times, for code that clusters anew at
@@ -36,8 +36,8 @@ __all__ = [
     "snapshot_epochs",
 ]
 
-BETA: dict[str, Beta] = {"resnet32": 1.0, "resnet56": 2.0}  # by hand in the authors' settings; "paper" for all others
-NEAREST = 0.2  # the share of kept kernels that each pruned one is compared with
+BETA: dict[str, Beta] = {"resnet32": 1.0, "resnet56": 2.0}  # as in the authors' settings; "paper" for all others
+NEAREST = 0.2  # share of kept kernels that each pruned one is compared with
 
 
 @register(
@@ -53,12 +53,17 @@ NEAREST = 0.2  # the share of kept kernels that each pruned one is compared with
 )
 @dataclass(frozen=True)
 class TMIGKP:
-    """rate, groups: as in `gkp.prune`. seed: of k-means and t-SNE (released: 0), or of random groups.
+    """TMI-GKP and its stand-ins.
 
-    trace: a `Trace` or its file, needed by grouping="vote". grouping: "vote" for the method itself; "kpca", "spectral",
-    "dbscan" or "random" for stand-ins that need no trace. beta: see `gkp.pruning.sr_gkp.selection.Balance`; None
-    for the authors' choice by
-    network.
+    Args:
+        rate, groups: As in `gkp.prune`.
+        seed: Of k-means and t-SNE (released: 0), or of random groups.
+        trace: A `Trace` or its file; needed by grouping="vote".
+        grouping: "vote" for the method itself; "kpca", "spectral", "dbscan" or "random" for stand-ins that need no trace.
+        beta: See `gkp.pruning.sr_gkp.selection.Balance`; None for the authors' choice by network.
+
+    Raises:
+        BadInput: Unknown grouping.
     """
 
     rate: float = 7 / 16
@@ -73,9 +78,10 @@ class TMIGKP:
             raise BadInput(f'grouping must be "vote", {", ".join(map(repr, CLUSTERINGS))} or "random", not {self.grouping!r}')
 
     def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
-        """Per layer: who is in which filter group, and which inputs each group keeps.
+        """The filter groups of each layer and the inputs that each group keeps.
 
-        Raises BadInput without a trace for the vote, or with one of another network.
+        Raises:
+            BadInput: No trace for the vote, or one of another network.
         """
         architecture = getattr(net, "architecture", None)
         beta = BETA.get(getattr(architecture, "name", ""), "paper") if self.beta is None else self.beta
@@ -91,7 +97,7 @@ class TMIGKP:
         return Plan(layers)
 
     def _changes(self, convs: Mapping[str, nn.Conv2d]) -> dict[str, Tensor]:
-        """What the trace says of each layer; nothing where no vote is held."""
+        """The trace of each layer; empty if there is no vote."""
         if self.grouping != "vote":
             return {}
         if self.trace is None:

@@ -1,11 +1,11 @@
 """Three ways to cluster the filters of a layer into groups of equal size (TMI-GKP, step 1).
 
-Each takes a weight `(C_out, C_in, k_h, k_w)` and returns labels `(C_out,)` int64, C_out / groups of each. What the released
-code does is kept: kernels, graph, search grid and its ranks. What differs: sizes are made equal by optimal assignment
-(scipy.optimize.linear_sum_assignment), where it moves filters one by one: in its k-means greedily, in its DBSCAN to the
-centre *farthest* away that is not full (it sorts distances downwards), so that what it groups there is hardly alike. Two more
-of its traits: with 16 filters its graph of mutual 16 nearest neighbours is complete, so the spectral clustering of a first
-stage says nothing; and its t-SNE runs with perplexities as small as 2.
+Each takes a weight `(C_out, C_in, k_h, k_w)` and returns labels `(C_out,)` int64, C_out / groups of each. Kernels, graph,
+search grid and its ranks are those of the released code. The difference: sizes are made equal by optimal assignment
+(scipy.optimize.linear_sum_assignment), where the released code moves filters one by one: in its k-means greedily, in its DBSCAN
+to the centre *farthest* away that is not full (it sorts distances downwards), so that filters grouped there are hardly alike.
+Two more of its traits: with 16 filters its graph of mutual 16 nearest neighbours is complete, so the spectral clustering of a
+first stage carries no information; and its t-SNE runs with perplexities as small as 2.
 
 One core, a layer of 16, 32 or 64 filters: kpca and spectral 0.01-0.03 s, dbscan 0.8, 1.2 and 2.3 s (a search over clusterings
 by the thousand).
@@ -21,9 +21,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import linalg, stats
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist, pdist, squareform
 from torch import Tensor
 
 from gkp.errors import BadInput
@@ -37,7 +34,7 @@ DIMENSIONS, EPS_STEP = range(2, 8), 0.05  # of the t-SNE embeddings and the DBSC
 
 def kpca(weight: Tensor, groups: int, *, seed: int = 0) -> Tensor:
     """Labels `(C_out,)` by kernel PCA on 0.5 (W W^T)^2 + 0.5 RBF, then equal k-means."""
-    from sklearn.decomposition import KernelPCA  # here and below imported late: scikit-learn takes most of a second
+    from sklearn.decomposition import KernelPCA  # here and below late: scikit-learn and scipy take seconds to import
     from sklearn.metrics.pairwise import rbf_kernel
 
     filters = _filters(weight)
@@ -50,6 +47,9 @@ def spectral(weight: Tensor, groups: int, *, seed: int = 0) -> Tensor:
 
     The embedding is the first C_out / groups eigenvectors of the random-walk Laplacian.
     """
+    from scipy import linalg
+    from scipy.spatial.distance import pdist, squareform
+
     filters = _unit_length(_filters(weight))
     distance = np.nan_to_num(squareform(pdist(filters, metric="cosine")), nan=1.0)  # a dead filter is orthogonal to all
     near = np.zeros(distance.shape, dtype=bool)
@@ -67,6 +67,8 @@ def dbscan(weight: Tensor, groups: int, *, seed: int = 0) -> Tensor:
     Tuned over embeddings of 2 to 7 dimensions, radii in steps of 0.05 and core sizes of 0.5 to 1.1 times the wanted cluster
     size: the smallest rank(|labels - groups - 1|) + 0.5 rank(variance of sizes) wins, noise being a label too.
     """
+    from scipy import stats
+
     filters = _unit_length(_filters(weight))
     trials = [trial for dimensions in DIMENSIONS for trial in _trials(_embed(filters, groups, dimensions, seed), groups)]
     rank_of_number = stats.rankdata([abs(trial.number - (groups + 1)) for trial in trials])
@@ -112,7 +114,10 @@ def equal_k_means(points: Floats, groups: int, *, seed: int = 0) -> Labels:
 
 
 def assign_equally(points: Floats, centres: Floats) -> Labels:
-    """Labels `(N,)` that put N / len(centres) of the `points` `(N, D)` to each centre with the least squared distances."""
+    """Labels `(N,)` that assign N / len(centres) of the `points` `(N, D)` to each centre with the least squared distances."""
+    from scipy.optimize import linear_sum_assignment
+    from scipy.spatial.distance import cdist
+
     size = len(points) // len(centres)
     places = np.repeat(cdist(points, centres, "sqeuclidean"), size, axis=1)
     _, place = linear_sum_assignment(places)  # rows come back in order
@@ -121,7 +126,7 @@ def assign_equally(points: Floats, centres: Floats) -> Labels:
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    """One DBSCAN clustering of `points`: labels (noise is -1), how many of them, and the variance of the clusters' sizes."""
+    """One DBSCAN clustering of `points`: labels (noise is -1), their number, and the variance of the clusters' sizes."""
 
     points: Floats
     labels: Labels
@@ -135,6 +140,8 @@ def _trials(points: Floats, groups: int) -> Iterator[_Trial]:
     A scan of radii ends early, as in the released code: once a quarter of them gave two labels or less, or a tenth of a quarter
     after half the wanted number had been seen.
     """
+    from scipy.spatial.distance import pdist, squareform
+
     distance = squareform(pdist(points))
     radii = np.arange(math.floor(distance.max() / 2 / EPS_STEP) + 2) * EPS_STEP + sys.float_info.min
     patience = len(radii) // 4

@@ -1,10 +1,10 @@
 """The trace of weights that TMI-GKP clusters by: recorded while a network is trained, kept as a small file.
 
-What is wanted, per layer, snapshot and filter, is the sum of | |w_final| - |w_epoch| |, and w_final is known only at the end.
-So `WeightTrace` holds |w| of the snapshots in memory while training goes on, as 16-bit floats (36 snapshots: ResNet-20 19 MB,
-ResNet-110 124 MB), and reduces them to the sums when it ends: no snapshot is ever written, but for those in the checkpoint
-of a training that is to be resumed. The file of the sums takes 0.1 MB for ResNet-20. Rounding |w| to 16 bits moves each sum by
-less than 0.05 % of the filter's L1 norm.
+Its content, per layer, snapshot and filter, is the sum of | |w_final| - |w_epoch| |, and w_final is known only at the end. So
+`WeightTrace` holds |w| of the snapshots in memory during training, as 16-bit floats (36 snapshots: ResNet-20 19 MB, ResNet-110
+124 MB), and reduces them to the sums at the end: no snapshot is written, except to the checkpoint of a training that can be
+resumed. The file of the sums takes 0.1 MB for ResNet-20. Rounding |w| to 16 bits changes each sum by less than 0.05 % of the
+filter's L1 norm.
 
     from gkp.pruning.methods.tmi_gkp import WeightTrace
 
@@ -24,12 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.files import one_line, replace_file
+from gkp.files import one_line, read_tensors, write_tensors
+from gkp.networks.classifier import convolutions
 from gkp.training.callback import Callback
 
 FORMAT = "gkp weight trace 1"
@@ -42,10 +41,12 @@ HOW = (
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """How far every filter's |weights| still moved, from each snapshot to the end of training.
+    """The movement of every filter's |weights| from each snapshot to the end of training.
 
-    epochs: the E snapshots, from 1. changes: layer -> `(E, C_out)` float32, sums of | |w_final| - |w_epoch| |. weights: layer
-    -> sha256 of its final weight, by which the network is known again.
+    Attributes:
+        epochs: The E snapshots, counted from 1.
+        changes: `(E, C_out)` float32 by layer name, sums of | |w_final| - |w_epoch| |.
+        weights: sha256 of the final weight by layer name, to recognise the network.
     """
 
     epochs: tuple[int, ...]
@@ -53,7 +54,7 @@ class Trace:
     weights: Mapping[str, str]
 
     def of(self, name: str, conv: nn.Conv2d) -> Tensor:
-        """The changes `(E, C_out)` of layer `name`. Raises BadInput unless they were recorded for this very weight."""
+        """The changes `(E, C_out)` of layer `name`. Raises BadInput unless they were recorded for exactly this weight."""
         if name not in self.changes:
             raise BadInput(f"the trace has no layer {name}; it has {', '.join(self.changes)}; {HOW}")
         if self.weights[name] != _sha256(conv.weight):
@@ -61,36 +62,30 @@ class Trace:
         return self.changes[name]
 
     def save(self, path: str | Path) -> Path:
-        """The path of the file written, whole or not at all. Raises BadInput if it cannot be."""
+        """Write the trace atomically and return its path. Raises BadInput if it cannot be written."""
         path = Path(path)
-        # one entry: safetensors writes several in an order that changes from one time to the next
         header = {FORMAT: json.dumps({"epochs": self.epochs, "weights": dict(self.weights)}, sort_keys=True)}
-        changes = {name: changes.contiguous() for name, changes in self.changes.items()}
-        replace_file(path, lambda partial: save_file(changes, partial, metadata=header))
+        write_tensors(path, self.changes, header)
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """The trace that `save` wrote. Raises BadInput if there is none, or if it is truncated or something else."""
+        """Read what `save` wrote. Raises BadInput if there is no such file or it is truncated or something else."""
         path = Path(path)
         if not path.is_file():
             raise BadInput(f"{path}: no such file with a weight trace; {HOW}")
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                changes = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            if FORMAT not in header:
-                raise BadInput(f"{path}: is not a weight trace; {HOW}")
-            fields = json.loads(header[FORMAT])
-            return cls(tuple(fields["epochs"]), changes, fields["weights"])
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            if isinstance(error, BadInput):
-                raise
+            changes, header = read_tensors(path)
+            fields = json.loads(header.get(FORMAT, "{}"))
+            if fields:
+                return cls(tuple(fields["epochs"]), changes, fields["weights"])
+        except (OSError, KeyError, ValueError) as error:
             raise BadInput(f"{path}: is truncated or not a weight trace ({one_line(error)}); {HOW}") from error
+        raise BadInput(f"{path}: is not a weight trace; {HOW}")
 
 
 def snapshot_epochs(epochs: int) -> tuple[int, ...]:
-    """The epochs to record in a training of so many: the share that 35 to 70 are of the paper's 300, at least one."""
+    """The epochs to record in a training of so many: the same share as 35 to 70 of the paper's 300, at least one."""
     last = max(1, math.floor(70 / 300 * epochs))
     return tuple(range(min(last, math.ceil(35 / 300 * epochs)), last + 1))
 
@@ -99,8 +94,9 @@ def snapshot_epochs(epochs: int) -> tuple[int, ...]:
 class WeightTrace(Callback):
     """Records a `Trace` while a network is trained.
 
-    epochs: after which epochs, from 1; others than the paper's for other lengths: `snapshot_epochs`. layers: names of
-    convolutions; None for those the paper prunes (our networks) or all (any other).
+    Args:
+        epochs: Snapshots are taken after these, counted from 1; see `snapshot_epochs` for other lengths than the paper's.
+        layers: Names of convolutions; None for those the paper prunes (our networks) or all (any other).
     """
 
     epochs: tuple[int, ...] = tuple(range(35, 71))
@@ -109,12 +105,12 @@ class WeightTrace(Callback):
     _trace: Trace | None = field(default=None, init=False, repr=False)
 
     def before_training(self, net: nn.Module) -> None:
-        """Forget what was recorded before. Raises BadInput for a layer that `net` does not have."""
+        """Discard earlier records. Raises BadInput for a layer that `net` does not have."""
         self._snapshots, self._trace = {}, None
         self._convs(net)
 
     def after_epoch(self, net: nn.Module, epoch: int) -> None:
-        """Remember |w| if this epoch was asked for."""
+        """Record |w| if this epoch is one of `epochs`."""
         if epoch in self.epochs:
             # contiguous, since training keeps weights in another memory format
             self._snapshots[epoch] = {
@@ -145,7 +141,7 @@ class WeightTrace(Callback):
 
     @property
     def trace(self) -> Trace:
-        """What was recorded. Raises BadInput before the training has ended, or if it was too short for any snapshot."""
+        """The recorded trace. Raises BadInput before the training has ended, or if it was too short for any snapshot."""
         if self._trace is None:
             raise BadInput("the weight trace is ready when the training has ended; call gkp.training.loop.train first")
         if not self._trace.epochs:
@@ -154,11 +150,11 @@ class WeightTrace(Callback):
         return self._trace
 
     def save(self, path: str | Path) -> Path:
-        """The path of the trace's file. Raises BadInput as `trace` does, or if it cannot be written."""
+        """Write the trace and return its path. Raises BadInput as `trace` does, or if it cannot be written."""
         return self.trace.save(path)
 
     def _convs(self, net: nn.Module) -> dict[str, nn.Conv2d]:
-        every = {name: module for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
+        every = convolutions(net)
         if self.layers is None:
             prunable = getattr(net, "prunable", None) or (lambda name, conv: conv.groups == 1)
             return {name: conv for name, conv in every.items() if prunable(name, conv)}

@@ -1,4 +1,4 @@
-"""Which of several clusterings a layer gets: a vote of snapshots by tickets magnitude increase (TMI-GKP, step 2)."""
+"""The choice among clusterings of a layer: a vote of snapshots by tickets magnitude increase (TMI-GKP, step 2)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
-from scipy import stats
 from torch import Tensor
 
 
 def vote(changes: Tensor, candidates: Mapping[str, Tensor]) -> str:
     """The name of the clustering that wins at most snapshots; of equals, the one with the longest run, then the earlier one.
 
-    changes `(E, C_out)`: per snapshot and filter, the sum of | |w_final| - |w_epoch| |. candidates: labels `(C_out,)` by name.
+    Args:
+        changes: `(E, C_out)`, per snapshot and filter the sum of | |w_final| - |w_epoch| |.
+        candidates: Labels `(C_out,)` by name.
     """
     names = list(candidates)
     winners = [names[winner(at_epoch, list(candidates.values()))] for at_epoch in changes]
@@ -25,11 +26,14 @@ def vote(changes: Tensor, candidates: Mapping[str, Tensor]) -> str:
 
 
 def winner(changes: Tensor, candidates: Sequence[Tensor]) -> int:
-    """Which candidate labels `(C_out,)` split the filters' `changes` `(C_out,)` of one snapshot most evenly among clusters.
+    """The position of the candidate labels `(C_out,)` that split `changes` `(C_out,)` of one snapshot most evenly among
+    clusters.
 
     The smallest 0.5 rank(mean interval) + rank(variance of intervals) wins (equal values share their mean rank), the first of
     equals.
     """
+    from scipy import stats
+
     means, variances = zip(*(intervals(changes, labels) for labels in candidates), strict=True)
     return int(np.argmin(0.5 * stats.rankdata(means) + stats.rankdata(variances)))
 
