@@ -12,11 +12,12 @@ from scipy.stats import t as student
 from gkp.artifact import profiles
 from gkp.artifact.claims.decision import DIFFERS, DIRECTION, KINDS, NO_VERDICT, NOT_RUN, REPRODUCED, VERDICTS, NotRun
 from gkp.artifact.claims.evidence import BASELINE, SR, TMI, Case, Index, Net, case_of
-from gkp.artifact.claims.gpu_hours import GpuRun, gpu_hours, stated_minutes
+from gkp.artifact.claims.gpu_hours import GpuRun, gpu_hours
 from gkp.artifact.claims.rules import Contrast, contrasts, equal_but_fragile, ranked
 from gkp.artifact.claims.verdicts import claims, decide, verdicts
 from gkp.artifact.experiments.kinds import EvaluateCell, PretrainedCell, PruneCell, TimingCell, TrainCell
 from gkp.artifact.experiments.report import Result
+from gkp.artifact.experiments.status import stated_minutes
 from gkp.artifact.published import FIGURES, TABLES
 from gkp.checkpoints import save_model
 from gkp.errors import BadInput

@@ -28,16 +28,16 @@ EVALUATED = EvaluateCell(net=PRUNED, examples=20, eps=("8/255",))
 
 OWN = """
 from dataclasses import dataclass
-from gkp.artifact.experiments.cell import Cell, stage
+from gkp.artifact.experiments.cell import Cell
 
 @dataclass(frozen=True, kw_only=True)
 class Square(Cell):
     stage = "square"
     x: float = 0.0
 
-@stage("square", revision=1)
-def square(params, parents, folder, context):
-    return {"value": params["x"] ** 2}
+    @staticmethod
+    def compute(params, parents, folder, context):
+        return {"value": params["x"] ** 2}
 
 def cells():
     return [Square(x=x) for x in range(3)]

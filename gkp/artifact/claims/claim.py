@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gkp.artifact.claims.decision import KINDS, Decision
-from gkp.artifact.claims.gpu_hours import GpuRun, for_gpu, gpu_hours, stated_minutes
+from gkp.artifact.claims.gpu_hours import GpuRun, gpu_hours
+from gkp.artifact.experiments.status import for_gpu, stated_minutes
 from gkp.artifact.profiles import COMMITTED
 
 if TYPE_CHECKING:

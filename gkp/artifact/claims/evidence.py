@@ -133,7 +133,7 @@ class Index:
     def evaluation(self, cell: Cell, part: str) -> EvaluateCell | None:
         """The evaluation of a network, on the most images. part: "paper", "pixel", "cascade", "autoattack", or the name of a
         changed test set, e.g. "high-frequency-0.3"."""
-        found = [e for e in self._evaluations.get(cell.hash, ()) if part_of(e) == part]
+        found = [e for e in self._evaluations.get(cell.hash, ()) if e.part == part]
         return max(found, key=lambda e: math.inf if e.examples is None else e.examples, default=None)
 
     def timing(self, model: str) -> list[Cell]:
@@ -155,16 +155,6 @@ class Index:
 
 def _same_rate(cell: PruneCell, rate: float) -> bool:
     return cell.method == UNPRUNED or abs(cell.rate - rate) < 1e-9
-
-
-def part_of(cell: EvaluateCell) -> str:
-    """What kind of evaluation this is; see `Index.evaluation`."""
-    if cell.variant:
-        return cell.variant
-    if cell.attacks is None:
-        return cell.protocol
-    names = [item if isinstance(item, str) else item["attack"] for item in cell.attacks]
-    return "+".join(names) or "unattacked"
 
 
 @dataclass
