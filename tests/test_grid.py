@@ -25,14 +25,15 @@ import torch
 from grid_stages import Number, TinyTraining, Trouble
 
 from gkp.artifact import experiments as grid
+from gkp.artifact import profiles
 from gkp.artifact.experiments import store as store_module
 from gkp.artifact.experiments.cell import Cell, find_kind, later
 from gkp.artifact.experiments.compute import Job, isolated
 from gkp.artifact.experiments.compute import compute as compute_job
 from gkp.artifact.experiments.kinds import EvaluateCell, TrainCell
-from gkp.artifact.experiments.status import Durations, in_words
+from gkp.artifact.experiments.status import Durations, Kind, in_words
 from gkp.artifact.experiments.store import Busy
-from gkp.artifact.experiments.todo import take_shard
+from gkp.artifact.experiments.todo import family, make_plan, take_shard
 from gkp.errors import BadInput
 
 
@@ -607,6 +608,44 @@ def test_many_small_cells_do_not_say_how_long_a_large_one_takes(monkeypatch):
         durations.add(Number(x=1, seed=seed), 10.0)  # nine of ten seconds are for starting
     durations.add(Number(x=100), 109.0)
     assert durations.estimate(Number(x=200)) == pytest.approx(2 * 109.0)
+
+
+def _recorded() -> list[tuple[Cell, float]]:
+    """The committed cells of profile cifar10, parents first, with the seconds that each took."""
+    store = grid.default_store()
+    found = make_plan(profiles.cells("cifar10"), grid.Store(store.root / "none", store.read_only)).finished
+    cells = family(profiles.cells("cifar10"))
+    return [(cells[key], entry.run()["seconds"]) for key, entry in found.items()]
+
+
+@pytest.mark.parametrize("order", ["planned", "shuffled"])
+def test_time_left_is_within_a_factor_of_one_and_a_half_after_the_first_tenth(order):
+    recorded = _recorded()
+    assert len(recorded) > 300
+    if order == "shuffled":
+        recorded.sort(key=lambda pair: pair[0].hash)
+    durations, total = Durations(), sum(seconds for _, seconds in recorded)
+    kinds, left = Counter(Kind.of_cell(cell) for cell, _ in recorded), total
+    assert total / 1.5 < durations.total(kinds)[0] < 1.5 * total  # nothing is recorded yet, and it is not far off
+    for cell, seconds in recorded:
+        if 0.1 * total < total - left < 0.95 * total:  # the last cells are few
+            assert left / 1.5 < durations.total(kinds)[0] < 1.5 * left, f"{left:.0f} s before {cell.id}"
+        durations.add(cell, seconds)
+        kinds[Kind.of_cell(cell)] -= 1
+        left -= seconds
+
+
+def test_a_few_quick_cells_of_one_kind_do_not_speak_for_slow_ones():
+    """Evaluations without attack take a second where the attacked ones, with the same work, take minutes."""
+    durations = Durations()
+    quick, slow = (
+        [EvaluateCell(net=TrainCell(seed=seed), examples=1000, attacks=attacks) for seed in range(20)]
+        for attacks in ((), ({"attack": "cascade", "eps": "1/255"},))
+    )
+    before = durations.estimate(slow[0])
+    for cell in quick:
+        durations.add(cell, durations.estimate(cell))
+    assert durations.estimate(slow[0]) == pytest.approx(before) and before > 100 * durations.estimate(quick[0])
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(3.4, "3 s"), (120, "2 min"), (7200, "2.0 h")])

@@ -1,8 +1,8 @@
 """Where a run stands and how long the rest takes: `gkp status`, dry runs, and the progress of a run.
 
-Durations are weighed by work: what a cell would take by the rates stated below (a core of this project's own measurements),
-times how much longer cells like it took where they were recorded (the run.json files of the stores). So there is an estimate
-before the first cell has been computed, and one kind of cell never says how long another one takes.
+Durations are weighed by work: the seconds that a cell is expected to take on one core, by the rates below, times how much
+longer cells took where they were recorded (the run.json files of the stores), above all those of the same kind. So there is an
+estimate before the first cell has been computed, and quick kinds of cells do not speak for slow ones.
 """
 
 from __future__ import annotations
@@ -33,35 +33,52 @@ _PER_SECOND = {"train": 170.0, "prune": 170.0, "evaluate": 400.0, "timing": 1 / 
 _PASSES = {"paper": 8.0, "pixel": 60.0, "cascade": 1500.0, "autoattack": 300.0, "unattacked": 1.0}
 
 
+# recorded by stated seconds, by part of an evaluation or else by stage: medians of the committed results
+_USUAL = {
+    **{"train": 0.9, "prune": 0.55, "timing": 0.8, "latency": 1.15},
+    **{"paper": 0.8, "pixel": 0.65, "cascade": 0.15, "autoattack": 0.25, "unattacked": 0.5},
+}
+_EVERYTHING = ("", "")  # the group of all cells of stages with a stated rate
+_UNSURE = 2  # recorded cells of a group for which its own pace counts as much as that of everything
+
+
 class Kind(NamedTuple):
     """What two cells share when one should take as long as the other.
 
     Args:
         like: Stage, parameters but for the seed, and work, as canonical JSON.
         group: Stage, and for an evaluation its part: cells whose durations scale with their work.
-        stated: Seconds by the stated rates; work in any unit for a stage that has none.
+        expected: Seconds, as the cells of this project usually took; work in any unit for a stage without a stated rate.
     """
 
     like: bytes
     group: tuple[str, str]
-    stated: float
+    expected: float
 
     @classmethod
     def of(cls, stage: str, params: Mapping[str, Any], work: float) -> Kind:
         """The kind of a cell of this stage, with these parameters and this `Cell.work`."""
-        part, passes = "", 1.0
-        if stage == "evaluate":
-            part = evaluation_part(params)
-            passes = _PASSES.get(part, _PASSES["unattacked" if part == params.get("variant") else "pixel"])
-            passes /= _PASSES[params["protocol"]]
+        part = _part(params) if stage == "evaluate" else ""
         seedless = {name: value for name, value in params.items() if name != "seed"}
-        stated = work * passes / _PER_SECOND.get(stage, 1.0) / max(1, params.get("threads", 1))
-        return cls(canonical([stage, seedless, work]), (stage, part), stated)
+        usual = _USUAL.get(part or stage, 1.0)
+        return cls(canonical([stage, seedless, work]), (stage, part), usual * _stated_seconds(stage, params, work))
 
     @classmethod
     def of_cell(cls, cell: Cell) -> Kind:
         """The kind of a cell."""
         return cls.of(cell.stage, cell.params, cell.work)
+
+
+def _stated_seconds(stage: str, params: Mapping[str, Any], work: float) -> float:
+    if stage == "evaluate":
+        work *= _PASSES[_part(params)] / _PASSES[params["protocol"]]
+    return work / _PER_SECOND.get(stage, 1.0) / max(1, params.get("threads", 1))
+
+
+def _part(params: Mapping[str, Any]) -> str:
+    """The part of an evaluation, as far as its cost goes: a key of _PASSES."""
+    part = evaluation_part(params)
+    return part if part in _PASSES else "unattacked" if params.get("variant") else "pixel"
 
 
 def for_gpu(cells: Iterable[Cell]) -> bool:
@@ -72,20 +89,21 @@ def for_gpu(cells: Iterable[Cell]) -> bool:
 
 def stated_minutes(cells: Iterable[Cell]) -> float:
     """Minutes for these cells and all they are built on, one after the other, by the stated rates."""
-    return sum(Kind.of_cell(cell).stated for cell in family(cells).values()) / 60
+    return sum(_stated_seconds(cell.stage, cell.params, cell.work) for cell in family(cells).values()) / 60
 
 
 class Durations:
     """Recorded seconds by kind of cell, and estimates from them.
 
-    The estimate is the median of the cells of the same kind; else the stated seconds times the pace of the group, of all
-    built-in stages, or 1. A pace is a median of recorded by stated seconds, weighted by the latter: hundreds of small cells,
-    which take seconds to start, would else say that the few large ones take twice as long as they do.
+    The estimate is the median of the cells of the same kind; else the expected seconds times the pace of the group, mixed with
+    that of everything while few cells of the group are recorded. A pace is a median of recorded by expected seconds, weighted
+    by the latter: hundreds of small cells, which take seconds to start, would else double the estimate of a few large ones.
     """
 
     def __init__(self) -> None:
         self._like: dict[bytes, list[float]] = defaultdict(list)
         self._paces: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+        self._known: dict[tuple[str, str], float | None] = {}  # paces, until another cell is added
 
     @classmethod
     def of(cls, store: Store) -> Durations:
@@ -104,20 +122,26 @@ class Durations:
         self._add(Kind.of_cell(cell), seconds)
 
     def _add(self, kind: Kind, seconds: float) -> None:
+        self._known.clear()
         self._like[kind.like].append(seconds)
-        for group in (kind.group, *([("", "")] if kind.group[0] in _PER_SECOND else [])):
-            self._paces[group].append((seconds / kind.stated, kind.stated))
+        for group in {kind.group, _EVERYTHING if kind.group[0] in _PER_SECOND else kind.group}:
+            self._paces[group].append((seconds / kind.expected, kind.expected))
 
     def estimate(self, cell: Cell | Kind) -> float | None:
         """Seconds the cell should take; None when neither a rate nor a recorded cell of its stage is known."""
         kind = Kind.of_cell(cell) if isinstance(cell, Cell) else cell
         if kind.like in self._like:
             return median(self._like[kind.like])
-        if kind.group in self._paces:
-            return _weighted_median(self._paces[kind.group]) * kind.stated
-        if kind.group[0] not in _PER_SECOND:
-            return None
-        return kind.stated * (_weighted_median(self._paces["", ""]) if ("", "") in self._paces else 1.0)
+        pace = self._pace(kind.group)
+        return None if pace is None else pace * kind.expected
+
+    def _pace(self, group: tuple[str, str]) -> float | None:
+        if group not in self._known:
+            own, every = self._paces.get(group, []), self._paces.get(_EVERYTHING, [(1.0, 1.0)])
+            share = len(own) / (len(own) + _UNSURE) if group[0] in _PER_SECOND else 1.0
+            pace = (_weighted_median(own) if own else 1.0) ** share * _weighted_median(every) ** (1 - share)
+            self._known[group] = pace if own or group[0] in _PER_SECOND else None
+        return self._known[group]
 
     def total(self, kinds: Mapping[Kind, int]) -> tuple[float, int]:
         """(seconds of all cells that can be estimated, how many cannot), for a count of each kind."""
