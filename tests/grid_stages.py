@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gkp.artifact.experiments.cell import Cell, stage
+from gkp.artifact.experiments.cell import Cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +28,16 @@ class Number(Cell):
     def label(self) -> str:
         return f"number-{self.x:g}-s{self.seed}"
 
-
-@stage("test-number", revision=1)
-def number(params, parents, folder, context):
-    if params["counter"]:
-        with open(params["counter"], "a", encoding="utf-8") as file:
-            file.write(f"{context.cell_id}\n")
-    below = float((parents["source"] / "value.txt").read_text()) if "source" in parents else 0.0
-    value = below + params["x"]
-    (folder / "value.txt").write_text(str(value))
-    context.log(f"x is {params['x']}")
-    return {"value": value, "seed": params["seed"], "n": 1}
+    @staticmethod
+    def compute(params, parents, folder, context):
+        if params["counter"]:
+            with open(params["counter"], "a", encoding="utf-8") as file:
+                file.write(f"{context.cell_id}\n")
+        below = float((parents["source"] / "value.txt").read_text()) if "source" in parents else 0.0
+        value = below + params["x"]
+        (folder / "value.txt").write_text(str(value))
+        context.log(f"x is {params['x']}")
+        return {"value": value, "seed": params["seed"], "n": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +53,10 @@ class Trouble(Cell):
     def label(self) -> str:
         return f"trouble-{self.how}"
 
-
-@stage("test-trouble", revision=1)
-def trouble(params, parents, folder, context):
-    print("about to", params["how"], flush=True)
-    return {"done": _WAYS[params["how"]](Path(params["note"]), folder, context) or 1}
+    @staticmethod
+    def compute(params, parents, folder, context):
+        print("about to", params["how"], flush=True)
+        return {"done": _WAYS[params["how"]](Path(params["note"]), folder, context) or 1}
 
 
 def _raise(note, folder, context):
@@ -147,35 +145,34 @@ class TinyTraining(Cell):
     def label(self) -> str:
         return f"training-s{self.seed}"
 
+    @staticmethod
+    def compute(params, parents, folder, context):
+        import numpy as np
+        import torch
+        from safetensors.torch import save_file
 
-@stage("test-training", revision=1)
-def tiny_training(params, parents, folder, context):
-    import numpy as np
-    import torch
-    from safetensors.torch import save_file
-
-    generator = torch.Generator().manual_seed(params["seed"])
-    net = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 16, 3),
-        torch.nn.BatchNorm2d(16),
-        torch.nn.ReLU(),
-        torch.nn.Conv2d(16, 16, 3),
-        torch.nn.Flatten(),
-        torch.nn.LazyLinear(10),
-    )
-    x = torch.rand(64, 3, params["size"], params["size"], generator=generator)
-    y = torch.randint(10, (64,), generator=generator)
-    optimiser, losses = None, []
-    for _ in range(4):
-        loss = torch.nn.functional.cross_entropy(net(x), y)
-        optimiser = optimiser or torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    save_file(net.state_dict(), folder / "net.safetensors")
-    return {
-        "losses": losses,
-        "leak": float(np.random.rand()),  # noqa: NPY002
-        "threads": torch.get_num_threads(),
-    }
+        generator = torch.Generator().manual_seed(params["seed"])
+        net = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 16, 3),
+            torch.nn.BatchNorm2d(16),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(16, 16, 3),
+            torch.nn.Flatten(),
+            torch.nn.LazyLinear(10),
+        )
+        x = torch.rand(64, 3, params["size"], params["size"], generator=generator)
+        y = torch.randint(10, (64,), generator=generator)
+        optimiser, losses = None, []
+        for _ in range(4):
+            loss = torch.nn.functional.cross_entropy(net(x), y)
+            optimiser = optimiser or torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        save_file(net.state_dict(), folder / "net.safetensors")
+        return {
+            "losses": losses,
+            "leak": float(np.random.rand()),  # noqa: NPY002
+            "threads": torch.get_num_threads(),
+        }

@@ -14,11 +14,12 @@ from gkp.artifact import profiles
 from gkp.artifact.claims.claim import FILE, RULES, claims, read_claims
 from gkp.artifact.claims.decision import DIFFERS, DIRECTION, KINDS, NO_VERDICT, NOT_RUN, REPRODUCED, VERDICTS, NotRun
 from gkp.artifact.claims.evidence import BASELINE, SR, TMI, Case, Index, Keys, Net, case_of
-from gkp.artifact.claims.gpu_hours import gpu_hours, stated_minutes
+from gkp.artifact.claims.gpu_hours import gpu_hours
 from gkp.artifact.claims.rules import Contrast, best_or_second, contrasts, equal_but_fragile
 from gkp.artifact.claims.verdicts import decide, verdicts
 from gkp.artifact.experiments.kinds import EvaluateCell, PretrainedCell, PruneCell, TimingCell, TrainCell
 from gkp.artifact.experiments.report import Result
+from gkp.artifact.experiments.status import stated_minutes
 from gkp.artifact.experiments.store import Store
 from gkp.artifact.published import FIGURES, TABLES, names_here, published, superscores
 from gkp.checkpoints import save_model

@@ -19,8 +19,8 @@ import pytest
 from grid_stages import Number, TinyTraining, Trouble
 
 from gkp.artifact import experiments as grid
-from gkp.artifact.experiments import executors
-from gkp.artifact.experiments.supervise import Child
+from gkp.artifact.experiments import cluster
+from gkp.artifact.experiments.child import Child
 from gkp.errors import BadInput
 
 T = TypeVar("T")
@@ -268,8 +268,8 @@ def test_a_scheduler_that_does_not_answer_is_a_clear_error_within_15_seconds(sto
         taken.bind(("127.0.0.1", 0))  # bound but not listening: nobody else gets this port
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", address)
-        assert executors.CONNECT_SECONDS <= 10
-        monkeypatch.setattr(executors, "CONNECT_SECONDS", 3)  # the wait is all that takes time here
+        assert cluster.CONNECT_SECONDS <= 10
+        monkeypatch.setattr(cluster, "CONNECT_SECONDS", 3)  # the wait is all that takes time here
         started = time.monotonic()
         with pytest.raises(BadInput, match=rf"no Dask scheduler answers at {address} .*unset DASK_SCHEDULER_ADDRESS"):
             compute([Number(x=1)], store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -24,14 +25,15 @@ import torch
 from grid_stages import Number, TinyTraining, Trouble
 
 from gkp.artifact import experiments as grid
+from gkp.artifact import profiles
 from gkp.artifact.experiments import store as store_module
-from gkp.artifact.experiments.cell import Cell, find_stage, later, stage
+from gkp.artifact.experiments.cell import Cell, find_kind, later
+from gkp.artifact.experiments.compute import Job, isolated
 from gkp.artifact.experiments.compute import compute as compute_job
-from gkp.artifact.experiments.compute import isolated, make_job
-from gkp.artifact.experiments.estimate import Durations, in_words
 from gkp.artifact.experiments.kinds import EvaluateCell, TrainCell
-from gkp.artifact.experiments.lock import Busy, locked
-from gkp.artifact.experiments.todo import take_shard
+from gkp.artifact.experiments.status import Durations, Kind, in_words
+from gkp.artifact.experiments.store import Busy
+from gkp.artifact.experiments.todo import family, make_plan, take_shard
 from gkp.errors import BadInput
 
 
@@ -90,12 +92,9 @@ def test_limits_do_not_change_the_hash_but_parameters_threads_and_ancestors_do()
 def test_raising_the_revision_of_a_stage_makes_new_cells_of_it_and_of_all_its_descendants(monkeypatch):
     child, other = Number(x=2, source=TinyTraining()), Number(x=3)
     before = child.hash, child.source.hash, other.hash
-    monkeypatch.setitem(grid.cell._STAGES, "test-training", replace(find_stage("test-training"), revision=2))
-    grid.cell._revision.cache_clear()
+    monkeypatch.setattr(TinyTraining, "revision", 2)
     child, other = pickle.loads(pickle.dumps((child, other)))  # as new objects: hashes are remembered
     assert child.hash != before[0] and child.source.hash != before[1] and other.hash == before[2]
-    monkeypatch.undo()
-    grid.cell._revision.cache_clear()
 
 
 def test_a_field_added_later_leaves_the_hashes_of_old_cells_alone_until_it_is_used():
@@ -116,11 +115,30 @@ def test_a_parameter_that_is_no_plain_value_is_refused(value):
         str(Number(x=value).hash)
 
 
-def test_an_unknown_stage_and_a_stage_registered_twice_are_refused():
+def test_an_unknown_stage_and_a_stage_of_two_kinds_are_refused():
     with pytest.raises(BadInput, match="unknown stage 'brew'"):
-        find_stage("brew")
-    with pytest.raises(BadInput, match="already registered by grid_stages"):
-        stage("test-number", revision=1)(lambda params, parents, folder, context: {})
+        find_kind("brew")
+    with pytest.raises(BadInput, match="'test-number' already belongs to Number of grid_stages"):
+
+        class Other(Cell):
+            stage = "test-number"
+
+
+def test_a_cell_that_nothing_can_compute_fails_with_what_its_kind_lacks(store):
+    @dataclass(frozen=True, kw_only=True)
+    class Idle(Cell):
+        stage = "test-idle"
+
+    [outcome] = compute([Idle()], store).failures
+    assert outcome.kind == "bad input" and "Idle has no static method compute(" in outcome.message
+
+
+def test_a_worker_with_another_revision_of_a_stage_computes_nothing(store, monkeypatch):
+    store.prepare()
+    job = Job.of(Number(x=1), store, {})
+    monkeypatch.setattr(Number, "revision", 2)
+    outcome = compute_job(job, alone=False)
+    assert outcome.kind == "bad input" and "has revision 2 here but 1 where the run was started" in outcome.message
 
 
 def test_two_different_cells_with_one_id_are_refused(store, monkeypatch):
@@ -459,8 +477,7 @@ def test_a_read_only_store_serves_what_it_has_and_refuses_to_compute(tmp_path, r
 
 def test_a_machine_that_does_not_see_the_shared_folder_says_so_and_makes_none(tmp_path):
     cell, store = Number(x=1), grid.Store(tmp_path / "shared" / "cells")
-    job = make_job(cell, store, {}, jobs_threads=None, recompute=False, time_limit=None, memory_limit=None)
-    outcome = compute_job(job, capture=False)
+    outcome = compute_job(Job.of(cell, store, {}), alone=False)
     assert outcome.status == "failed" and "use one that all machines share (GKP_CELLS)" in outcome.message
     assert not (tmp_path / "shared").exists()
 
@@ -468,28 +485,40 @@ def test_a_machine_that_does_not_see_the_shared_folder_says_so_and_makes_none(tm
 # --- locks ----------------------------------------------------------------------------------------------------------
 
 _HOLD = (
-    "import sys, time; from pathlib import Path; from gkp.artifact.experiments.lock import locked\n"
-    "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    "import sys, time; from pathlib import Path; from gkp.artifact.experiments.store import Store\n"
+    "with Store(Path(sys.argv[1])).lock('a'): print('held', flush=True); time.sleep(600)"
 )
 
 
-def test_a_lock_keeps_others_out_until_its_holder_is_killed(tmp_path):
-    path = tmp_path / "a.lock"
+def test_a_lock_keeps_others_out_until_its_holder_is_killed(store):
+    store.prepare()
     holder = subprocess.Popen(
-        [sys.executable, "-c", _HOLD, str(path)],
+        [sys.executable, "-c", _HOLD, str(store.root)],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(Busy), locked(path):
+    with pytest.raises(Busy), store.lock("a"):
         pass
+    assert store.running() == {"a"}
     holder.kill()
     holder.wait()
     holder.stdout.close()
-    with locked(path):
-        assert path.exists()
-    assert not path.exists()
+    with store.lock("a"):
+        assert store.running() == {"a"}
+    assert store.running() == set() and leftovers(store.root) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_said_and_computed_on_all_the_same(store, monkeypatch, code):
+    def no_locks(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.warns(RuntimeWarning, match="this file system has no locks"):
+        assert compute([Number(x=1)], store)[0]["value"] == 1
+    assert leftovers(store.root) == []
 
 
 def test_a_cell_that_another_runner_computes_shows_as_running_and_its_dead_folders_are_cleared(store):
@@ -579,6 +608,44 @@ def test_many_small_cells_do_not_say_how_long_a_large_one_takes(monkeypatch):
         durations.add(Number(x=1, seed=seed), 10.0)  # nine of ten seconds are for starting
     durations.add(Number(x=100), 109.0)
     assert durations.estimate(Number(x=200)) == pytest.approx(2 * 109.0)
+
+
+def _recorded() -> list[tuple[Cell, float]]:
+    """The committed cells of profile cifar10, parents first, with the seconds that each took."""
+    store = grid.default_store()
+    found = make_plan(profiles.cells("cifar10"), grid.Store(store.root / "none", store.read_only)).finished
+    cells = family(profiles.cells("cifar10"))
+    return [(cells[key], entry.run()["seconds"]) for key, entry in found.items()]
+
+
+@pytest.mark.parametrize("order", ["planned", "shuffled"])
+def test_time_left_is_within_a_factor_of_one_and_a_half_after_the_first_tenth(order):
+    recorded = _recorded()
+    assert len(recorded) > 300
+    if order == "shuffled":
+        recorded.sort(key=lambda pair: pair[0].hash)
+    durations, total = Durations(), sum(seconds for _, seconds in recorded)
+    kinds, left = Counter(Kind.of_cell(cell) for cell, _ in recorded), total
+    assert total / 1.5 < durations.total(kinds)[0] < 1.5 * total  # nothing is recorded yet, and it is not far off
+    for cell, seconds in recorded:
+        if 0.1 * total < total - left < 0.95 * total:  # the last cells are few
+            assert left / 1.5 < durations.total(kinds)[0] < 1.5 * left, f"{left:.0f} s before {cell.id}"
+        durations.add(cell, seconds)
+        kinds[Kind.of_cell(cell)] -= 1
+        left -= seconds
+
+
+def test_a_few_quick_cells_of_one_kind_do_not_speak_for_slow_ones():
+    """Evaluations without attack take a second where the attacked ones, with the same work, take minutes."""
+    durations = Durations()
+    quick, slow = (
+        [EvaluateCell(net=TrainCell(seed=seed), examples=1000, attacks=attacks) for seed in range(20)]
+        for attacks in ((), ({"attack": "cascade", "eps": "1/255"},))
+    )
+    before = durations.estimate(slow[0])
+    for cell in quick:
+        durations.add(cell, durations.estimate(cell))
+    assert durations.estimate(slow[0]) == pytest.approx(before) and before > 100 * durations.estimate(quick[0])
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(3.4, "3 s"), (120, "2 min"), (7200, "2.0 h")])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from gkp.data.pinned import PINNED
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import Outcomes
+from gkp.pruning import registry
 from gkp.pruning.plan import plan_of
 from gkp.pruning.twin import PrunedModel, masked_twin
 
@@ -28,16 +32,16 @@ EVALUATED = EvaluateCell(net=PRUNED, examples=20, eps=("8/255",))
 
 OWN = """
 from dataclasses import dataclass
-from gkp.artifact.experiments.cell import Cell, stage
+from gkp.artifact.experiments.cell import Cell
 
 @dataclass(frozen=True, kw_only=True)
 class Square(Cell):
     stage = "square"
     x: float = 0.0
 
-@stage("square", revision=1)
-def square(params, parents, folder, context):
-    return {"value": params["x"] ** 2}
+    @staticmethod
+    def compute(params, parents, folder, context):
+        return {"value": params["x"] ** 2}
 
 def cells():
     return [Square(x=x) for x in range(3)]
@@ -78,6 +82,32 @@ def test_the_first_notebook_shows_networks_of_the_other_tables_where_they_are_tr
 def test_methods_that_prune_while_they_train_get_epochs_to_do_so(profile):
     pruned = [cell for cell in profiles.cells(profile) if isinstance(cell, PruneCell) and cell.method != "none"]
     assert not [cell.id for cell in pruned if "training" in gkp.methods()[cell.method].needs and not cell.epochs]
+
+
+def test_the_methods_of_the_profiles_are_all_that_can_be_given_what_they_need():
+    assert set(profiles.METHODS) == {name for name, method in gkp.methods().items() if profiles.GIVEN.issuperset(method.needs)}
+
+
+def test_a_method_registered_by_the_caller_gets_a_row(monkeypatch):
+    monkeypatch.setitem(registry._REGISTRY, "mine", replace(gkp.methods()["l2"], name="mine"))
+    assert "mine" in {cell.method for cell in profiles.cells("quick", "main") if isinstance(cell, PruneCell)}
+
+
+def in_a_new_process(*arguments: str, cells: Path) -> str:
+    """What Python prints of `sys.modules` after a command of gkp; it inherits neither data nor torch."""
+    code = f"import sys\nfrom gkp.cli import main\nmain({list(arguments)!r})\n"
+    code = f"import atexit, sys\natexit.register(lambda: print('loaded:', *sys.modules))\n{code}"
+    environment = {**os.environ, "GKP_DATA": "", "GKP_CELLS": str(cells), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert "loaded:" in done.stdout, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("profile", profiles.PROFILES)
+def test_planning_a_profile_loads_neither_torch_nor_pandas(profile, tmp_path):
+    for command in (["status", "--profile", profile, "--json"], ["run", "--profile", profile, "--dry-run"]):
+        said, loaded = in_a_new_process(*command, cells=tmp_path).split("loaded:")
+        assert "missing" in said and not {"torch", "pandas", "distributed"} & set(loaded.split())
 
 
 def test_planning_a_profile_needs_no_data(monkeypatch):

@@ -16,11 +16,10 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from importlib import util
 from pathlib import Path
 from typing import Any
 
-from gkp.artifact.experiments.cell import Cell
+from gkp.artifact.experiments.cell import Cell, load_file
 from gkp.artifact.experiments.kinds import (
     EvaluateCell,
     LatencyCell,
@@ -35,6 +34,11 @@ from gkp.errors import BadInput
 
 RATE, HIGH_RATE = 7 / 16, 10 / 16  # of the paper's tables, by their MACs and parameters
 UNPRUNED = "none"  # the unpruned network under the same fine-tuning: a row of every table
+METHODS = (  # every built-in method that can be given what it needs: written down, so that planning needs no torch
+    *("cc", "chip", "depgraph", "depgraph-one-shot", "fpgm", "fpgm-one-shot", "greedy-gkp", "hrank", "l1norm-a", "l1norm-b"),
+    *("l2", "l2-gkp", "least-smooth-gkp", "lrf", "random", "random-gkp", "sfp", "sfp-smooth", "slimming", "sr-gkp"),
+    *("taylor-fo", "tmi-gkp"),
+)
 SEEDED = (UNPRUNED, "sr-gkp", "l2-gkp", "random-gkp", "l1norm-b")  # the rows that get three seeds
 HIGH = (UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "fpgm", "sfp", "hrank")
 ONE_SHOT = ("sr-gkp", "l2-gkp", "l1norm-b", "fpgm-one-shot", "hrank")  # of these; FPGM and SFP prune while they train
@@ -43,13 +47,7 @@ ABLATED = ("tmi-gkp", "greedy-gkp", "least-smooth-gkp", "l2-gkp", "random-gkp", 
 CSBS = (0.5, 0.75)  # Table 6, beside the default 0.9
 THETAS = (0.3, 0.5, 0.7)  # Table 1
 _ONE_SHOT = "SR-GKP, one shot"
-_GIVEN = {
-    "weights",
-    "training snapshots",
-    "data",
-    "gradients",
-    "training",
-}  # what `gkp.artifact.experiments.stages` can give a method
+GIVEN = {"weights", "training snapshots", "data", "gradients", "training"}  # what a cell can give a method
 COMMITTED = "cifar10"  # the profile whose measured cells are in the repository: they are shown, not computed again
 Groups = dict[str, list[Cell]]
 
@@ -267,9 +265,10 @@ def _cascade(eps: str, *, queries: int) -> dict[str, Any]:
 
 
 def _registered() -> list[str]:
-    from gkp.pruning.registry import methods  # here: it brings torch, which `gkp status --help` need not wait for
-
-    return [name for name, method in methods().items() if _GIVEN.issuperset(method.needs)]
+    """The names of METHODS and of those that a caller has registered, in alphabetical order."""
+    registry = sys.modules.get("gkp.pruning.registry")  # not imported for this: torch comes with it
+    own = registry.methods().items() if registry else ()
+    return sorted({*METHODS, *(name for name, method in own if GIVEN.issuperset(method.needs))})
 
 
 PROFILES: dict[str, Callable[[], Groups]] = {"quick": quick, "cifar10": cifar10, "paper": paper}
@@ -313,20 +312,14 @@ def cells(profile: str, *wanted: str) -> list[Cell]:
 def _cells_of_file(path: Path) -> list[Cell]:
     path = path.resolve()
     name = f"gkp_profile_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    spec = util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = util.module_from_spec(spec)
-    sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-        found = list(module.cells())
+        found = list(load_file(name, path).cells())
     except BadInput:
         raise
     except Exception as error:  # whatever a user's file may do wrong
-        del sys.modules[name]
         raise BadInput(
             f"{path}: {type(error).__name__}: {error}; a profile defines a function cells() that returns a list of cells"
         ) from error
     if strangers := [item for item in found if not isinstance(item, Cell)]:
-        raise BadInput(f"{path}: cells() returned a {type(strangers[0]).__name__} among its cells; return cells alone")
+        raise BadInput(f"{path}: cells() returned a {type(strangers[0]).__name__} among its cells; return cells only")
     return found

@@ -10,9 +10,10 @@ import pandas as pd
 from gkp.artifact.claims.claim import Claim, claims
 from gkp.artifact.claims.decision import NO_VERDICT, NOT_RUN, Decision, NotRun
 from gkp.artifact.claims.evidence import Case, case_of
-from gkp.artifact.claims.gpu_hours import for_gpu, hours_in_words, stated_minutes
+from gkp.artifact.claims.gpu_hours import hours_in_words
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.report import Result
+from gkp.artifact.experiments.status import for_gpu, stated_minutes
 from gkp.artifact.experiments.store import Store
 from gkp.artifact.experiments.todo import family
 from gkp.artifact.published import FIGURES, TABLES

@@ -1,14 +1,14 @@
-"""The experiment grid: cells that are computed once, on one core or on a cluster, and never again.
+"""The experiments: cells that are computed once, on one core or on a cluster, and never again.
 
     results = experiments.run(cells)            # 42 cells: 42 cached, 0 computed
     experiments.run(cells, jobs=8)              # eight local workers; scheduler="tcp://..." for a Dask cluster
     experiments.status(cells).to_json()         # finished, running, failed, blocked, missing, minutes left
 
-`cell` says what a cell is, `store` where results live, `compute` how one is made, `plan` which are needed, `runner` how
-many are made at once.
+`cell` says what a cell is, `kinds` and `stages` which there are, `store` and `entry` where results live, `todo` which are
+needed, `compute` how one is made, `run`, `cluster` and `child` how many are made at once.
 """
 
-from gkp.artifact.experiments.cell import Cell, find_stage, select, stage
+from gkp.artifact.experiments.cell import Cell, find_kind, select
 from gkp.artifact.experiments.compute import Context
 from gkp.artifact.experiments.copies import publish
 from gkp.artifact.experiments.kinds import EvaluateCell, PretrainedCell, PruneCell, TrainCell
@@ -30,11 +30,10 @@ __all__ = [
     "Store",
     "TrainCell",
     "default_store",
-    "find_stage",
+    "find_kind",
     "load",
     "publish",
     "run",
     "select",
-    "stage",
     "status",
 ]

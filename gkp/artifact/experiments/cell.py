@@ -1,22 +1,27 @@
 """A cell: one frozen specification, whose content hash names the folder that holds its result.
 
 The hash covers the stage's name and revision number, the parameters, the hash of the data and the parents' hashes. It
-never covers source files or time stamps, so editing a plot retrains nothing; whoever changes what a stage *computes*
-raises its revision, and every cell of that stage, and all its descendants, become new cells.
+never covers source files or time stamps, so editing a plot retrains nothing. Whoever changes what a stage *computes*
+raises its revision: every cell of that stage, and all its descendants, become new cells.
 
-A stage is a plain function, registered under a name; a kind of cell is a frozen dataclass that names its stage:
-
-    @stage("double", revision=1)
-    def double(params, parents, folder, context):
-        return {"value": 2 * params["x"]}            # the figures; files written into `folder` are kept with them
+A kind of cell is a frozen dataclass that names its stage and says how it is computed:
 
     @dataclass(frozen=True, kw_only=True)
     class Double(Cell):
         stage = "double"
+        revision = 1                                  # raise it when `compute` computes something else than before
         x: float = 1.0
         source: Cell | None = None                    # a field that holds a cell makes that cell a parent
 
-Cost: about 20 microseconds a cell to hash.
+        @staticmethod
+        def compute(params, parents, folder, context):
+            return {"value": 2 * params["x"]}         # the values; files written into `folder` are kept with them
+
+`compute` gets the parameters as plain JSON values, role -> finished folder of each parent (read only), an empty folder
+whose files become part of the result, and a `gkp.artifact.experiments.compute.Context`. The built-in kinds have theirs in
+`gkp.artifact.experiments.stages`, so that planning needs neither torch nor data.
+
+Cost: about 20 microseconds per cell to hash.
 """
 
 from __future__ import annotations
@@ -28,79 +33,39 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache, cached_property
+from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 from gkp.errors import BadInput
 
-HASH_DIGITS = 10  # of the hash in an id: two of 100,000 cells with one label meet with a chance of 1 in 200
+HASH_DIGITS = 10  # of the hash in an id: two of 100,000 cells with one label collide with a chance of 1 in 200
+_NOTHING = object()
 _PLAIN = re.compile(r"[^A-Za-z0-9._+-]+")
+_KINDS: dict[str, type[Cell]] = {}  # stage -> the class that names it
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A registered stage: its function, its revision, and where a worker process imports it from."""
+def find_kind(stage: str) -> type[Cell]:
+    """The kind of cell that names this stage.
 
-    name: str
-    revision: int
-    function: Callable[..., Mapping[str, Any]]
-
-    @property
-    def module(self) -> str:
-        """The module that a worker imports the function from."""
-        return self.function.__module__
-
-    @property
-    def file(self) -> str | None:
-        """The source file of the stage's module, from which a worker that cannot import it by name loads it."""
-        return getattr(sys.modules.get(self.module), "__file__", None)
-
-
-_STAGES: dict[str, Stage] = {}
-
-
-def stage(name: str, *, revision: int) -> Callable[[Callable], Callable]:
-    """A decorator that registers a function `(params, parents, folder, context) -> figures` as the stage `name`.
-
-    params: the cell's parameters as plain JSON values; parents: role -> finished folder of that parent (read only);
-    folder: an empty folder whose files become part of the result; context: see `gkp.artifact.experiments.compute.Context`.
-    revision: raise it whenever the stage computes something else than before.
-    Raises BadInput when another function has the name already.
+    Raises:
+        BadInput: No class that has been imported names it.
     """
-
-    def register(function: Callable) -> Callable:
-        known = _STAGES.get(name)
-        if known and (known.module, known.function.__qualname__) != (function.__module__, function.__qualname__):
-            raise BadInput(f"stage {name!r} is already registered by {known.module}; give yours another name")
-        _STAGES[name] = Stage(name, revision, function)
-        _revision.cache_clear()
-        return function
-
-    return register
-
-
-def find_stage(name: str) -> Stage:
-    """The registered stage of this name; BadInput when there is none."""
-    if name not in _STAGES:
-        importlib.import_module("gkp.artifact.experiments.stages")  # the built-in ones register themselves
-    if name not in _STAGES:
+    if stage not in _KINDS:
         raise BadInput(
-            f"unknown stage {name!r}; known: {', '.join(sorted(_STAGES))}; register yours with "
-            "@gkp.artifact.experiments.cell.stage(name, revision=1)"
+            f"unknown stage {stage!r}; known: {', '.join(sorted(_KINDS))}; "
+            "define a kind of cell that names it, as gkp.artifact.experiments.cell shows"
         )
-    return _STAGES[name]
-
-
-@cache
-def _revision(name: str) -> int:
-    return find_stage(name).revision
+    return _KINDS[stage]
 
 
 def later(default: Any) -> Any:
-    """A field for something that a kind of cell learnt after cells of it had been computed.
+    """A field added to a kind of cell after cells of that kind were computed.
 
-    At its default, which must mean "as before", it is left out of the hash, so that the cells that exist keep theirs.
+    Args:
+        default: Must mean "as before": at this value the field is left out of the hash, so existing cells keep theirs.
     """
     return field(default=default, metadata={"left_out": default})
 
@@ -114,16 +79,27 @@ def not_hashed(default: Any) -> Any:
 class Cell:
     """What every cell has, whatever its stage.
 
-    threads: CPU threads the cell computes with, whatever `jobs` is. It is part of the specification because it is part
-    of the result: torch sums weight gradients over threads, and 1 and 2 threads give different last bits. 0 means
-    "cores / jobs", for cells whose bits depend on the machine anyway (those for a GPU).
-    time_limit (seconds) and memory_limit (MB of resident memory) end a cell that goes astray; they are not hashed.
+    Args:
+        threads: CPU threads to compute with, whatever the number of jobs. Part of the specification because it is part of
+            the result: torch sums weight gradients over threads, and 1 and 2 threads give different last bits. 0 means
+            "cores / jobs", for cells whose bits depend on the machine anyway (those for a GPU).
+        time_limit: Seconds after which the cell is ended; not hashed.
+        memory_limit: MB of resident memory beyond which the cell is ended; not hashed.
     """
 
     stage: ClassVar[str] = ""
+    revision: ClassVar[int] = 1
+    compute: ClassVar[Callable[..., Mapping[str, Any]] | None] = None
     threads: int = 1
     time_limit: float | None = not_hashed(None)
     memory_limit: float | None = not_hashed(None)
+
+    def __init_subclass__(cls) -> None:
+        if name := cls.__dict__.get("stage"):
+            known = _KINDS.setdefault(name, cls)
+            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise BadInput(f"stage {name!r} already belongs to {known.__qualname__} of {known.__module__}; rename yours")
+            _KINDS[name] = cls
 
     @property
     def label(self) -> str:
@@ -137,7 +113,7 @@ class Cell:
 
     @property
     def work(self) -> float:
-        """How long the cell takes relative to others of its stage, in any unit: scales recorded durations."""
+        """Duration relative to other cells of the stage, in any unit: scales recorded durations."""
         return 1.0
 
     @property
@@ -160,7 +136,7 @@ class Cell:
         """What the hash covers: stage, revision, params, data, and the parents' hashes by role."""
         return {
             "stage": self.stage,
-            "revision": _revision(self.stage),
+            "revision": self.revision,
             "params": self.params,
             "data": self.data,
             "parents": {role: parent.hash for role, parent in self.parents.items()},
@@ -168,7 +144,11 @@ class Cell:
 
     @cached_property
     def hash(self) -> str:
-        """64 hex digits: sha256 of the canonical JSON of `spec`. BadInput when a parameter is no plain JSON value."""
+        """64 hex digits: sha256 of the canonical JSON of `spec`.
+
+        Raises:
+            BadInput: A parameter is not a plain JSON value.
+        """
         try:
             return hashlib.sha256(canonical(self.spec)).hexdigest()
         except (TypeError, ValueError) as error:
@@ -194,7 +174,6 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
 
 
-_NOTHING = object()
 _FIELDS: dict[type[Cell], tuple[tuple[str, bool, Any], ...]] = {}
 
 
@@ -213,12 +192,15 @@ def _hashed_fields(kind: type[Cell]) -> tuple[tuple[str, bool, Any], ...]:
 
 
 def select(cells: Iterable[Cell], only: str | None) -> list[Cell]:
-    """The cells whose id contains one of the comma-separated words of `only`; all of them when it is None.
+    """The cells whose id contains one of some words, in their order.
 
-    A word may use the wildcards of a shell, and then must match the whole id. Raises BadInput when nothing matches.
+    Args:
+        cells: Where to look.
+        only: Words separated by commas; one with the wildcards of a shell must match the whole id. None for all cells.
+
+    Raises:
+        BadInput: Nothing matches.
     """
-    from fnmatch import fnmatchcase
-
     cells = list(cells)
     if only is None:
         return cells
@@ -231,21 +213,29 @@ def select(cells: Iterable[Cell], only: str | None) -> list[Cell]:
 
 
 def load_module(name: str, file: str | None) -> None:
-    """Import a module by name, or from its file when the name is not on this process's path. ImportError otherwise."""
+    """Import a module by name, or from its file when the name is not on this process's path.
+
+    Raises:
+        ImportError: There is neither.
+    """
     if name in sys.modules:
         return
     try:
         importlib.import_module(name)
-        return
     except ModuleNotFoundError as error:
         if error.name != name.partition(".")[0] or file is None or not Path(file).is_file():
             raise
+        load_file(name, Path(file))
+
+
+def load_file(name: str, file: Path) -> ModuleType:
+    """The module of this name, executed anew from its source file; whatever that raises passes through."""
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
+    return module

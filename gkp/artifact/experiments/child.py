@@ -1,47 +1,145 @@
-"""The process that computes cells for one worker: `-m gkp.artifact.experiments.child <jobs> <outcomes> <alive>` (descriptors).
+"""A worker's side of a run: the process of its own in which it computes cells, ended when a cell passes a limit.
 
-It stays for many cells, so libraries are imported and data sets loaded once per worker, and can be killed at any moment
-without harm to the worker: for a cell past its limits that is how it ends. It dies by itself with the worker.
+By hand, for Dask keeps none of this: its workers compute in threads of one process, whose random generators, thread counts
+and output the cells would share, and its nanny ends whole workers. A Dask worker runs `supervise`; the work happens in the
+child, so a cell that hangs, eats memory or crashes in C costs its own process and never the worker, on a local cluster and
+on a remote one alike. A child stays for many cells, so libraries are imported and data sets loaded once per worker; it ends
+with the worker, however that ends.
 """
 
 from __future__ import annotations
 
 import os
+import queue
+import signal
+import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
-from dataclasses import asdict
 from importlib import import_module
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from gkp.artifact.experiments.compute import Job, compute
+from gkp.artifact.experiments.compute import POLL_SECONDS, Job, Outcome, compute, failure, too_large, too_long
+from gkp.artifact.experiments.provenance import resident_mb
+from gkp.artifact.experiments.store import Store
+
+_here = threading.local()  # one child for each thread of a worker
 
 
-def main(jobs: int, outcomes: int, alive: int) -> None:
-    """Computes the jobs that arrive, one after the other, until the pipe is closed."""
-    threading.Thread(target=_die_with_the_worker, args=(alive,), daemon=True).start()
-    _be_the_first_to_go_when_memory_is_short()
-    incoming, outgoing = Connection(jobs, writable=False), Connection(outcomes, readable=False)
-    import_module("torch")  # seconds that are not the first cell's
-    outgoing.send("ready")
-    while True:
+def supervise(job: Job) -> Outcome:
+    """The outcome of the job, computed by this worker's child process; never raises for what the cell does."""
+    child: Child | None = getattr(_here, "child", None)
+    if child is None or not child.alive():
+        child = _here.child = Child()
+        if not child.is_ready():
+            return _end(child, job, "crashed", f"its process did not start and ended by {child.how_it_ended()}", 0.0)
+    started = time.monotonic()
+    try:
+        child.pipe.send(job)
+        while not child.pipe.poll(POLL_SECONDS):
+            spent = time.monotonic() - started
+            if job.time_limit is not None and spent > job.time_limit:
+                return _end(child, job, *too_long(job), spent)
+            if job.memory_limit is not None and resident_mb(child.pid) > job.memory_limit:
+                return _end(child, job, *too_large(job), spent)
+        return child.pipe.recv()
+    except (EOFError, OSError):
+        return _end(child, job, "crashed", f"its process ended by {child.how_it_ended()}", time.monotonic() - started)
+
+
+def _end(child: Child, job: Job, kind: str, message: str, seconds: float) -> Outcome:
+    child.kill()
+    _here.child = None
+    store = Store(Path(job.root))
+    if not job.recompute and store.lookup(job.id, job.hash, whole=True) is not None:  # the end came after the cell was finished
+        return Outcome(job.id, "computed", seconds=seconds)
+    outcome = failure(job, store, kind, message, log=store.partial_name(job.id, child.pid) / "log.txt", seconds=seconds)
+    store.clear(job.id)
+    return outcome
+
+
+class Child:
+    """A process that runs `main`, and the pipe to it."""
+
+    def __init__(self) -> None:
+        self.pipe, theirs = Pipe()
+        # Threads that wait should sleep: on a machine whose cores are all taken, OpenMP's default (to spin) made an epoch
+        # with two threads take 17.6 s instead of 0.8 s.
+        # Dask tells its workers to give memory back to the system at once (MALLOC_TRIM_THRESHOLD_); networks take the same
+        # hundred megabytes again in every step, and getting them page by page made a step 1.4 times slower.
+        environment = {
+            "OMP_WAIT_POLICY": "PASSIVE",
+            **os.environ,
+            "MALLOC_TRIM_THRESHOLD_": str(2**30),
+            "MALLOC_MMAP_THRESHOLD_": str(2**25),
+            "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        }
+        with theirs:
+            self._process = subprocess.Popen(  # not multiprocessing: Dask's workers are daemons, which may not have children
+                [sys.executable, "-P", "-c", f"from {__name__} import main; main({theirs.fileno()})"],
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is the runner's to handle
+            )
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
+    def is_ready(self) -> bool:
+        """Wait for a new process to say so; False when it ends instead."""
         try:
-            job = Job(**incoming.recv())
-        except EOFError:
-            return
-        outgoing.send(asdict(compute(job, capture=True)))
+            return self.pipe.recv() == "ready"
+        except (EOFError, OSError):
+            return False
+
+    def kill(self) -> None:
+        """End the process and those it started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # the session's leader is the child itself
+        self._process.wait()
+        self.pipe.close()
+
+    def how_it_ended(self) -> str:
+        """The signal or exit status of a process whose pipe is closed."""
+        try:
+            status = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return "closing its pipe"
+        if status >= 0:
+            return f"exit status {status}"
+        hint = " (the system was out of memory?)" if -status == signal.SIGKILL else ""
+        return f"signal {signal.Signals(-status).name}{hint}"
 
 
-def _die_with_the_worker(alive: int) -> None:
-    os.read(alive, 1)  # nobody ever writes: it returns when the worker's end is closed, by its death at the latest
-    os._exit(1)
+def main(descriptor: int) -> None:
+    """Compute the jobs that arrive on a pipe, one after the other, until its other end is closed."""
+    pipe = Connection(descriptor)
+    jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+
+    def receive() -> None:  # in a thread, to notice the worker's death during a cell
+        with suppress(EOFError, OSError):
+            while True:
+                jobs.put(pipe.recv())
+        os._exit(1)
+
+    _prefer_oom_kill()
+    import_module("torch")  # seconds that are not the first cell's
+    threading.Thread(target=receive, daemon=True).start()
+    pipe.send("ready")
+    while True:
+        pipe.send(compute(jobs.get(), alone=True))
 
 
-def _be_the_first_to_go_when_memory_is_short() -> None:
+def _prefer_oom_kill() -> None:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))

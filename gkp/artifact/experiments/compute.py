@@ -1,68 +1,103 @@
 """Computing one cell in this process: lock, run the stage, publish.
 
 What can leak from one cell into the next is fenced off: thread counts and the global random generators are set from the
-cell before the stage runs, and put back after it. So a cell gives the same bytes whichever process computes it and
+cell before the stage runs, and restored after it. So a cell gives the same bytes whichever process computes it and
 whatever that process did before.
 
 Threads. A cell computes with `cell.threads` threads, never with "cores / jobs": measured with torch 2.14.1 on CPU, 1 and
 2 threads give different last bits in the weight gradients of every convolution (they are summed over threads), and 1, 2, 3
 and 4 threads also in the input gradients of convolutions at small batches and in wide linear layers; forward
-convolutions agreed. `jobs` decides only how many cells run at once, and with one thread a cell, jobs = cores fills the
+convolutions agreed. `jobs` decides only how many cells run at once, and with one thread per cell, jobs = cores fills the
 machine. A cell whose bits may depend on the machine (on a GPU) says threads=0 and gets cores / jobs.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import random
+import signal
 import socket
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from gkp.artifact.experiments import provenance
-from gkp.artifact.experiments.cell import Cell, canonical, find_stage, load_module
-from gkp.artifact.experiments.lock import Busy
-from gkp.artifact.experiments.store import Store, is_disk_full
+from gkp.artifact.experiments.cell import Cell, canonical, find_kind, load_module
+from gkp.artifact.experiments.store import Busy, Store, is_disk_full
 from gkp.errors import BadInput
+
+POLL_SECONDS = 0.1  # between two looks at a cell's limits
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs to compute one cell; plain values, so that it travels between machines."""
+    """All that a worker needs to compute one cell; plain values, so that it travels between machines.
+
+    Args:
+        module: Where the kind of cell is defined.
+        file: The source file of `module`, for a worker that cannot import it by name.
+        parents: Role -> finished folder.
+        threads: None for as many as the worker's environment says.
+        recompute: Compute the cell although it is finished.
+    """
 
     id: str
     hash: str
     stage: str
-    module: str  # where the stage is registered, and the file to load when the name cannot be imported
+    module: str
     file: str | None
     spec: dict[str, Any]
-    parents: dict[str, str]  # role -> finished folder
+    parents: dict[str, str]
     root: str
-    threads: int | None  # None: as the worker's environment says
+    threads: int | None
     work: float
-    recompute: bool = False  # even if it is finished
+    recompute: bool = False
     time_limit: float | None = None
     memory_limit: float | None = None
 
-    @property
-    def seed(self) -> int:
-        """What the global generators start from, for code that uses them against our rules."""
-        return int(self.hash[:8], 16)
+    @classmethod
+    def of(cls, cell: Cell, store: Store, parents: Mapping[str, Path], **options: Any) -> Job:
+        """The job for a cell whose parents are finished in these folders; `options` are the last fields of a Job.
+
+        `threads` and the limits among them are for cells that set none of their own.
+        """
+        kind = find_kind(cell.stage)
+        for limit in ("time_limit", "memory_limit"):
+            if (own := getattr(cell, limit)) is not None:
+                options[limit] = own
+        return cls(
+            id=cell.id,
+            hash=cell.hash,
+            stage=cell.stage,
+            module=kind.__module__,
+            file=getattr(sys.modules.get(kind.__module__), "__file__", None),
+            spec=cell.spec,
+            parents={role: str(folder) for role, folder in parents.items()},
+            root=str(store.root),
+            work=cell.work,
+            **{**options, "threads": cell.threads or options.get("threads")},
+        )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job. status: computed, cached (someone else finished it), busy (someone else is at it), failed."""
+    """The end of a job.
+
+    Args:
+        status: computed, cached (finished by another process), busy (locked by another process) or failed.
+        kind: Of a failure: error, bad input, time limit, memory limit, disk full, crashed or lost.
+    """
 
     id: str
     status: str
-    kind: str = ""  # of a failure: error, bad input, time limit, memory limit, disk full, crashed, lost
+    kind: str = ""
     message: str = ""
     seconds: float = 0.0
 
@@ -71,9 +106,12 @@ class Outcome:
 class Context:
     """What a stage gets beside its parameters, parents and folder.
 
-    threads: how many CPU threads the stage may use (already set for torch and BLAS). notes: plain values about this run
-    that are no figures, such as seconds of a part: they go to run.json. Its "seconds" have those of the note
-    "taken_over_seconds", if there is one: what killed runs of the cell had spent on what this one found in `scratch`.
+    Args:
+        cell_id: The cell's id.
+        threads: How many CPU threads the stage may use (already set for torch and BLAS).
+        notes: Plain values about this run that are not results, such as the seconds of a part: they go to run.json. Its
+            "seconds" include the note "taken_over_seconds", if there is one: what killed runs of the cell had spent on
+            what this one found in `scratch`.
     """
 
     cell_id: str
@@ -89,80 +127,66 @@ class Context:
         return self._scratch
 
     def log(self, message: str) -> None:
-        """Adds a line to the cell's log.txt."""
+        """Add a line to the cell's log.txt."""
         self._log.write(message + "\n")
         self._log.flush()
 
 
+class SchedulerLost(Exception):
+    """The Dask scheduler went away in the middle of a run."""
+
+
 class LimitExceeded(BaseException):
-    """Raised inside a stage by the soft limits of an in-process run. Not an Exception: stages must not swallow it."""
+    """Raised inside a stage that has passed a limit: (kind, message). Not an Exception: stages must not swallow it."""
 
 
-Guard = Callable[[Job], AbstractContextManager[None]]
+def compute(job: Job, *, alone: bool) -> Outcome:
+    """Compute the cell and publish it, unless it is finished or locked.
 
+    Never raises for what a stage does; KeyboardInterrupt passes through and leaves nothing behind.
 
-def compute(job: Job, *, capture: bool, guard: Guard = lambda job: nullcontext()) -> Outcome:
-    """Computes the cell and publishes it, unless it is there or locked; never raises for what a stage does.
-
-    capture: send what the process prints, down to C code, to the cell's log.txt (a worker's child process does).
-    guard: a context manager around the stage that may raise LimitExceeded in it.
-    KeyboardInterrupt passes through and leaves nothing behind.
+    Args:
+        job: The cell.
+        alone: This process is one of a worker's own, supervised from outside: what it prints, down to C code, goes to the
+            cell's log.txt. Otherwise the stage is interrupted here when it passes a limit and returns to the interpreter.
     """
-    store = Store(Path(job.root))
-    started = time.perf_counter()
+    store, started = Store(Path(job.root)), time.perf_counter()
     if not store.root.is_dir():
-        return Outcome(
-            job.id,
-            "failed",
-            "bad input",
-            f"{socket.gethostname()} has no folder {store.root}; use one that all machines share (GKP_CELLS)",
-        )
+        message = f"{socket.gethostname()} has no folder {store.root}; use one that all machines share (GKP_CELLS)"
+        return Outcome(job.id, "failed", "bad input", message)
     try:
         with store.lock(job.id):
             if not job.recompute and store.lookup(job.id, job.hash, whole=True) is not None:
                 return Outcome(job.id, "cached")
             with store.writing(job.id) as partial:
-                return _compute_locked(job, store, partial, capture, guard)
+                return _compute_locked(job, store, partial, alone)
     except Busy:
         return Outcome(job.id, "busy")
     except OSError as error:
-        return failure(job, store, _kind(error), _in_words(error, store), seconds=time.perf_counter() - started)
+        return failure(job, store, *_reason(error, store), seconds=time.perf_counter() - started)
 
 
-def _compute_locked(job: Job, store: Store, partial: Path, capture: bool, guard: Guard) -> Outcome:
+def _compute_locked(job: Job, store: Store, partial: Path, alone: bool) -> Outcome:
     started, log = time.perf_counter(), partial / "log.txt"
     try:
-        with _logging_to(log, capture) as stream:
-            figures, run = _run_stage(job, store, partial, stream, guard)
-        seconds = run["seconds"]
+        with _logging_to(log, alone) as stream:
+            figures, run = _run_stage(job, store, partial, stream, alone)
         store.publish(partial, job.id, job.hash, spec={**job.spec, "id": job.id}, figures=figures, run=run)
-        return Outcome(job.id, "computed", seconds=seconds)
+        return Outcome(job.id, "computed", seconds=run["seconds"])
     except (Exception, LimitExceeded, SystemExit) as error:
-        return failure(
-            job,
-            store,
-            _kind(error),
-            _in_words(error, store),
-            trace=traceback.format_exc(),
-            log=log,
-            seconds=time.perf_counter() - started,
-        )
+        spent = time.perf_counter() - started
+        return failure(job, store, *_reason(error, store), trace=traceback.format_exc(), log=log, seconds=spent)
 
 
-def _run_stage(job: Job, store: Store, partial: Path, stream: TextIO, guard: Guard) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The figures and the contents of run.json."""
-    load_module(job.module, job.file)
-    stage = find_stage(job.stage)
-    if stage.revision != job.spec["revision"]:
-        raise BadInput(
-            f"stage {job.stage!r} has revision {stage.revision} here but {job.spec['revision']} where the run "
-            "was started; install the same version of the code on both"
-        )
-    context = Context(job.id, threads_of(job), store.scratch(job.id), stream)
+def _run_stage(job: Job, store: Store, partial: Path, stream: TextIO, alone: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values and the contents of run.json."""
+    function = _stage_function(job)
+    threads = job.threads or int(os.environ.get("OMP_NUM_THREADS") or provenance.cores())
+    context = Context(job.id, threads, store.scratch(job.id), stream)
     parents = {role: Path(folder) for role, folder in job.parents.items()}
     peak, started = provenance.PeakMemory(), time.perf_counter()
-    with isolated(threads_of(job), job.seed), guard(job):
-        figures = dict(stage.function(dict(job.spec["params"]), parents, partial, context))
+    with isolated(threads, seed=int(job.hash[:8], 16)), nullcontext() if alone else _interrupted_at_limits(job):
+        figures = dict(function(dict(job.spec["params"]), parents, partial, context))
     try:
         canonical([figures, context.notes])
     except (TypeError, ValueError) as error:
@@ -171,19 +195,29 @@ def _run_stage(job: Job, store: Store, partial: Path, stream: TextIO, guard: Gua
             "finite numbers, strings, booleans, None, and lists or dictionaries of those"
         ) from None
     seconds = time.perf_counter() - started + context.notes.get("taken_over_seconds", 0.0)
-    return figures, provenance.describe_run(
-        seconds=seconds, threads=context.threads, peak=peak, work=job.work, notes=context.notes
-    )
+    return figures, provenance.describe_run(seconds=seconds, threads=threads, peak=peak, work=job.work, notes=context.notes)
 
 
-def threads_of(job: Job) -> int:
-    """The CPU threads the job computes with here: its own number, or what the worker's environment says."""
-    return job.threads or int(os.environ.get("OMP_NUM_THREADS") or provenance.cores())
+def _stage_function(job: Job) -> Callable[..., Mapping[str, Any]]:
+    load_module(job.module, job.file)
+    kind = find_kind(job.stage)
+    if kind.revision != job.spec["revision"]:
+        raise BadInput(
+            f"stage {job.stage!r} has revision {kind.revision} here but {job.spec['revision']} where the run "
+            "was started; install the same version of the code on both"
+        )
+    if kind.compute is not None:
+        return kind.compute
+    from gkp.artifact.experiments.stages import STAGES  # torch and the whole library come with it
+
+    if job.stage not in STAGES:
+        raise BadInput(f"stage {job.stage!r}: {kind.__name__} has no static method compute(params, parents, folder, context)")
+    return STAGES[job.stage]
 
 
 @contextmanager
 def isolated(threads: int, seed: int) -> Iterator[None]:
-    """Sets the CPU threads of torch and BLAS and seeds the global generators; afterwards all is as it was before."""
+    """Set the CPU threads of torch and BLAS and seed the global generators; afterwards all is as it was before."""
     # here, for a Dask worker imports this module and has no use for them; and always, for a stage that is the first to
     # import them would meet generators that nobody has seeded
     import numpy as np
@@ -204,6 +238,45 @@ def isolated(threads: int, seed: int) -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(before[1])  # noqa: NPY002
         torch.random.set_rng_state(before[2])
+
+
+@contextmanager
+def _interrupted_at_limits(job: Job) -> Iterator[None]:
+    """Raises LimitExceeded in the body when it passes the job's limits; memory is what the process has gained since.
+
+    Does nothing outside the main thread. A call that does not return to the interpreter is not interrupted: with two jobs
+    or more, its process is killed.
+    """
+    no_limits = job.time_limit is None and job.memory_limit is None
+    if no_limits or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    end = time.monotonic() + (job.time_limit or math.inf)
+    allowed = provenance.resident_mb(os.getpid()) + (job.memory_limit or math.inf)
+
+    def look(*_: object) -> None:
+        late = time.monotonic() > end
+        if late or provenance.resident_mb(os.getpid()) > allowed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise LimitExceeded(*(too_long(job) if late else too_large(job)))
+
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, POLL_SECONDS, POLL_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def too_long(job: Job) -> tuple[str, str]:
+    """The kind and message of the failure of a job that passed its time limit."""
+    return "time limit", f"ran longer than its limit of {job.time_limit:g} s"
+
+
+def too_large(job: Job) -> tuple[str, str]:
+    """The kind and message of the failure of a job that passed its memory limit."""
+    return "memory limit", f"used more than its limit of {job.memory_limit:g} MB"
 
 
 @contextmanager
@@ -232,59 +305,19 @@ def failure(
     job: Job, store: Store, kind: str, message: str, *, trace: str = "", log: Path | None = None, seconds: float = 0.0
 ) -> Outcome:
     """The outcome of a failed job, recorded in the store too."""
-    store.record_failure(
-        job.id,
-        {"id": job.id, "hash": job.hash, "kind": kind, "message": message, "traceback": trace, "seconds": round(seconds, 3)},
-        log,
-    )
+    record = {"id": job.id, "hash": job.hash, "kind": kind, "message": message, "traceback": trace}
+    store.record_failure(job.id, {**record, "seconds": round(seconds, 3)}, log)
     return Outcome(job.id, "failed", kind, message, seconds)
 
 
-def _kind(error: BaseException) -> str:
+def _reason(error: BaseException, store: Store) -> tuple[str, str]:
+    """The kind and message of the failure that an exception is."""
     if isinstance(error, LimitExceeded):
-        return str(error).partition(":")[0]
-    if isinstance(error, MemoryError):
-        return "memory limit"
+        return error.args[0], error.args[1]
     if is_disk_full(error):
-        return "disk full"
-    return "bad input" if isinstance(error, BadInput) else "error"
-
-
-def _in_words(error: BaseException, store: Store) -> str:
-    if is_disk_full(error):
-        return f"no space left for {store.root}; free some, or name another folder in GKP_CELLS, and run again"
+        return "disk full", f"no space left for {store.root}; free some, or name another folder in GKP_CELLS, and run again"
     text = " ".join(str(error).split())
-    return text if isinstance(error, BadInput | LimitExceeded) else f"{type(error).__name__}: {text}".rstrip(": ")
-
-
-def make_job(
-    cell: Cell,
-    store: Store,
-    parents: dict[str, Path],
-    *,
-    jobs_threads: int | None,
-    recompute: bool,
-    time_limit: float | None,
-    memory_limit: float | None,
-) -> Job:
-    """The job for a cell whose parents are finished in these folders.
-
-    jobs_threads: what a cell with threads=0 gets; recompute: although it is finished; time_limit, memory_limit: for cells
-    that set none of their own.
-    """
-    stage = find_stage(cell.stage)
-    return Job(
-        id=cell.id,
-        hash=cell.hash,
-        stage=cell.stage,
-        module=stage.module,
-        file=stage.file,
-        spec=cell.spec,
-        parents={role: str(folder) for role, folder in parents.items()},
-        root=str(store.root),
-        threads=cell.threads or jobs_threads,
-        work=cell.work,
-        recompute=recompute,
-        time_limit=time_limit if cell.time_limit is None else cell.time_limit,
-        memory_limit=memory_limit if cell.memory_limit is None else cell.memory_limit,
-    )
+    if isinstance(error, BadInput):
+        return "bad input", text
+    kind = "memory limit" if isinstance(error, MemoryError) else "error"
+    return kind, f"{type(error).__name__}: {text}".rstrip(": ")

@@ -13,15 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gkp.artifact.experiments.cell import HASH_DIGITS, Cell, canonical
-from gkp.artifact.experiments.store import (
-    Damaged,
-    Entry,
-    Store,
-    _check_files,
-    _read_entry,
-    default_store,
-    read_json,
-)
+from gkp.artifact.experiments.entry import Damaged, Entry, check_files, read_entry, read_json
+from gkp.artifact.experiments.store import Store, default_store
 from gkp.artifact.experiments.todo import make_plan
 from gkp.errors import BadInput
 
@@ -71,9 +64,9 @@ def entry_of(folder: Path) -> Entry:
     cell_hash = hashlib.sha256(canonical({name: value for name, value in spec.items() if name != "id"})).hexdigest()
     if not folder.name.endswith(f"-{cell_hash[:HASH_DIGITS]}"):
         raise Damaged(f"{folder / 'spec.json'}: is the specification of another cell")
-    entry = _read_entry(folder, cell_hash)
+    entry = read_entry(folder, cell_hash)
     assert entry is not None
-    _check_files(entry)
+    check_files(entry)
     return entry
 
 

@@ -1,7 +1,8 @@
 """The kinds of cells of this project: a public checkpoint, a baseline, a pruned and fine-tuned network, an evaluation.
 
-What each computes is in `gkp.artifact.experiments.stages`; here is what distinguishes one from another. To add a field to a
-kind whose cells have been computed, declare it with `later(default)`.
+Their stages are in `gkp.artifact.experiments.stages`: planning needs none. Raise the revision of a kind when its stage
+computes something else than before. A field added to a kind whose cells have been computed is declared with
+`later(default)`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def _training_work(dataset: str, model: str, epochs: int) -> float:
 class Network(Cell):
     """A cell that leaves a network in its folder `model`.
 
-    dataset: what it is for; model: its architecture, a name of `gkp.networks.build`.
+    Args:
+        dataset: The data set that the network is for.
+        model: Its architecture, a name of `gkp.networks.build`.
     """
 
     dataset: str = "cifar10"
@@ -51,6 +54,7 @@ class PretrainedCell(Network):
     """A public checkpoint, as `gkp.load_model(model, weights=weights)` gives it."""
 
     stage = "pretrained"
+    revision = 1
     weights: str = "akamaster"
 
     @property
@@ -62,8 +66,10 @@ class PretrainedCell(Network):
 class Training(Hyperparameters):
     """The fields of `gkp.training.recipe.Recipe` and the data of a training.
 
-    split: what is trained on. log_examples: after each epoch the first so many test images are scored in the paper
-    protocol, for tables that show what choosing the best epoch on the test set does; nothing is chosen by it here.
+    Args:
+        split: The part of the data set that is trained on.
+        log_examples: After each epoch the first so many test images are scored in the paper protocol, for tables that show
+            what choosing the best epoch on the test set does; nothing is chosen by it here.
     """
 
     split: str = "train"
@@ -76,6 +82,7 @@ class TrainCell(Training, Network):
     """A network trained from scratch: the baseline that methods prune. seed: of the initialisation and of the batches."""
 
     stage = "train"
+    revision = 1
     lr: float = 0.1
 
     @property
@@ -95,13 +102,21 @@ class TrainCell(Training, Network):
 class PruneCell(Training, Cell):
     """A network pruned by one method, then fine-tuned; epochs=0 leaves it as pruned, by one-shot methods only.
 
-    net: what is pruned. method: a name of `gkp.methods()`, or "none" for the unpruned network under the same fine-tuning.
-    rate, groups: as in `gkp.prune`; options: the method's own. soft_epochs: how many of the epochs a method that prunes
-    while it trains gets for that, the rest being fine-tuning; None for half of them, rounded up. scratch: throw the weights
-    away after pruning and train the pruned shape anew. Leaves the small network in `compact`, an unpruned one in `model`.
+    Leaves the small network in `compact`, an unpruned one in `model`.
+
+    Args:
+        net: The network to prune.
+        method: A name of `gkp.methods()`, or "none" for the unpruned network under the same fine-tuning.
+        rate: As in `gkp.prune`.
+        groups: As in `gkp.prune`.
+        options: The method's own.
+        soft_epochs: How many of the epochs a method that prunes while it trains gets for that, the rest being fine-tuning;
+            None for half of them, rounded up.
+        scratch: Throw the weights away after pruning and train the pruned shape anew.
     """
 
     stage = "prune"
+    revision = 2
     net: Network
     method: str = "sr-gkp"
     rate: float = 7 / 16
@@ -116,7 +131,7 @@ class PruneCell(Training, Cell):
 
     @property
     def dataset(self) -> str:
-        """What the network that is pruned is for."""
+        """The data set that the pruned network is for."""
         return self.net.dataset
 
     @property
@@ -144,12 +159,17 @@ class PruneCell(Training, Cell):
 class EvaluateCell(Cell):
     """A network's outcome matrix, in the protocol "paper" or "pixel" (see `gkp.benchmark`, whose options these are).
 
-    net: a cell that leaves a network. examples: test images, None for all. eps, attacks: None for the protocol's own;
-    attacks are names, or dictionaries of the fields of `gkp.evaluation.outcomes.AttackSpec`. variant: a changed test set,
-    such as "high-frequency-0.3": a name of `gkp.data.variants`, BadInput for another. purpose: a word for the id.
+    Args:
+        net: A cell that leaves a network.
+        examples: Number of test images; None for all.
+        eps: Radii; None for the protocol's own.
+        attacks: Names, or dictionaries of the fields of `gkp.evaluation.outcomes.AttackSpec`; None for the protocol's own.
+        variant: A changed test set, such as "high-frequency-0.3": a name of `gkp.data.variants`, BadInput for another.
+        purpose: A word for the id.
     """
 
     stage = "evaluate"
+    revision = 2
     net: Network | PruneCell
     protocol: str = "pixel"
     examples: int | None = None
@@ -196,13 +216,17 @@ class EvaluateCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class TimingCell(Cell):
-    """Measured cost and saving of pruning a network: seconds, so two runs differ (see `gkp.artifact.experiments.timing`).
+    """The measured cost of pruning a network, and what it saves: seconds, so two runs differ.
 
-    net: whose layers are grouped, pruned and run. seconds: how long each latency is measured. clustered: how many layers
-    TMI-GKP's clusterings are timed on, from the first; None for all. batch_sizes: for latency.
+    Args:
+        net: The network whose layers are grouped, pruned and run.
+        seconds: How long each latency is measured.
+        clustered: How many layers TMI-GKP's clusterings are timed on, from the first; None for all.
+        batch_sizes: For latency.
     """
 
     stage = "timing"
+    revision = 1
     net: Network
     rate: float = 7 / 16
     groups: int = 8
@@ -221,12 +245,16 @@ class TimingCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyCell(Cell):
-    """How fast a pruned network runs beside the dense one: seconds, of which the quotient can be compared.
+    """The speed of a pruned network relative to the dense one: seconds, of which the quotient can be compared.
 
-    net: a pruned network. seconds: how long each of the two is measured at each of batch_sizes.
+    Args:
+        net: A pruned network.
+        seconds: How long each of the two is measured at each batch size.
+        batch_sizes: Images per forward pass.
     """
 
     stage = "latency"
+    revision = 1
     net: PruneCell
     seconds: float = 2.0
     batch_sizes: tuple[int, ...] = (1, 128)
@@ -241,7 +269,7 @@ class LatencyCell(Cell):
 
 
 def network_in(folder: Path) -> str:
-    """Which folder in that of a finished network holds it: "compact" where something was pruned, else "model"."""
+    """The folder, in that of a finished network, that holds it: "compact" where something was pruned, else "model"."""
     return "compact" if (folder / "compact").exists() else "model"
 
 

@@ -15,24 +15,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from gkp.files import checkout
 
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "statsmodels",
-    "distributed",
-    "pyautoattack",
-    "robustbench",
-    "torch-pruning",
+    *("torch", "torchvision", "numpy", "scipy", "scikit-learn", "statsmodels"),
+    *("distributed", "pyautoattack", "robustbench", "torch-pruning"),
 )
 
 
 def describe_run(*, seconds: float, threads: int, peak: PeakMemory, work: float, notes: Mapping[str, Any]) -> dict[str, Any]:
-    """The run.json of a cell that has just been computed in this process; notes: what its stage measured of this run."""
+    """The run.json of a cell that has just been computed in this process; `notes` is what its stage measured of this run."""
     return {
         **notes,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -54,9 +48,8 @@ def git_commit() -> str:
         return "unknown"
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root / "gkp"), *arguments], capture_output=True, text=True, timeout=20, check=True
-        ).stdout.strip()
+        command = ["git", "-C", str(root / "gkp"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
@@ -66,7 +59,7 @@ def git_commit() -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Python's version and those of the installed packages that figures can depend on."""
+    """Python's version and those of the installed packages that values can depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -77,15 +70,17 @@ def versions() -> dict[str, str]:
 @cache
 def hardware() -> dict[str, Any]:
     """Processor, cores this process may use, memory in GB, and the GPU if torch is loaded and sees one."""
-    found: dict[str, Any] = {
-        "processor": _processor(),
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration):  # Linux: psutil and platform do not know the model's name
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+    found = {
+        "processor": processor,
         "system": f"{platform.system()} {platform.machine()}",
         "cores": cores(),
-        "memory_gb": _memory_gb(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
     }
-    if torch := _torch_with_gpu():
-        found["gpu"] = torch.cuda.get_device_name(0)
-    return found
+    return {**found, "gpu": torch.cuda.get_device_name(0)} if (torch := _torch_with_gpu()) else found
 
 
 def cores() -> int:
@@ -93,26 +88,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _processor() -> str:
+def resident_mb(pid: int) -> float:
+    """The resident memory of a process in MB; 0 when it has ended."""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _memory_gb() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (ValueError, OSError):
-        return None
+        return psutil.Process(pid).memory_info().rss / 2**20
+    except psutil.Error:
+        return 0.0
 
 
 class PeakMemory:
-    """The largest resident memory of this process since the object was made (since the process began on systems that
-    cannot reset the mark), and the largest GPU memory that torch held since then."""
+    """The largest resident memory of this process, and GPU memory held by torch, since the object was made.
+
+    Where the system cannot reset its mark, the resident memory is the largest since the process began.
+    """
 
     def __init__(self) -> None:
         with suppress(OSError):
@@ -122,32 +110,17 @@ class PeakMemory:
 
     def mb(self) -> dict[str, float]:
         """`peak_memory_mb`, and `peak_gpu_memory_mb` where torch uses a GPU."""
-        found = {"peak_memory_mb": round(self._resident(), 1)}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        with suppress(OSError):
+            for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+                if line.startswith("VmHWM"):
+                    peak = int(line.split()[1]) / 1024
+        found = {"peak_memory_mb": round(peak, 1)}
         if torch := _torch_with_gpu():
             found["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
         return found
-
-    def _resident(self) -> float:
-        try:
-            for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-                if line.startswith("VmHWM"):
-                    return int(line.split()[1]) / 1024
-        except OSError:
-            pass
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def _torch_with_gpu() -> Any:
     torch = sys.modules.get("torch")
     return torch if torch is not None and torch.cuda.is_available() else None
-
-
-def resident_mb(pid: int) -> float:
-    """The resident memory of a process in MB; 0 when it has ended."""
-    import psutil
-
-    try:
-        return psutil.Process(pid).memory_info().rss / 2**20
-    except psutil.Error:
-        return 0.0

@@ -1,4 +1,4 @@
-"""What a run gave: results in the order of the cells, and what failed."""
+"""The outcome of a run: results in the order of the cells, and failures."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from typing import Any, overload
 
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.compute import Outcome
-from gkp.artifact.experiments.store import Entry
+from gkp.artifact.experiments.entry import Entry
 from gkp.errors import BadInput, RunFailed
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished cell: its figures, its files, and whether it came from the cache.
+    """A finished cell: its values, its files, and whether it came from the cache.
 
-    cell: the specification; figures: what the stage returned; folder: where its files are.
+    Args:
+        cell: The specification.
+        figures: The values that the stage returned.
+        folder: Where its files are.
+        cached: False when it was computed just now.
     """
 
     cell: Cell
@@ -27,7 +31,7 @@ class Result:
     cached: bool
 
     def __getitem__(self, name: str) -> Any:
-        """One of the figures by name."""
+        """One of the values by name."""
         return self.figures[name]
 
     @cached_property
@@ -36,7 +40,11 @@ class Result:
         return Entry(self.folder, {}, {}, ()).run()
 
     def file(self, name: str) -> Path:
-        """The path of a file or folder the stage wrote; BadInput when this copy of the cell was kept without it."""
+        """The path of a file or folder the stage wrote.
+
+        Raises:
+            BadInput: This copy of the cell was kept without it.
+        """
         path = self.folder / name
         if not path.exists():
             raise BadInput(
@@ -50,10 +58,16 @@ class Result:
 class Report(Sequence[Result]):
     """The results of a run in the order of the cells asked for; those without a result are left out of the sequence.
 
-    computed: how many of the cells asked for were computed now; extra: how many others, as parents of these;
-    failures: why each failed cell failed; blocked: id -> the failed ancestor's id; missing: cells asked for that have no
-    result (failed, blocked, or not to be computed); damaged: id -> what was wrong with a stored cell that was refused;
-    lines: one per cell of a dry run.
+    Args:
+        results: Those of the finished cells.
+        computed: How many of the cells asked for were computed now.
+        extra: How many others were, as parents of these.
+        failures: The outcome of each failed cell.
+        blocked: Id -> the failed ancestor's id.
+        missing: Cells asked for without a result: failed, blocked, or not to be computed.
+        damaged: Id -> why a stored cell was refused.
+        lines: One per cell of a dry run.
+        failed_folder: Where the logs of failed cells are.
     """
 
     results: tuple[Result, ...]
@@ -96,24 +110,18 @@ class Report(Sequence[Result]):
     def headline(self) -> str:
         """One line: "42 cells: 40 cached, 2 computed"."""
         total, n_damaged = len(self.results) + len(self.missing), len(self.damaged)
+        absent = [cell.id for cell in self.missing]
+        blocked = sum(cell_id in self.blocked for cell_id in absent)
+        failed = len({outcome.id for outcome in self.failures}.intersection(absent))
+        counts = {"failed": failed, "blocked": blocked, "missing": len(absent) - failed - blocked}
         parts = [f"{self.cached} cached", f"{self.computed} computed"]
-        asked_and_blocked = sum(cell.id in self.blocked for cell in self.missing)
-        asked_and_failed = len({outcome.id for outcome in self.failures} & {cell.id for cell in self.missing})
-        parts += [
-            f"{count} {word}"
-            for count, word in (
-                (asked_and_failed, "failed"),
-                (asked_and_blocked, "blocked"),
-                (len(self.missing) - asked_and_failed - asked_and_blocked, "missing"),
-            )
-            if count
-        ]
+        parts += [f"{count} {word}" for word, count in counts.items() if count]
         notes = [f"{_count(self.extra, 'parent')} computed on the way"] if self.extra else []
         notes += [f"{n_damaged} damaged and not used"] if n_damaged else []
         return f"{_count(total, 'cell')}: {', '.join(parts)}" + (f" ({'; '.join(notes)})" if notes else "")
 
     def failure_lines(self) -> list[str]:
-        """One line for each failed cell, saying why and where its log is, and one for the blocked ones."""
+        """One line per failed cell, with the reason and the place of its log, and one for the blocked ones."""
         lines = [
             f"failed: {outcome.id}: {outcome.kind}: {outcome.message} (log: {self.failed_folder / outcome.id})"
             for outcome in self.failures

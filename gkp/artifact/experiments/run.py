@@ -1,4 +1,4 @@
-"""run(): computes what is missing of some cells, in this process, on local workers or on a Dask cluster.
+"""run(): compute the missing ones of some cells, in this process, on local workers or on a Dask cluster.
 
 A cell goes out as soon as its parents are finished. One that fails is recorded with its traceback, its descendants are
 blocked, everything else goes on. Cells that another runner is computing on the same store are waited for, not repeated.
@@ -10,23 +10,28 @@ from __future__ import annotations
 import heapq
 import os
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gkp.artifact.experiments.cell import Cell, select
-from gkp.artifact.experiments.compute import Outcome, make_job
-from gkp.artifact.experiments.estimate import Durations, count_kinds, in_words
-from gkp.artifact.experiments.executors import Executor, InProcess, SchedulerLost, connect, start_local
-from gkp.artifact.experiments.progress import Progress
+from gkp.artifact.experiments.compute import Job, Outcome, SchedulerLost, compute
+from gkp.artifact.experiments.entry import Entry
 from gkp.artifact.experiments.provenance import cores
 from gkp.artifact.experiments.report import CellsFailed, Report, Result
-from gkp.artifact.experiments.store import Entry, Store, default_store
-from gkp.artifact.experiments.todo import Plan, make_plan, take_shard
+from gkp.artifact.experiments.status import Durations, Kind, Progress, in_words
+from gkp.artifact.experiments.store import Store, default_store
+from gkp.artifact.experiments.todo import Plan, blocked_by, make_plan, take_shard
 from gkp.errors import BadInput
 
+if TYPE_CHECKING:
+    from gkp.artifact.experiments.cluster import Cluster
+
 _ASK_AGAIN = 0.5  # seconds until a cell that another runner has locked is looked at again
-_UNTIL_SEEN = 15.0  # seconds a network folder may take to show what another machine wrote
+_UNTIL_SEEN = 15.0  # seconds a network folder may take to show a cell that another machine wrote
 
 
 def run(
@@ -47,19 +52,30 @@ def run(
 ) -> Report:
     """The results of the cells, in their order; those that no store has are computed first, with their parents.
 
-    jobs: cells computed at once; None for one per core, 1 for this very process,
-    0 to compute nothing. shard: "i/n", this runner's share.
-    only: see `select`. scheduler: address or scheduler file of a Dask cluster to use instead of local workers; None for
-    DASK_SCHEDULER_ADDRESS, if set. dry_run: only say what would be done, in `Report.lines`. recompute: compute the cells
-    asked for although they are finished. progress: a bar (on a terminal) or a line a cell on stderr; False for neither.
-    quiet: print no headline. check: raise CellsFailed in the end when a cell has failed; otherwise see `Report.failures`.
-    time_limit (seconds), memory_limit (MB): for cells without their own.
-    Raises BadInput for a store that cannot be written while something must be computed, for a scheduler that does not
-    answer, and for specifications that are no plain values.
+    Args:
+        cells: Those asked for.
+        jobs: Cells computed at once; None for one per core, 1 for this very process, 0 to compute nothing.
+        shard: "i/n", this runner's share; see `gkp.artifact.experiments.todo.take_shard`.
+        only: See `gkp.artifact.experiments.cell.select`.
+        scheduler: Address or scheduler file of a Dask cluster to use instead of local workers; None for
+            DASK_SCHEDULER_ADDRESS, if set.
+        dry_run: Only say what would be done, in `Report.lines`.
+        recompute: Compute the cells asked for although they are finished.
+        progress: A bar (on a terminal) or a line per cell on stderr; False for neither.
+        quiet: Print no headline.
+        check: Raise CellsFailed in the end when a cell has failed; otherwise see `Report.failures`.
+        store: None for `default_store()`.
+        time_limit: Seconds, for cells without a limit of their own.
+        memory_limit: MB, for cells without a limit of their own.
+
+    Raises:
+        BadInput: The store cannot be written while something must be computed, the scheduler does not answer, or a
+            specification is not made of plain values.
+        CellsFailed: A cell has failed; everything else was computed.
     """
     if jobs is not None and jobs < 0:
         raise BadInput(f"jobs is {jobs}; give 1 or more, or 0 to compute nothing")
-    store, cells = store or default_store(), take_shard(select(cells, only), shard)
+    store, cells, jobs = store or default_store(), take_shard(select(cells, only), shard), cores() if jobs is None else jobs
     plan = make_plan(cells, store, recompute=recompute)
     if dry_run:
         report = _dry_report(plan, store, jobs)
@@ -67,14 +83,10 @@ def run(
         report = _report(plan, store)
     else:
         store.prepare()
-        report = _compute(
-            plan,
-            store,
-            jobs,
-            scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS"),
-            show=progress,
-            wishes=_Wishes(recompute, time_limit, memory_limit),
-        )
+        limits = {"time_limit": time_limit, "memory_limit": memory_limit}
+        running = _Run(plan, store, show=progress, recompute=recompute, limits=limits)
+        running.go(jobs, scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS"))
+        report = _report(plan, store, running)
     if not quiet:
         print(*report.lines, report.headline, *(f"damaged: {reason}" for reason in report.damaged.values()), sep="\n")
     if check and report.failures:
@@ -88,122 +100,119 @@ def load(cells: Iterable[Cell], *, store: Store | None = None) -> Report:
     return _report(make_plan(cells, store), store)
 
 
-def _compute(
-    plan: Plan, store: Store, jobs: int | None, scheduler: str | Path | None, *, show: bool, wishes: _Wishes
-) -> Report:
-    if not plan.todo:
-        return _report(plan, store)
-    jobs = jobs or cores()
-    durations = Durations.of(store) if show else Durations()
-    if scheduler:
-        executor: Executor = connect(scheduler)
-    else:
-        executor = InProcess() if jobs == 1 else start_local(min(jobs, len(plan.todo)))
-    bar = Progress(plan.todo.values(), durations, show=show)
-    running = _Running(plan, store, executor, bar, wishes)
-    try:
-        running.go()
-    except SchedulerLost as error:
-        raise BadInput(
-            f"the Dask scheduler was lost ({error}); {len(running.computed)} cells were finished and are kept: "
-            "start the scheduler and run again"
-        ) from error
-    finally:
-        bar.close()
-        executor.close()
-    return _report(plan, store, running)
+class _InProcess:
+    """Computes one cell after the other in this process: no Dask, no other process, breakpoints work."""
+
+    def __init__(self) -> None:
+        self.threads: int | None = cores()
+        self._jobs: list[Job] = []
+
+    def slots(self) -> int:
+        return 1
+
+    def submit(self, job: Job) -> None:
+        self._jobs.append(job)
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        if self._jobs:
+            return [compute(self._jobs.pop(), alone=False)]
+        time.sleep(seconds)
+        return []
+
+    def close(self) -> None:
+        self._jobs.clear()
 
 
-@dataclass(frozen=True)
-class _Wishes:
-    """What a run asks of its cells beside their specifications: seconds and MB for those without limits of their own."""
+def _executor(jobs: int, cells: int, scheduler: str | Path | None) -> _InProcess | Cluster:
+    if jobs == 1 and not scheduler:
+        return _InProcess()
+    from gkp.artifact.experiments.cluster import connect, start_local  # Dask takes most of a second to import
 
-    recompute: bool
-    time: float | None
-    memory: float | None
+    return connect(scheduler) if scheduler else start_local(min(jobs, cells))
 
 
-class _Running:
-    """The state of one run: which cells wait, which are out, what came back."""
+class _Run:
+    """The state of one run: the cells that are ready, those that are out, and what came back, by hash."""
 
-    def __init__(self, plan: Plan, store: Store, executor: Executor, bar: Progress, wishes: _Wishes) -> None:
-        self.plan, self.store, self.executor, self.bar, self.wishes = plan, store, executor, bar, wishes
+    def __init__(self, plan: Plan, store: Store, *, show: bool, recompute: bool, limits: Mapping[str, float | None]) -> None:
+        self.plan, self.store, self.limits = plan, store, limits
+        self.recompute = {cell.hash for cell in plan.cells} if recompute else set()
         self.computed: set[str] = set()
-        self.failures: list[Outcome] = []
+        self.failures: dict[str, Outcome] = {}
         self.blocked: dict[str, str] = {}
+        self._progress = Progress(plan.todo.values(), Durations.of(store) if show else Durations(), show=show)
         self._order = {key: place for place, key in enumerate(plan.todo)}
-        self._children = plan.children()
-        self._unfinished = {
-            key: sum(parent.hash in plan.todo for parent in cell.parents.values()) for key, cell in plan.todo.items()
-        }
-        self._ready = [(self._order[key], key) for key, count in self._unfinished.items() if not count]
+        waits_for = {key: [p.hash for p in cell.parents.values() if p.hash in plan.todo] for key, cell in plan.todo.items()}
+        self._with_children = {parent for parents in waits_for.values() for parent in parents}
+        self._sorter = TopologicalSorter(waits_for)
+        self._sorter.prepare()
+        self._ready: list[tuple[int, str]] = []  # a heap: cells go out in the order of the plan
         self._out: dict[str, str] = {}  # id -> hash of the cells that a worker has
-        self._elsewhere: dict[str, float] = {}  # hash -> when to look again
-        self._asked = {cell.hash for cell in plan.cells}
-        self._said_waiting = False
+        self._elsewhere: dict[str, float] = {}  # when to ask again for a cell that another runner has
 
-    def go(self) -> None:
-        """Runs until every cell is computed, failed or blocked."""
-        while self._ready or self._out or self._elsewhere:
-            slots = self.executor.slots()
-            if not slots and not self._said_waiting:
-                self._said_waiting = True
-                self.bar.say("the scheduler has no workers yet; waiting for the first")
-            while self._ready and len(self._out) < slots:  # no more: Dask would queue short cells behind a long one
+    def go(self, jobs: int, scheduler: str | Path | None) -> None:
+        """Run until every cell is computed, failed or blocked."""
+        executor = _executor(jobs, len(self.plan.todo), scheduler)
+        try:
+            self._loop(executor)
+        except SchedulerLost as error:
+            raise BadInput(
+                f"the Dask scheduler was lost ({error}); {len(self.computed)} cells were finished and are kept: "
+                "start the scheduler and run again"
+            ) from error
+        finally:
+            self._progress.close()
+            executor.close()
+
+    def _loop(self, executor: _InProcess | Cluster) -> None:
+        said = False
+        while self._gather() or self._out or self._elsewhere:
+            slots = executor.slots()
+            if not slots and not said:
+                said = True
+                self._progress.say("the scheduler has no workers yet; waiting for the first")
+            while self._ready and len(self._out) < slots:
                 _, key = heapq.heappop(self._ready)
-                self._submit(key)
-            self.bar.update(slots)
-            for outcome in self.executor.wait(_ASK_AGAIN):
+                self._out[self.plan.todo[key].id] = key
+                executor.submit(self._job(key, executor.threads))
+            self._progress.update(slots)
+            for outcome in executor.wait(_ASK_AGAIN):
                 self._settle(self._out.pop(outcome.id), outcome)
-            self._look_elsewhere()
 
-    def _submit(self, key: str) -> None:
+    def _gather(self) -> bool:
+        """Whether a cell is ready: its parents are finished, or it is time to ask again for one that was locked."""
+        again = [key for key, when in self._elsewhere.items() if when <= time.monotonic()]
+        for key in (*self._sorter.get_ready(), *again):
+            self._elsewhere.pop(key, None)
+            heapq.heappush(self._ready, (self._order[key], key))
+        return bool(self._ready)
+
+    def _job(self, key: str, threads: int | None) -> Job:
         cell = self.plan.todo[key]
         parents = {role: self.plan.finished[parent.hash].folder for role, parent in cell.parents.items()}
-        self._out[cell.id] = key
-        self.executor.submit(
-            make_job(
-                cell,
-                self.store,
-                parents,
-                jobs_threads=self.executor.threads,
-                recompute=self.wishes.recompute and key in self._asked,
-                time_limit=self.wishes.time,
-                memory_limit=self.wishes.memory,
-            )
-        )
+        return Job.of(cell, self.store, parents, threads=threads, recompute=key in self.recompute, **self.limits)
 
     def _settle(self, key: str, outcome: Outcome) -> None:
-        cell = self.plan.todo[key]
+        cell, blocked = self.plan.todo[key], {}
         if outcome.status == "busy":
             self._elsewhere[key] = time.monotonic() + _ASK_AGAIN
             return
-        blocked: list[Cell] = []
         if outcome.status != "failed":
-            entry = self._find(cell, whole=bool(self._children[key]))
-            if entry is None:
-                outcome = Outcome(
-                    cell.id,
-                    "failed",
-                    "lost",
-                    f"a worker finished it, but {self.store.root} does not show it "
-                    "here; use a folder that all machines share (GKP_CELLS)",
-                )
+            if entry := self._find(cell, whole=key in self._with_children):
+                self.plan.finished[key] = entry
+                self._sorter.done(key)
+                if outcome.status == "computed":
+                    self.computed.add(key)
+            else:
+                unseen = f"a worker finished it, but {self.store.root} does not show it here"
+                outcome = Outcome(cell.id, "failed", "lost", f"{unseen}; use a folder that all machines share (GKP_CELLS)")
         if outcome.status == "failed":
             if outcome.kind == "lost":  # no worker lived to record it
                 self.store.record_failure(cell.id, {**asdict(outcome), "hash": key, "traceback": ""})
-            self.failures.append(outcome)
-            blocked = self._block(key)
-        else:
-            assert entry is not None
-            self.plan.finished[key] = entry
-            if outcome.status == "computed":
-                self.computed.add(key)
-            for child in self._children[key]:
-                self._unfinished[child] -= 1
-                if not self._unfinished[child] and self.plan.todo[child].id not in self.blocked:
-                    heapq.heappush(self._ready, (self._order[child], child))
-        self.bar.settle(cell, outcome, blocked=blocked)
+            self.failures[key] = outcome
+            blocked = {child: key for child in blocked_by(self.plan.todo, {key}) if child not in self.blocked}
+            self.blocked |= blocked
+        self._progress.settle(cell, outcome, blocked=[self.plan.todo[child] for child in blocked])
 
     def _find(self, cell: Cell, *, whole: bool) -> Entry | None:
         deadline, written = time.monotonic() + _UNTIL_SEEN, Store(self.store.root)
@@ -212,65 +221,36 @@ class _Running:
             time.sleep(0.1)
         return entry
 
-    def _block(self, key: str) -> list[Cell]:
-        """Marks every descendant of a failed cell, and returns those that were not marked before."""
-        found, stack = [], list(self._children[key])
-        while stack:
-            child = stack.pop()
-            cell = self.plan.todo[child]
-            if cell.id not in self.blocked:
-                self.blocked[cell.id] = self.plan.todo[key].id
-                found.append(cell)
-                stack.extend(self._children[child])
-        return found
 
-    def _look_elsewhere(self) -> None:
-        """Sends cells that another runner had locked out again: it has finished them, or died, or is still at it."""
-        now = time.monotonic()
-        for key in [key for key, when in self._elsewhere.items() if when <= now]:
-            del self._elsewhere[key]
-            heapq.heappush(self._ready, (self._order[key], key))
-
-
-def _report(plan: Plan, store: Store, running: _Running | None = None) -> Report:
+def _report(plan: Plan, store: Store, running: _Run | None = None, **more: Any) -> Report:
     computed = running.computed if running else set()
-    asked = {cell.hash for cell in plan.cells}
     results = tuple(
         Result(cell, entry.figures, entry.folder, cell.hash not in computed)
         for cell in plan.cells
         if (entry := plan.finished.get(cell.hash)) is not None
     )
+    blocked = running.blocked if running else {}
     return Report(
         results=results,
         computed=sum(not result.cached for result in results),
-        extra=len(computed - asked),
-        failures=tuple(running.failures) if running else (),
-        blocked=dict(running.blocked) if running else {},
+        extra=len(computed - {cell.hash for cell in plan.cells}),
+        failures=tuple(running.failures.values()) if running else (),
+        blocked={plan.todo[key].id: plan.todo[failed].id for key, failed in blocked.items()},
         missing=tuple(cell for cell in plan.cells if cell.hash not in plan.finished),
         damaged=dict(store.damaged),
         failed_folder=store.root / ".failed",
+        **more,
     )
 
 
-def _dry_report(plan: Plan, store: Store, jobs: int | None) -> Report:
-    durations, jobs = Durations.of(store), jobs or cores()
-    asked = {cell.hash for cell in plan.cells}
+def _dry_report(plan: Plan, store: Store, jobs: int) -> Report:
+    durations, asked = Durations.of(store), {cell.hash for cell in plan.cells}
     lines = [f"cached   {cell.id}" for cell in plan.cells if cell.hash in plan.finished]
     for key, cell in plan.todo.items():
         seconds = durations.estimate(cell)
         how_long = "never timed" if seconds is None else in_words(seconds)
         lines.append(f"compute  {cell.id}  {how_long}{'' if key in asked else ', as a parent'}")
-    seconds, unknown = durations.total(count_kinds(plan.todo.values()))
+    seconds, unknown = durations.total(Counter(map(Kind.of_cell, plan.todo.values())))
+    time_left = f"{seconds / 3600:.2f} h of work, about {in_words(seconds / jobs)} with {jobs} jobs"
     rest = f", and {unknown} cells never timed" if unknown else ""
-    lines.append(
-        f"to compute: {len(plan.todo)} cells, {seconds / 3600:.2f} h of work, about {in_words(seconds / jobs)} "
-        f"with {jobs} jobs{rest}"
-    )
-    report = _report(plan, store)
-    return Report(
-        results=report.results,
-        missing=report.missing,
-        damaged=report.damaged,
-        lines=tuple(lines),
-        failed_folder=report.failed_folder,
-    )
+    return _report(plan, store, lines=(*lines, f"to compute: {len(plan.todo)} cells, {time_left}{rest}"))

@@ -1,4 +1,6 @@
-"""What the cells of this project compute. Raise a stage's revision when it computes something else than before.
+"""What the built-in kinds of cells compute: `STAGES`, a table that only workers import.
+
+Raise the revision of a kind (`gkp.artifact.experiments.kinds`) when its stage computes something else than before.
 
 Everything runs on the GPU when the worker has one, in full precision. Files: `model` and `compact` as `gkp.save_model`
 writes them, `outcomes.npz` and `outcomes.json` as `Outcomes.save` does. Nothing that depends on the clock is written among
@@ -13,16 +15,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-import gkp.artifact.experiments.timing  # noqa: F401  (registers two stages of its own)
-from gkp.artifact.experiments.cell import stage
-from gkp.artifact.experiments.compute import Context
+from gkp.artifact.experiments.entry import figures_of
 from gkp.artifact.experiments.kinds import network_in
-from gkp.artifact.experiments.store import figures_of
+from gkp.artifact.experiments.timing import latency_of, timing
 from gkp.checkpoints import load_model, save_model
 from gkp.data.dataset import Dataset
 from gkp.data.pinned import PINNED
@@ -43,10 +43,12 @@ from gkp.training.callback import Callback
 from gkp.training.loop import TrainingLog, train
 from gkp.training.recipe import Recipe
 
+if TYPE_CHECKING:
+    from gkp.artifact.experiments.compute import Context
+
 TRACE = "trace.safetensors"  # how far each filter moved during training: TMI-GKP groups by it
 
 
-@stage("pretrained", revision=1)
 def pretrained(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
     """A public checkpoint in our format; figures: what it costs and the hash of its state."""
     net = load_model(params["model"], weights=params["weights"])
@@ -55,7 +57,6 @@ def pretrained(params: Mapping[str, Any], parents: Mapping[str, Path], folder: P
     return _network_figures(net, params["dataset"], params["model"], (3, side, side))
 
 
-@stage("train", revision=1)
 def train_baseline(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
     """A network trained from its initialisation, and the trace of its weights; figures: every epoch, cost, seed, n."""
     data = load_pinned(params["dataset"], params["split"])
@@ -67,7 +68,6 @@ def train_baseline(params: Mapping[str, Any], parents: Mapping[str, Path], folde
     return {**figures, **_network_figures(net, params["dataset"], params["model"], tuple(data.images.shape[1:]))}
 
 
-@stage("prune", revision=2)
 def prune_and_finetune(
     params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context
 ) -> dict[str, Any]:
@@ -140,7 +140,6 @@ def _soft_epochs(params: Mapping[str, Any]) -> int:
     return soft
 
 
-@stage("evaluate", revision=2)
 def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
     """The parent network's outcome matrix; figures: accuracy and interval under each attack, as fractions, with n and seed."""
     net = masked_twin(load_model(parents["net"] / network_in(parents["net"])))
@@ -240,3 +239,13 @@ def _network_figures(net: nn.Module, dataset: str, model: str, shape: tuple[int,
 
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+STAGES: dict[str, Callable[..., Mapping[str, Any]]] = {  # of the kinds of cells in `gkp.artifact.experiments.kinds`
+    "pretrained": pretrained,
+    "train": train_baseline,
+    "prune": prune_and_finetune,
+    "evaluate": evaluate,
+    "timing": timing,
+    "latency": latency_of,
+}

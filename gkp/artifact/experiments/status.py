@@ -1,25 +1,182 @@
-"""Where a run stands, for `gkp status`: read from the store alone, so it works beside any number of runners."""
+"""Where a run stands and how long the rest takes: `gkp status`, dry runs, and the progress of a run.
+
+Durations are weighed by work: the seconds that a cell is expected to take on one core, by the rates below, times how much
+longer cells took where they were recorded (the run.json files of the stores), above all those of the same kind. So there is an
+estimate before the first cell has been computed, and quick kinds of cells do not speak for slow ones.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from statistics import median
+from typing import Any, NamedTuple
 
-from gkp.artifact.experiments.cell import Cell
-from gkp.artifact.experiments.estimate import Durations, count_kinds, in_words
+from tqdm import tqdm
+
+from gkp.artifact.experiments.cell import Cell, canonical
+from gkp.artifact.experiments.compute import Outcome
+from gkp.artifact.experiments.entry import read_json
 from gkp.artifact.experiments.provenance import cores
 from gkp.artifact.experiments.store import Store, default_store
-from gkp.artifact.experiments.todo import make_plan
+from gkp.artifact.experiments.todo import blocked_by, family, make_plan
+
+AT_MOST = 2000  # stored cells read; more would not change a median
+_EVERY = 0.5  # seconds between updates of a bar's estimate
+# units of `Cell.work` that one core does per second: training images of ResNet-20, passes of an image through it, layers timed
+_PER_SECOND = {"train": 170.0, "prune": 170.0, "evaluate": 400.0, "timing": 1 / 45, "latency": 0.4, "pretrained": 1.0}
+# passes of an image through the network, by part of an evaluation; `Cell.work` assumes 8 and 60 for the two protocols
+_PASSES = {"paper": 8.0, "pixel": 60.0, "cascade": 1500.0, "autoattack": 300.0, "unattacked": 1.0}
+
+
+# recorded by stated seconds, by part of an evaluation or else by stage: medians of the committed results
+_USUAL = {
+    **{"train": 0.9, "prune": 0.55, "timing": 0.8, "latency": 1.15},
+    **{"paper": 0.8, "pixel": 0.65, "cascade": 0.15, "autoattack": 0.25, "unattacked": 0.5},
+}
+_EVERYTHING = ("", "")  # the group of all cells of stages with a stated rate
+_UNSURE = 2  # recorded cells of a group for which its own pace counts as much as that of everything
+
+
+class Kind(NamedTuple):
+    """What two cells share when one should take as long as the other.
+
+    Args:
+        like: Stage, parameters but for the seed, and work, as canonical JSON.
+        group: Stage, and for an evaluation its part: cells whose durations scale with their work.
+        expected: Seconds, as the cells of this project usually took; work in any unit for a stage without a stated rate.
+    """
+
+    like: bytes
+    group: tuple[str, str]
+    expected: float
+
+    @classmethod
+    def of(cls, stage: str, params: Mapping[str, Any], work: float) -> Kind:
+        """The kind of a cell of this stage, with these parameters and this `Cell.work`."""
+        part = _part(params) if stage == "evaluate" else ""
+        seedless = {name: value for name, value in params.items() if name != "seed"}
+        usual = _USUAL.get(part or stage, 1.0)
+        return cls(canonical([stage, seedless, work]), (stage, part), usual * _stated_seconds(stage, params, work))
+
+    @classmethod
+    def of_cell(cls, cell: Cell) -> Kind:
+        """The kind of a cell."""
+        return cls.of(cell.stage, cell.params, cell.work)
+
+
+def _stated_seconds(stage: str, params: Mapping[str, Any], work: float) -> float:
+    if stage == "evaluate":
+        work *= _PASSES[_part(params)] / _PASSES[params["protocol"]]
+    return work / _PER_SECOND.get(stage, 1.0) / max(1, params.get("threads", 1))
+
+
+def _part(params: Mapping[str, Any]) -> str:
+    """The part of an evaluation, as far as its cost goes: a key of _PASSES."""
+    if params.get("variant"):
+        return "unattacked"
+    if params["attacks"] is None:
+        return params["protocol"]
+    names = "+".join(item if isinstance(item, str) else item["attack"] for item in params["attacks"]) or "unattacked"
+    return names if names in _PASSES else "pixel"
+
+
+def for_gpu(cells: Iterable[Cell]) -> bool:
+    """Whether these cells are all meant for a GPU, as those of the profile "paper" are: minutes of a core say nothing then."""
+    found = list(cells)
+    return bool(found) and all(cell.threads == 0 for cell in found)
+
+
+def stated_minutes(cells: Iterable[Cell]) -> float:
+    """Minutes for these cells and all they are built on, one after the other, by the stated rates."""
+    return sum(_stated_seconds(cell.stage, cell.params, cell.work) for cell in family(cells).values()) / 60
+
+
+class Durations:
+    """Recorded seconds by kind of cell, and estimates from them.
+
+    The estimate is the median of the cells of the same kind; else the expected seconds times the pace of the group, mixed with
+    that of everything while few cells of the group are recorded. A pace is a median of recorded by expected seconds, weighted
+    by the latter: hundreds of small cells, which take seconds to start, would else double the estimate of a few large ones.
+    """
+
+    def __init__(self) -> None:
+        self._like: dict[bytes, list[float]] = defaultdict(list)
+        self._paces: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+        self._known: dict[tuple[str, str], float | None] = {}  # paces, until another cell is added
+
+    @classmethod
+    def of(cls, store: Store) -> Durations:
+        """The durations of the cells of this store, those of its read-only roots included."""
+        found = cls()
+        for root in (*store.read_only, store.root):
+            folders = sorted(path for path in root.iterdir() if not path.name.startswith(".")) if root.is_dir() else []
+            for folder in folders[:: max(1, len(folders) // AT_MOST)]:
+                spec, run = read_json(folder / "spec.json"), read_json(folder / "run.json")
+                if spec and run:
+                    found._add(Kind.of(spec["stage"], spec["params"], run["work"]), run["seconds"])
+        return found
+
+    def add(self, cell: Cell, seconds: float) -> None:
+        """Take a cell that has just been computed into account."""
+        self._add(Kind.of_cell(cell), seconds)
+
+    def _add(self, kind: Kind, seconds: float) -> None:
+        self._known.clear()
+        self._like[kind.like].append(seconds)
+        for group in {kind.group, _EVERYTHING if kind.group[0] in _PER_SECOND else kind.group}:
+            self._paces[group].append((seconds / kind.expected, kind.expected))
+
+    def estimate(self, cell: Cell | Kind) -> float | None:
+        """Seconds the cell should take; None when neither a rate nor a recorded cell of its stage is known."""
+        kind = Kind.of_cell(cell) if isinstance(cell, Cell) else cell
+        if kind.like in self._like:
+            return median(self._like[kind.like])
+        pace = self._pace(kind.group)
+        return None if pace is None else pace * kind.expected
+
+    def _pace(self, group: tuple[str, str]) -> float | None:
+        if group not in self._known:
+            own, every = self._paces.get(group, []), self._paces.get(_EVERYTHING, [(1.0, 1.0)])
+            share = len(own) / (len(own) + _UNSURE) if group[0] in _PER_SECOND else 1.0
+            pace = (_weighted_median(own) if own else 1.0) ** share * _weighted_median(every) ** (1 - share)
+            self._known[group] = pace if own or group[0] in _PER_SECOND else None
+        return self._known[group]
+
+    def total(self, kinds: Mapping[Kind, int]) -> tuple[float, int]:
+        """(seconds of all cells that can be estimated, how many cannot), for a count of each kind."""
+        each = [(self.estimate(kind), count) for kind, count in kinds.items()]
+        seconds = sum(found * count for found, count in each if found is not None)
+        return seconds, sum(count for found, count in each if found is None)
+
+
+def _weighted_median(pairs: Iterable[tuple[float, float]]) -> float:
+    """The lowest value that, with those below it, has half of all weight; of (value, weight)."""
+    ordered = sorted(pairs)
+    half = sum(weight for _, weight in ordered) / 2
+    return next(value for (value, _), below in zip(ordered, accumulate(w for _, w in ordered), strict=True) if below >= half)
+
+
+def in_words(seconds: float) -> str:
+    """A duration as people say it: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @dataclass(frozen=True)
 class Status:
     """Ids by state: each cell asked for, and each ancestor that still has to be computed for them, is in one of them.
 
-    failures: id -> kind and message of each failed cell; damaged: id -> what is wrong with a stored cell (these count as
-    missing); minutes_left: for running and missing cells, from recorded durations; not_timed: how many of them it
-    leaves out because no cell of their stage has been timed.
+    Args:
+        failures: Id -> kind and message of each failed cell.
+        damaged: Id -> what is wrong with a stored cell; these count as missing.
+        minutes_left: For running and missing cells, from recorded durations.
+        not_timed: How many of them that leaves out, because no cell of their stage has been timed.
     """
 
     finished: tuple[str, ...]
@@ -34,9 +191,8 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """Counts and minutes left, the failures with their reasons, and the ids of running cells."""
-        counts = {name: len(getattr(self, name)) for name in ("finished", "running", "failed", "blocked", "missing")}
         return {
-            **counts,
+            **self._counts(),
             "minutes_left": round(self.minutes_left, 1),
             "not_timed": self.not_timed,
             "failures": self.failures,
@@ -46,42 +202,105 @@ class Status:
 
     def lines(self) -> list[str]:
         """The same for people."""
-        counts = (f"{len(getattr(self, name))} {name}" for name in ("finished", "running", "failed", "blocked", "missing"))
-        left = f"about {in_words(60 * self.minutes_left)} left"
+        counts = ", ".join(f"{count} {name}" for name, count in self._counts().items())
+        left = f"; about {in_words(60 * self.minutes_left)} left"
         if self.not_timed:
             left += f", without {self.not_timed} cells that were never timed"
         return [
-            ", ".join(counts) + ("" if not self.running + self.missing else f"; {left}"),
+            counts + (left if self.running + self.missing else ""),
             *(f"running: {cell_id}" for cell_id in self.running),
             *(f"failed: {cell_id}: {reason}" for cell_id, reason in self.failures.items()),
             *(f"damaged: {reason}" for reason in self.damaged.values()),
         ]
 
+    def _counts(self) -> dict[str, int]:
+        return {name: len(getattr(self, name)) for name in ("finished", "running", "failed", "blocked", "missing")}
+
 
 def status(cells: Iterable[Cell], *, jobs: int | None = None, store: Store | None = None) -> Status:
-    """The state of each cell; writes nothing. jobs: how many workers the minutes left are for (None: one per core)."""
+    """The state of each cell, read from the store alone, so it works beside any number of runners; writes nothing.
+
+    Args:
+        cells: Those of interest.
+        jobs: Workers that the minutes left are for; None for one per core.
+        store: None for `default_store()`.
+    """
     store = store or default_store()
     plan = make_plan(cells, store)
     alive, recorded = store.running(), store.failures()
+    failed = {key for key, cell in plan.todo.items() if recorded.get(cell.id, {}).get("hash") == key and cell.id not in alive}
+    blocked = blocked_by(plan.todo, failed)
     states: dict[str, list[Cell]] = {name: [] for name in ("running", "failed", "blocked", "missing")}
-    hopeless: set[str] = set()  # failed or blocked
     for key, cell in plan.todo.items():
-        if cell.id in alive:
-            state = "running"
-        elif recorded.get(cell.id, {}).get("hash") == key:
-            state = "failed"
-        else:
-            state = "blocked" if any(parent.hash in hopeless for parent in cell.parents.values()) else "missing"
-        if state in ("failed", "blocked"):
-            hopeless.add(key)
-        states[state].append(cell)
-    seconds, unknown = Durations.of(store).total(count_kinds(states["running"] + states["missing"]))
-    ids = {name: tuple(cell.id for cell in found) for name, found in states.items()}
+        ended = "failed" if key in failed else "blocked" if key in blocked else "missing"
+        states["running" if cell.id in alive else ended].append(cell)
+    left = Counter(map(Kind.of_cell, states["running"] + states["missing"]))
+    seconds, unknown = Durations.of(store).total(left)
     return Status(
         finished=tuple(cell.id for cell in plan.cells if cell.hash in plan.finished),
-        **ids,
-        failures={cell_id: f"{recorded[cell_id]['kind']}: {recorded[cell_id]['message']}" for cell_id in ids["failed"]},
+        **{name: tuple(cell.id for cell in found) for name, found in states.items()},
+        failures={cell.id: f"{recorded[cell.id]['kind']}: {recorded[cell.id]['message']}" for cell in states["failed"]},
         damaged=dict(store.damaged),
         minutes_left=seconds / 60 / (jobs or cores()),
         not_timed=unknown,
     )
+
+
+class Progress:
+    """Shows what is finished and an estimate of what is left: a bar on a terminal, one line per cell elsewhere.
+
+    Args:
+        todo: The cells to compute.
+        durations: What is recorded; the cells of this run are added to it.
+        show: False for nothing at all.
+    """
+
+    def __init__(self, todo: Collection[Cell], durations: Durations, *, show: bool) -> None:
+        self._total, self._done, self._slots = len(todo), 0, 1
+        self._durations, self._show = durations, show and bool(todo)
+        self._left = Counter(map(Kind.of_cell, todo)) if self._show else Counter[Kind]()
+        bar_format = "{n_fmt}/{total_fmt} cells |{bar}| {elapsed} {postfix}"
+        is_bar = self._show and sys.stderr.isatty()
+        self._bar = tqdm(total=self._total, unit="cell", dynamic_ncols=True, bar_format=bar_format, disable=not is_bar)
+        self._shown_at = 0.0
+
+    def update(self, slots: int) -> None:
+        """Show how long the rest takes on this many workers; does nothing more often than twice per second."""
+        self._slots = max(1, slots)
+        if not self._bar.disable and time.monotonic() - self._shown_at > _EVERY:
+            self._bar.set_postfix_str(self._rest())
+            self._shown_at = time.monotonic()
+
+    def settle(self, cell: Cell, outcome: Outcome, *, blocked: Collection[Cell] = ()) -> None:
+        """Take the end of a cell, and the cells that cannot be computed because of it, into account."""
+        self._done += 1 + len(blocked)
+        if not self._show:
+            return
+        if outcome.status == "computed":
+            self._durations.add(cell, outcome.seconds)
+        self._left.subtract(map(Kind.of_cell, (cell, *blocked)))
+        self._bar.update(1 + len(blocked))
+        failed = f"{outcome.kind}: {outcome.message}" if outcome.status == "failed" else ""
+        if self._bar.disable:
+            end = f"failed ({failed})" if failed else f"{outcome.status} in {in_words(outcome.seconds)}"
+            self.say(f"[{self._done}/{self._total}] {cell.id} {end}; {self._rest()}")
+        elif failed:
+            self.say(f"failed: {cell.id}: {failed}")
+
+    def say(self, message: str) -> None:
+        """A line for the person watching."""
+        if self._show:
+            tqdm.write(message, file=sys.stderr)
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._bar.close()
+
+    def _rest(self) -> str:
+        if self._done >= self._total:
+            return "nothing left"
+        seconds, unknown = self._durations.total(self._left)
+        if unknown == self._total - self._done:
+            return "no estimate yet"
+        return f"about {in_words(seconds / self._slots)} left" + (f" and {unknown} cells never timed" if unknown else "")

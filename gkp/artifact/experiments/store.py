@@ -1,19 +1,24 @@
-"""Where finished cells live: one folder a cell, whole or not there at all.
+"""Where finished cells live: one folder per cell, whole or not there at all.
 
     <root>/<id>/spec.json      what the id's hash covers
-                result.json    the figures and the sha256 of each file below, signed with a sha256 of its own; no times or
+                result.json    the values and the sha256 of each file below, signed with a sha256 of its own; no times or
                                machine in it, so that the same cell gives the same bytes again
                 run.json       when, where and how: git commit, versions, hardware, seconds, peak memory
                 log.txt        what the cell printed
                 ...            the stage's own files: outcome matrix, checkpoint
     <root>/.failed/<id>/       failure.json and log.txt of a cell that did not finish
     <root>/.scratch/<id>/      what a long cell keeps to resume from (epoch checkpoints); gone when it is finished
-    <root>/.locks/<id>.lock    see `gkp.artifact.experiments.lock`
+    <root>/.locks/<id>.lock    held while the cell is computed
 
 A folder is written beside (`.<id>.partial-...`), flushed to disk and renamed. A finished cell is checked when it is
 looked up: result.json against its own sha256, the other files by their size, and by their sha256 before a child builds
-on them. Read-only roots (the committed `data/results`) come first, and may leave out large files: their figures count,
+on them. Read-only roots (the committed `data/results`) come first, and may leave out large files: their values count,
 and a cell that needs such a file as a parent has it recomputed.
+
+A lock is a `flock` on a small file: the kernel gives it up when its holder's process ends, however it ends (SIGKILL, power
+cut, a node that leaves an NFS server). It works across machines on NFS (Linux turns it into a lock of the server), Lustre
+mounted with `flock`, GPFS and CephFS. Where a file system knows no locks the run goes on without: cells are still published
+by one rename, so two runners can then waste time on the same cell but cannot damage it.
 
 GKP_CELLS names another folder for new cells than the checkout's `build/cells`.
 """
@@ -21,48 +26,47 @@ GKP_CELLS names another folder for new cells than the checkout's `build/cells`.
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
+import fcntl
 import os
 import shutil
 import socket
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gkp.artifact.experiments.cell import canonical
-from gkp.artifact.experiments.lock import Busy, is_held, locked
+from filelock import FileLock, Timeout
+
+from gkp.artifact.experiments.entry import (
+    Damaged,
+    Entry,
+    check_files,
+    read_entry,
+    read_json,
+    signature,
+    write_json,
+)
 from gkp.errors import BadInput
 from gkp.files import checkout, file_sha256
 
 _OWN = ("spec.json", "result.json", "run.json", "log.txt")
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
-class Damaged(Exception):
-    """A stored cell is not what was written."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A finished cell on disk: its folder, figures, listed files (name -> sha256 and bytes), and those not kept here."""
-
-    folder: Path
-    figures: dict[str, Any]
-    files: dict[str, dict[str, Any]]
-    absent: tuple[str, ...]
-
-    def run(self) -> dict[str, Any]:
-        """When, where and how it was computed (run.json); empty when that is not there."""
-        return read_json(self.folder / "run.json") or {}
+class Busy(Exception):
+    """Another process holds the lock of a cell."""
 
 
 @dataclass
 class Store:
     """One writable root and the read-only ones looked up before it.
 
-    `damaged` collects, by id, what was wrong with each cell that `lookup` refused.
+    Args:
+        root: Where new cells are written.
+        read_only: Where finished cells are looked up first.
+        damaged: Collects, by id, why `lookup` refused a stored cell.
     """
 
     root: Path
@@ -77,12 +81,18 @@ class Store:
         return found
 
     def lookup(self, cell_id: str, cell_hash: str, *, whole: bool = False) -> Entry | None:
-        """The finished cell, or None. With `whole`, only a copy that has all its files, each checked by sha256."""
+        """The finished cell, or None.
+
+        Args:
+            cell_id: The cell's id.
+            cell_hash: The cell's hash: a result of another cell under this id is refused.
+            whole: Accept only a copy that has all its files, each checked by sha256.
+        """
         for root in (*self.read_only, self.root):
             try:
-                entry = _read_entry(root / cell_id, cell_hash)
+                entry = read_entry(root / cell_id, cell_hash)
                 if entry is not None and whole:
-                    _check_files(entry)
+                    check_files(entry)
             except Damaged as error:
                 self.damaged[cell_id] = str(error)
                 continue
@@ -93,7 +103,11 @@ class Store:
     # --- writing ----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Makes the writable root and clears what dead runners left in it. BadInput when it cannot be written."""
+        """Make the writable root and clear what dead runners left in it.
+
+        Raises:
+            BadInput: It cannot be written.
+        """
         try:
             for folder in (self.root, self.root / ".locks", self.root / ".failed", self.root / ".scratch"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -118,21 +132,39 @@ class Store:
         return found
 
     def clear(self, cell_id: str) -> None:
-        """Removes what a dead writer of the cell left: its lock and half-written folder. Does nothing while it lives."""
-        try:
-            with self.lock(cell_id):
-                self._remove_partials(cell_id)
-        except (Busy, OSError):
-            pass
+        """Remove what a dead writer of the cell left, its lock and half-written folder; does nothing while it lives."""
+        with suppress(Busy, OSError), self.lock(cell_id):
+            self._remove_partials(cell_id)
 
     def _remove_partials(self, cell_id: str) -> None:
         for name in _listdir(self.root):
             if name.startswith((f".{cell_id}.partial-", f".{cell_id}.old-")):  # the lock is ours: their writer is dead
                 shutil.rmtree(self.root / name, ignore_errors=True)
 
-    def lock(self, cell_id: str):
-        """A context manager that holds this cell against every other process; raises `Busy`."""
-        return locked(self.root / ".locks" / f"{cell_id}.lock")
+    @contextmanager
+    def lock(self, cell_id: str) -> Iterator[None]:
+        """Hold this cell against every other process; the lock file is removed in the end.
+
+        Raises:
+            Busy: Another process holds it.
+        """
+        path = self.root / ".locks" / f"{cell_id}.lock"
+        lock = FileLock(path, blocking=False, fallback_to_soft=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise Busy(str(path)) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            message = f"{path.parent}: this file system has no locks ({error.strerror}); run one runner at a time on it"
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)  # while it is held: whoever opened it meanwhile sees that it is gone and retries
+            lock.release()
 
     def partial_name(self, cell_id: str, pid: int) -> Path:
         """The folder in which process `pid` of this machine writes the cell before it is finished."""
@@ -140,7 +172,7 @@ class Store:
 
     @contextmanager
     def writing(self, cell_id: str) -> Iterator[Path]:
-        """An empty folder to write the cell into; removed when the body fails. Call it with the cell locked."""
+        """An empty folder to write the cell into, removed when the body fails; call it with the cell locked."""
         self._remove_partials(cell_id)
         partial = self.partial_name(cell_id, os.getpid())
         partial.mkdir()
@@ -150,7 +182,7 @@ class Store:
             shutil.rmtree(partial, ignore_errors=True)  # nothing is there when it was published
 
     def publish(self, partial: Path, cell_id: str, cell_hash: str, *, spec: Mapping, figures: Mapping, run: Mapping) -> Path:
-        """Turns the partial folder into the finished cell and returns its folder. Replaces a damaged one."""
+        """Turn the partial folder into the finished cell, in place of a damaged one, and return its folder."""
         files = {
             name: {"sha256": file_sha256(partial / name), "bytes": (partial / name).stat().st_size}
             for name in _files_of(partial)
@@ -185,7 +217,7 @@ class Store:
     # --- failures and who is running --------------------------------------------------------------------------------
 
     def record_failure(self, cell_id: str, failure: Mapping[str, Any], log: Path | None = None) -> None:
-        """Keeps why the cell failed, and its log. Says nothing when even that cannot be written (a full disk)."""
+        """Keep why the cell failed, and its log; silent when even that cannot be written (a full disk)."""
         folder = self.root / ".failed" / cell_id
         try:
             shutil.rmtree(folder, ignore_errors=True)
@@ -205,7 +237,7 @@ class Store:
     def running(self) -> set[str]:
         """The ids that a living process is computing now, on whatever machine."""
         folder = self.root / ".locks"
-        return {name.removesuffix(".lock") for name in _listdir(folder) if is_held(folder / name)}
+        return {name.removesuffix(".lock") for name in _listdir(folder) if _is_held(folder / name)}
 
 
 def default_store() -> Store:
@@ -218,73 +250,21 @@ def default_store() -> Store:
     return Store(Path(root).expanduser().absolute(), (home / "data" / "results",) if home else ())
 
 
-def signature(body: Mapping[str, Any]) -> str:
-    """The sha256 that result.json carries of the rest of itself."""
-    return hashlib.sha256(canonical(body)).hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in this file, or None when there is none or it is no JSON object."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def figures_of(folder: Path) -> dict[str, Any]:
-    """The figures of a finished cell in this folder, which the store has checked."""
-    found = read_json(folder / "result.json")
-    assert found is not None
-    return found["figures"]
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes indented JSON with sorted keys. ValueError for NaN and infinity, TypeError for what is no plain value."""
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
 def is_disk_full(error: BaseException) -> bool:
     """Whether this is the operating system saying that nothing more can be stored."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _read_entry(folder: Path, cell_hash: str) -> Entry | None:
-    path = folder / "result.json"
+def _is_held(path: Path) -> bool:
+    """Whether a living process holds this lock file. Changes nothing, so that readers of a read-only store can ask."""
     try:
-        raw = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        if folder.is_dir():
-            raise Damaged(f"{folder}: has no result.json") from None
-        return None
-    except OSError as error:
-        raise Damaged(f"{path}: cannot be read ({error.strerror or error})") from None
-    try:
-        body = json.loads(raw)
-        signed = body.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise Damaged(f"{path}: is truncated or not what was written") from None
-    if signature(body) != signed:
-        raise Damaged(f"{path}: differs from what was written (its sha256 does not fit)")
-    if body["hash"] != cell_hash:
-        raise Damaged(f"{path}: is the result of another cell, {body['hash']}")
-    absent = []
-    for name, facts in body["files"].items():
-        try:
-            size = os.stat(folder / name).st_size
-        except OSError:
-            absent.append(name)
-            continue
-        if size != facts["bytes"]:
-            raise Damaged(f"{folder / name}: has {size} bytes, not {facts['bytes']}")
-    return Entry(folder, body["figures"], body["files"], tuple(absent))
-
-
-def _check_files(entry: Entry) -> None:
-    for name, facts in entry.files.items():
-        if name not in entry.absent and file_sha256(entry.folder / name) != facts["sha256"]:
-            raise Damaged(f"{entry.folder / name}: differs from what was written (its sha256 does not fit)")
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # it is gone, or there are no locks here: nobody can be seen to hold it
+    return False
 
 
 def _listdir(folder: Path) -> list[str]:

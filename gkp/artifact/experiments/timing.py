@@ -12,13 +12,11 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from gkp.artifact.experiments.cell import stage
-from gkp.artifact.experiments.compute import Context
-from gkp.artifact.experiments.store import figures_of
+from gkp.artifact.experiments.entry import figures_of
 from gkp.checkpoints import load_model
 from gkp.networks.build import build_model
 from gkp.networks.classifier import Classifier
@@ -27,11 +25,13 @@ from gkp.pruning.methods.tmi_gkp.clusterings import CLUSTERINGS, cluster
 from gkp.pruning.prune import prune
 from gkp.pruning.sr_gkp.grouping import smoothness_snaking
 
+if TYPE_CHECKING:
+    from gkp.artifact.experiments.compute import Context
+
 METHODS = ("sr-gkp", "greedy-gkp", "l2-gkp", "l1norm-b")  # weights only: what "data-free, one-shot" costs
 ROUNDS = 5  # repetitions of what takes well under a second
 
 
-@stage("timing", revision=1)
 def timing(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
     """Seconds of grouping, of whole pruning by each of METHODS, and of inference in every form, on `context.threads` threads.
 
@@ -55,7 +55,6 @@ def timing(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path,
     }
 
 
-@stage("latency", revision=1)
 def latency_of(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
     """How long the compact network takes, relative to the dense one that it was, on `context.threads` threads.
 

@@ -1,4 +1,4 @@
-"""Which cells have to be computed: driven by demand, as make is.
+"""The cells that have to be computed: driven by demand, as make is.
 
 The cells asked for need their figures. A cell that must be computed needs its parents whole, files included. An ancestor
 that nobody needs is left alone: figures whose networks were not kept are still figures.
@@ -8,7 +8,7 @@ Cost: 100,000 cells in about 3 s and 130 MB with an empty store (tests/bench_gri
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gkp.artifact.experiments.cell import Cell
@@ -18,33 +18,25 @@ from gkp.errors import BadInput
 
 @dataclass
 class Plan:
-    """What a run will do. Cells are keyed by hash; every dictionary lists parents before children.
+    """The course of a run. Cells are keyed by hash; every dictionary lists parents before children.
 
-    cells: those asked for, in the caller's order; finished: those with a stored result; todo: those to compute, among
-    them `extra` ancestors that nobody asked for.
+    Args:
+        cells: Those asked for, in the caller's order.
+        finished: Those with a stored result.
+        todo: Those to compute, ancestors that nobody asked for among them.
     """
 
     cells: list[Cell]
     finished: dict[str, Entry] = field(default_factory=dict)
     todo: dict[str, Cell] = field(default_factory=dict)
 
-    @property
-    def extra(self) -> int:
-        """How many cells will be computed only because others are built on them."""
-        return len(self.todo.keys() - {cell.hash for cell in self.cells})
-
-    def children(self) -> dict[str, list[str]]:
-        """For each cell to compute, the cells to compute that wait for it."""
-        found: dict[str, list[str]] = {key: [] for key in self.todo}
-        for key, cell in self.todo.items():
-            for parent in cell.parents.values():
-                if parent.hash in found:
-                    found[parent.hash].append(key)
-        return found
-
 
 def family(cells: Iterable[Cell]) -> dict[str, Cell]:
-    """Every distinct cell of these and their ancestors by hash, parents first. BadInput when two share an id."""
+    """Every distinct cell of these and their ancestors by hash, parents first.
+
+    Raises:
+        BadInput: Two of them share an id.
+    """
     found: dict[str, Cell] = {}
     ids: dict[str, str] = {}
     stack = list(cells)[::-1]
@@ -67,7 +59,10 @@ def family(cells: Iterable[Cell]) -> dict[str, Cell]:
 def make_plan(cells: Iterable[Cell], store: Store, *, recompute: bool = False) -> Plan:
     """The plan for these cells given what the store holds. Reads the store, writes nothing.
 
-    recompute: as if none of the cells asked for were finished; their ancestors are taken from the store as usual.
+    Args:
+        cells: Those asked for.
+        store: Where finished cells are looked up.
+        recompute: As if none of the cells asked for were finished; their ancestors are taken from the store as usual.
     """
     plan = Plan(list(cells))
     everything = family(plan.cells)
@@ -89,11 +84,28 @@ def make_plan(cells: Iterable[Cell], store: Store, *, recompute: bool = False) -
     return plan
 
 
+def blocked_by(todo: Mapping[str, Cell], failed: Container[str]) -> dict[str, str]:
+    """Hash -> hash of a failed ancestor, for each cell of `todo` (parents first) that is built on a failed one."""
+    found: dict[str, str] = {}
+    for key, cell in todo.items():
+        for parent in cell.parents.values():
+            if parent.hash in failed or parent.hash in found:
+                found.setdefault(key, found.get(parent.hash, parent.hash))
+    return found
+
+
 def take_shard(cells: Iterable[Cell], shard: str | None) -> list[Cell]:
-    """The share of the cells for shard "i/n", i from 1 to n: disjoint shares whose union is all cells.
+    """A share of the cells; the shares are disjoint, and their union is all cells.
 
     The division depends on nothing but the cells, so shards started at different times agree. Cells that share parents
-    stay together as far as equal shares allow; a parent that two shards need is computed by whoever comes first.
+    stay together as far as equal shares allow; a parent that two shards need is computed by the first of them.
+
+    Args:
+        cells: What is divided.
+        shard: "i/n", i from 1 to n; None for all cells.
+
+    Raises:
+        BadInput: `shard` is not of that form.
     """
     cells = list(cells)
     if shard is None:

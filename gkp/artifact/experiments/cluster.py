@@ -1,0 +1,171 @@
+"""Jobs on the workers of a Dask scheduler: of local ones that are started for the run, or of a cluster that is there.
+
+The runner submits one future per free worker thread, and no parent futures. Tried with everything submitted at once: Dask
+assigns cells to workers ahead of time, counts the death of a worker against every cell assigned to it (so three deaths give
+up innocent cells with the one that kills), and lets short cells wait behind a long one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import queue
+import time
+from asyncio import CancelledError
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Client, KilledWorker, LocalCluster
+
+from gkp.artifact.experiments.child import supervise
+from gkp.artifact.experiments.compute import Job, Outcome, SchedulerLost
+from gkp.artifact.experiments.provenance import cores
+from gkp.errors import BadInput
+
+CONNECT_SECONDS = 10
+ATTEMPTS = 3  # workers that may die with a cell before it is given up
+_QUIET = {  # Dask's watching of itself took a tenth of a core from the cells
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.admin.system-monitor.gil.enabled": False,
+}
+
+
+class Cluster:
+    """Computes cells on the workers of a scheduler, as many at once as these have threads.
+
+    Args:
+        client: Connected to the scheduler.
+        local: The workers to end with this object, if it owns some.
+        threads: CPU threads of a cell that asks for cores / jobs; None for as many as the worker's environment says.
+    """
+
+    def __init__(self, client: Client, local: LocalCluster | None = None, *, threads: int | None = None) -> None:
+        self.threads = threads
+        self._client, self._local = client, local
+        self._ended: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._submitted = 0
+        self._slots, self._slots_at = 0, 0.0
+
+    def slots(self) -> int:
+        """How many cells can be computed at once; workers come and go."""
+        if time.monotonic() - self._slots_at > 2:
+            try:
+                self._slots = sum(self._client.nthreads().values())
+            except (OSError, RuntimeError) as error:
+                raise SchedulerLost(str(error)) from error
+            self._slots_at = time.monotonic()
+        return self._slots
+
+    def submit(self, job: Job) -> None:
+        """Hand out a cell; its outcome comes from `wait`."""
+        self._submitted += 1
+        try:
+            future = self._client.submit(supervise, job, key=f"{job.id}-{os.getpid()}-{self._submitted}", pure=False)
+        except (OSError, RuntimeError) as error:
+            raise SchedulerLost(str(error)) from error
+        future.add_done_callback(lambda ended: self._ended.put((job.id, ended)))  # which also keeps the future alive
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """The outcomes that have come in, after at most so many seconds."""
+        ended = []
+        with suppress(queue.Empty):
+            ended.append(self._ended.get(timeout=seconds))
+            while True:
+                ended.append(self._ended.get_nowait())
+        if not ended and self._client.status not in ("running", "connecting"):
+            raise SchedulerLost(f"the connection is {self._client.status}")
+        return [_outcome(cell_id, future) for cell_id, future in ended]
+
+    def close(self) -> None:
+        """Let go of the scheduler, and end the workers that this object owns."""
+        logger = logging.getLogger("distributed")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)  # it complains about being closed
+        for part in (self._client, self._local):
+            with suppress(OSError, RuntimeError, TimeoutError):
+                if part is not None:
+                    part.close(timeout=5)
+        logger.setLevel(level)
+
+
+def _outcome(cell_id: str, future: Any) -> Outcome:
+    if future.status == "finished":
+        try:
+            return future.result(timeout=60)
+        except (CancelledError, OSError, TimeoutError) as error:  # between its end and now, worker or scheduler died
+            raise SchedulerLost(f"cell {cell_id} ended, but nobody has its outcome") from error
+    if future.status != "error":
+        raise SchedulerLost(f"cell {cell_id} was {future.status}")
+    reason = future.exception()
+    if isinstance(reason, KilledWorker):
+        return Outcome(cell_id, "failed", "lost", f"{reason.allowed_failures + 1} workers died while they had it")
+    return Outcome(cell_id, "failed", "lost", f"the worker could not start it: {type(reason).__name__}: {reason}")
+
+
+def start_local(jobs: int) -> Cluster:
+    """A cluster of `jobs` single-threaded worker processes on the loopback interface, gone with this process.
+
+    Raises:
+        BadInput: They do not start.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise BadInput(
+            "this script starts worker processes while it is being imported by one; put its code under "
+            'if __name__ == "__main__":'
+        )
+    try:
+        with dask.config.set({"distributed.scheduler.allowed-failures": ATTEMPTS - 1, **_QUIET}):
+            local = LocalCluster(
+                n_workers=jobs,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                memory_limit=0,
+                dashboard_address=None,
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
+                silence_logs=logging.CRITICAL,
+            )
+    except (OSError, RuntimeError, TimeoutError) as error:
+        raise BadInput(
+            f"the {jobs} local workers did not start ({error}); in a script of your own, call run() under "
+            'if __name__ == "__main__":; jobs=1 needs no workers'
+        ) from error
+    return Cluster(Client(local, set_as_default=False), local, threads=max(1, cores() // jobs))
+
+
+def connect(scheduler: str | Path) -> Cluster:
+    """The workers of a running scheduler.
+
+    Args:
+        scheduler: Its address, or its scheduler file.
+
+    Raises:
+        BadInput: None answers within CONNECT_SECONDS.
+    """
+    address = _address(str(scheduler))
+    try:
+        return Cluster(Client(address, timeout=CONNECT_SECONDS, name="gkp", set_as_default=False))
+    except (OSError, ValueError, TimeoutError, RuntimeError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise BadInput(
+            f"no Dask scheduler answers at {address} within {CONNECT_SECONDS} s ({text}); start one with "
+            "`dask scheduler`, or unset DASK_SCHEDULER_ADDRESS to compute on this machine"
+        ) from error
+
+
+def _address(scheduler: str) -> str:
+    path = Path(scheduler)
+    if not (scheduler.endswith(".json") or path.is_file()):
+        return scheduler
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["address"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"{path}: is not the file of a running scheduler ({error}); start one with `dask scheduler --scheduler-file {path}`"
+        ) from error

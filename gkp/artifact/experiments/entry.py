@@ -1,0 +1,113 @@
+"""A finished cell as it stands in a folder, checked against what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gkp.artifact.experiments.cell import canonical
+from gkp.files import file_sha256
+
+
+class Damaged(Exception):
+    """A stored cell is not what was written."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished cell on disk.
+
+    Args:
+        folder: Where it is.
+        figures: The values that its stage returned.
+        files: Name -> sha256 and bytes of every file that its stage wrote.
+        absent: Names of those that this copy was kept without.
+    """
+
+    folder: Path
+    figures: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    absent: tuple[str, ...]
+
+    def run(self) -> dict[str, Any]:
+        """When, where and how it was computed (run.json); empty when that is not there."""
+        return read_json(self.folder / "run.json") or {}
+
+
+def signature(body: Mapping[str, Any]) -> str:
+    """The sha256 that result.json carries of the rest of itself."""
+    return hashlib.sha256(canonical(body)).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in this file, or None when there is none or it is not a JSON object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def figures_of(folder: Path) -> dict[str, Any]:
+    """The figures of a finished cell in this folder, which the store has checked."""
+    found = read_json(folder / "result.json")
+    assert found is not None
+    return found["figures"]
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write indented JSON with sorted keys. ValueError for NaN and infinity, TypeError for what is not a plain value."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_entry(folder: Path, cell_hash: str) -> Entry | None:
+    """The finished cell of this hash in the folder, or None when there is no folder.
+
+    Raises:
+        Damaged: It is not what was written: result.json by its own sha256, the other files by their size.
+    """
+    path = folder / "result.json"
+    try:
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        if folder.is_dir():
+            raise Damaged(f"{folder}: has no result.json") from None
+        return None
+    except OSError as error:
+        raise Damaged(f"{path}: cannot be read ({error.strerror or error})") from None
+    try:
+        body = json.loads(raw)
+        signed = body.pop("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise Damaged(f"{path}: is truncated or not what was written") from None
+    if signature(body) != signed:
+        raise Damaged(f"{path}: differs from what was written (its sha256 does not fit)")
+    if body["hash"] != cell_hash:
+        raise Damaged(f"{path}: is the result of another cell, {body['hash']}")
+    absent = []
+    for name, facts in body["files"].items():
+        try:
+            size = os.stat(folder / name).st_size
+        except OSError:
+            absent.append(name)
+            continue
+        if size != facts["bytes"]:
+            raise Damaged(f"{folder / name}: has {size} bytes, not {facts['bytes']}")
+    return Entry(folder, body["figures"], body["files"], tuple(absent))
+
+
+def check_files(entry: Entry) -> None:
+    """Compare every file that is there with its sha256.
+
+    Raises:
+        Damaged: One differs.
+    """
+    for name, facts in entry.files.items():
+        if name not in entry.absent and file_sha256(entry.folder / name) != facts["sha256"]:
+            raise Damaged(f"{entry.folder / name}: differs from what was written (its sha256 does not fit)")
