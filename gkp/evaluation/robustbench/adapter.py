@@ -1,8 +1,8 @@
-"""`robustbench.benchmark()` from PyPI on any network and any labelled images, without a network or files of its own format.
+"""`robustbench.benchmark()` from PyPI on any network and any labelled images, offline.
 
 robustbench 1.1.1 does not import as installed: it wants a module called `autoattack`, and its dependency is pyautoattack, whose
-constructor differs. Here a stand-in is there while robustbench is being imported, and gone afterwards: an `autoattack` that is
-really installed is never shadowed. Its images come from `gkp.load_dataset`.
+constructor differs. A stand-in is in `sys.modules` while robustbench is imported and removed afterwards: an `autoattack` that
+is really installed is never shadowed. The images come from `gkp.load_dataset`.
 
 Cost: importing robustbench takes seconds, once; then AutoAttack, see `gkp.attacks.autoattack`.
 """
@@ -31,9 +31,9 @@ from gkp.data.dataset import Dataset
 from gkp.errors import BadInput, need_extra
 from gkp.evaluation.subject import as_dataset, check_fit, check_sizes, chosen_images, home
 
-THREAT_MODELS = {"Linf": "linf", "L2": "l2"}  # RobustBench's words and ours
+THREAT_MODELS = {"Linf": "linf", "L2": "l2"}  # RobustBench's names and ours
 _KNOWN_NAMES = ("cifar10", "cifar100", "imagenet")
-# What importing robustbench 1.1.1 sets off in other packages, each by the beginning of its message.
+# Warnings of other packages while robustbench 1.1.1 is imported, each by the beginning of its message.
 _NOISE: tuple[tuple[str, type[Warning]], ...] = (
     ("pkg_resources is deprecated as an API", UserWarning),
     ("Importing from timm", DeprecationWarning),
@@ -53,13 +53,23 @@ def robustbench_benchmark(
     version: str = "standard",
     attacks_to_run: Sequence[str] | None = None,
 ) -> tuple[float, float]:
-    """Clean and robust accuracy, fractions, of the first `n_examples` (all by default), as `robustbench.benchmark()` has them.
+    """Run `robustbench.benchmark()`; it prints nothing and writes no file.
 
-    model: takes float32 [0, 1] NCHW, returns logits; evaluated in eval mode and left as it was. dataset: a name, for its test
-    split, or a Dataset of your own. threat_model: "Linf" or "L2". batch_size: part of the result; 32 is
-    RobustBench's. seed: RobustBench has none, and AutoAttack then takes the clock. version, attacks_to_run: as for
-    `gkp.attacks.autoattack.autoattack`; "standard" is what RobustBench runs.
-    Prints nothing and writes no file. Raises BadInput for whatever does not fit, and if robustbench cannot be imported.
+    Args:
+        model: Takes float32 [0, 1] (N, C, H, W) images, returns logits; evaluated in eval mode and left as it was.
+        dataset: A name, for its test split, or a Dataset of your own.
+        n_examples: The first so many images; all by default.
+        eps: Radius in pixel units.
+        threat_model: "Linf" or "L2".
+        batch_size: Part of the result, see `gkp.attacks.autoattack`; 32 is RobustBench's.
+        seed: RobustBench has none, and AutoAttack then takes the clock.
+        version, attacks_to_run: As for `gkp.attacks.autoattack.autoattack`; "standard" is what RobustBench runs.
+
+    Returns:
+        Clean and robust accuracy, fractions.
+
+    Raises:
+        BadInput: for whatever does not fit, and if robustbench cannot be imported.
     """
     if threat_model not in THREAT_MODELS:
         what = "; corrupted images are in gkp.evaluation.corruptions" if threat_model.startswith("corruptions") else ""
@@ -118,7 +128,7 @@ class AutoAttack:
 
 @contextmanager
 def _robustbench(images: Dataset, options: dict[str, Any]) -> Iterator[Any]:
-    """robustbench's `benchmark`, which within gets its images from `images` and AutoAttack with `options`."""
+    """robustbench's `benchmark`, which takes its images from `images` and runs AutoAttack with `options` inside the block."""
 
     def load(*_: Any) -> tuple[Tensor, Tensor]:
         return images.pixels(), images.labels
@@ -149,7 +159,7 @@ def _evaluation_module() -> Any:
 
 @contextmanager
 def _stand_ins() -> Iterator[None]:
-    """Within, `autoattack` and `autoattack.state` can be imported, whether or not they are installed."""
+    """Inside the block `autoattack` and `autoattack.state` can be imported, whether or not they are installed."""
     if "autoattack" in sys.modules or find_spec("autoattack") is not None:
         yield
         return

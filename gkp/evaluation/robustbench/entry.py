@@ -1,8 +1,8 @@
 """Entries of a leaderboard: RobustBench's JSON schema, made from an outcome matrix, plus what its users miss there.
 
-RobustBench's keys mean what they mean there: accuracies are percent strings, eps a string, `autoattack_acc` the accuracy under
+RobustBench's keys have RobustBench's meaning: accuracies are percent strings, eps a string, `autoattack_acc` the accuracy under
 standard AutoAttack, `external` the best known (lowest) robust accuracy where that is another one. An entry whose images were
-not attacked by standard AutoAttack has `autoattack_acc` null, its figure in `external`, and a footnote that says so.
+not attacked by standard AutoAttack has `autoattack_acc` null, its accuracy in `external`, and a footnote that says so.
 
 Ours beside them: threat_model, protocol, split, n, seed, interval (95 % Wilson, percent), parameters, macs, paper_macs,
 latency, attacks, versions, and hashes of the data, the images chosen and the network.
@@ -17,7 +17,7 @@ import json
 import math
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,21 +61,29 @@ def entry(
     input_shape: Sequence[int] | None = None,
     latency_seconds: float | None = 1.0,
 ) -> dict[str, Any]:
-    """The entry, plain JSON types, of `net` at one radius of `outcomes`.
+    """Make the entry, plain JSON types, of `net` at one radius of `outcomes`.
 
-    net: the network that was evaluated (a masked twin is counted and timed as the compact network it stands for). eps, norm:
-    which radius; may be left out when there is only one. reported: the robust accuracy that its authors claim, a fraction.
-    unreliable: whether AutoAttack overestimates this network, e.g. `Card.masked` of an audit; None: it does if the other
-    attacks in `outcomes` broke over 0.2 points more. evaluated: the hash of the masked twin whose compact form `net` is, where
-    a cell of the grid has recorded both and kept only the small one. input_shape: (C, H, W), known for our own data sets.
-    latency_seconds: how long to measure the latency of one image on one thread; None: not at all.
-    Raises BadInput for outcomes of another network or protocol, and for a radius that is not in them.
+    Args:
+        outcomes: Of protocol "pixel".
+        net: The network that was evaluated; a masked twin is counted and timed as the compact network it stands for.
+        name, architecture, authors, venue, link, additional_data: As on RobustBench.
+        eps, norm: The radius; may be left out when there is only one.
+        reported: The robust accuracy that its authors claim, a fraction.
+        unreliable: Whether AutoAttack overestimates this network, e.g. `Card.masked` of an audit; None: if the other attacks in
+            `outcomes` misclassify over 0.2 points more.
+        footnote: Text that comes first in the footnote.
+        evaluated: Hash of the masked twin whose compact form `net` is, where both were recorded and only the small one kept.
+        input_shape: (C, H, W), known for our own data sets.
+        latency_seconds: How long to measure the latency of one image on one thread; None: not at all.
+
+    Raises:
+        BadInput: for outcomes of another network or protocol, and for a radius that is not in them.
     """
     _check_belong(outcomes, evaluated or state_sha256(net))
     specs = _at_radius(outcomes, eps, norm)
-    figures = _figures(outcomes, specs)
-    standard = figures.get("autoattack_acc")
-    best = figures["best_known"]
+    shares = _shares(outcomes, specs)
+    standard = shares.get("autoattack_acc")
+    best = shares["best_known"]
     others = standard is None or best[0] < standard[0]
     if unreliable is None and standard is not None:
         unreliable = standard[0] - best[0] > _SLACK
@@ -89,24 +97,33 @@ def entry(
         "venue": venue,
         "architecture": architecture or _architecture(net),
         "eps": specs[0].radius.removeprefix("l2-"),
-        "clean_acc": _percent(figures["clean_acc"][0]),
+        "clean_acc": _percent(shares["clean_acc"][0]),
         "reported": None if reported is None else _percent(reported),
         "autoattack_acc": None if standard is None else _percent(standard[0]),
         **({"external": _percent(best[0])} if others else {}),
         "unreliable": unreliable,
         "footnote": " ".join(filter(None, [footnote, _how(specs, standard is not None, others)])),
         "threat_model": _WORDS[specs[0].norm],
-        **_facts(outcomes, specs, figures),
+        **_facts(outcomes, specs, shares),
         **_efficiency(net, _shape(outcomes, input_shape), latency_seconds),
     }
     return check_entry(made, f"the entry of {name}")
 
 
 def save_entry(entry: Mapping[str, Any], folder: str | Path, *, model_id: str | None = None) -> Path:
-    """The file written: FOLDER/DATASET/THREAT_MODEL/MODEL_ID_EPS.json, laid out as RobustBench's model_info.
+    """Write an entry to FOLDER/DATASET/THREAT_MODEL/MODEL_ID_EPS.json, laid out as RobustBench's model_info.
 
-    model_id: by default made from the name. Raises BadInput for an entry that is not sound, a folder that cannot be written,
-    and where the file holds the entry of another network or data set.
+    Args:
+        entry: As `entry` returns it.
+        folder: It is made if need be.
+        model_id: By default made from the name.
+
+    Returns:
+        The file.
+
+    Raises:
+        BadInput: for an entry that is not sound, a folder that cannot be written, and a file that holds the entry of another
+            network or data set.
     """
     sound = check_entry(entry, "the entry")
     file = f"{_slug(model_id or sound['name'])}_{_slug(sound['eps'])}.json"
@@ -116,28 +133,22 @@ def save_entry(entry: Mapping[str, Any], folder: str | Path, *, model_id: str | 
         if any(there.get(key) != sound.get(key) for key in ("model_sha256", "data_sha256")):
             raise BadInput(f"{path} holds the entry of another network or data set; give a model_id of its own")
     text = json.dumps(sound, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-    return path
+    return replace_file(path, text)
 
 
 def load_entries(folders: str | Path | Sequence[str | Path]) -> list[dict[str, Any]]:
-    """Every entry below these folders, ours and RobustBench's own, in order of path, each checked.
+    """Read and check every entry below these folders, ours and RobustBench's own, in order of path.
 
-    Raises BadInput for a folder that is missing or without entries, and for the first file that is not a sound entry.
+    Raises:
+        BadInput: for a folder that is missing or without entries, and for the first file that is not a sound entry.
     """
     entries = []
     for folder in [folders] if isinstance(folders, str | Path) else folders:
-        paths = list(_json_files(Path(folder)))
-        if not paths:
-            raise BadInput(f"{folder} holds no entries; give a folder with the JSON files that save_entry writes")
+        if not (paths := sorted(Path(folder).rglob("*.json"))):
+            what = "holds no entries" if Path(folder).is_dir() else "is no folder"
+            raise BadInput(f"{folder} {what}; give a folder with the JSON files that save_entry writes")
         entries += [check_entry(_read(path), str(path), threat_model=path.parent.name) for path in paths]
     return entries
-
-
-def _json_files(folder: Path) -> Iterator[Path]:
-    if not folder.is_dir():
-        raise BadInput(f"{folder} is no folder; give one with the JSON files that save_entry writes")
-    yield from sorted(folder.rglob("*.json"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -148,9 +159,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadInput(f"{path} is a JSON {type(value).__name__} and no entry; move it elsewhere")
     return value
-
-
-# --- from outcomes --------------------------------------------------------------------------------------------------
 
 
 def _check_belong(outcomes: Outcomes, network: str) -> None:
@@ -173,7 +181,7 @@ def _at_radius(outcomes: Outcomes, eps: float | str | None, norm: str) -> list[A
     raise BadInput(f"{asked}; the outcomes have {', '.join(radii) or 'no attack at all'}: give one of them as eps and norm")
 
 
-def _figures(outcomes: Outcomes, specs: Sequence[AttackSpec]) -> dict[str, tuple[float, float, float]]:
+def _shares(outcomes: Outcomes, specs: Sequence[AttackSpec]) -> dict[str, tuple[float, float, float]]:
     """Accuracy, low and high, fractions: clean_acc, best_known and, if it ran, autoattack_acc."""
     accuracy, interval = outcomes.accuracy(), outcomes.interval()
     keys = {"clean_acc": "clean", "best_known": f"worst-case-{specs[0].radius}"}
@@ -188,32 +196,27 @@ def _is_standard(spec: AttackSpec) -> bool:
 
 
 def _how(specs: Sequence[AttackSpec], standard: bool, others: bool) -> str:
-    """What the reader must know about where the best known figure comes from."""
+    """A footnote on where the best known accuracy comes from."""
     names = ", ".join(dict.fromkeys(spec.family for spec in specs))
     if not standard:
         return f"Not evaluated with standard AutoAttack; best known: per image the worst of {names}."
     return f"Best known: per image the worst of {names}." if others else ""
 
 
-def _facts(
-    outcomes: Outcomes, specs: Sequence[AttackSpec], figures: Mapping[str, tuple[float, float, float]]
-) -> dict[str, Any]:
+def _facts(outcomes: Outcomes, specs: Sequence[AttackSpec], shares: Mapping[str, tuple[float, float, float]]) -> dict[str, Any]:
     indices = np.ascontiguousarray(outcomes.indices, dtype="<i8")
     return {
         "protocol": outcomes.protocol,
         "split": outcomes.split,
         "n": outcomes.n,
         "seed": outcomes.seed,
-        "interval": {name: [round(100 * low, 2), round(100 * high, 2)] for name, (_, low, high) in figures.items()},
+        "interval": {name: [round(100 * low, 2), round(100 * high, 2)] for name, (_, low, high) in shares.items()},
         "attacks": [{**asdict(spec), "options": dict(spec.options)} for spec in specs],
         "versions": dict(outcomes.versions),
         "data_sha256": outcomes.data_sha256,
         "indices_sha256": hashlib.sha256(indices.tobytes()).hexdigest(),
         "model_sha256": outcomes.model_sha256,
     }
-
-
-# --- from the network -----------------------------------------------------------------------------------------------
 
 
 def _architecture(net: nn.Module) -> str:
