@@ -14,7 +14,7 @@ import torch
 
 import gkp
 from gkp.artifact import experiments as grid
-from gkp.artifact import profiles
+from gkp.artifact import groups, profiles
 from gkp.artifact.experiments import stages
 from gkp.artifact.experiments import store as store_module
 from gkp.artifact.experiments.kinds import EvaluateCell, LatencyCell, Network, PruneCell, TimingCell, TrainCell
@@ -85,7 +85,7 @@ def test_methods_that_prune_while_they_train_get_epochs_to_do_so(profile):
 
 
 def test_the_methods_of_the_profiles_are_all_that_can_be_given_what_they_need():
-    assert set(profiles.METHODS) == {name for name, method in gkp.methods().items() if profiles.GIVEN.issuperset(method.needs)}
+    assert set(groups.METHODS) == {name for name, method in gkp.methods().items() if groups.GIVEN.issuperset(method.needs)}
 
 
 def test_a_method_registered_by_the_caller_gets_a_row(monkeypatch):
@@ -120,8 +120,8 @@ def test_every_group_is_asked_for_by_a_notebook_so_that_reproduce_computes_the_w
     asked = {cell.hash: cell for cell in profiles.start_here(profile).values()}  # by 00_start_here
     asked |= {cell.net.hash: cell.net for cell in asked.values()}
     for notebook in (Path(__file__).parent.parent / "notebooks").glob("*.ipynb"):
-        for groups in re.findall(r"profiles\.cells\(profile, (.*?)\)", notebook.read_text(encoding="utf-8")):
-            asked |= {cell.hash: cell for cell in profiles.cells(profile, *re.findall(r"[\w-]+", groups))}
+        for asking in re.findall(r"profiles\.cells\(profile, (.*?)\)", notebook.read_text(encoding="utf-8")):
+            asked |= {cell.hash: cell for cell in profiles.cells(profile, *re.findall(r"[\w-]+", asking))}
     assert not [cell.id for cell in profiles.cells(profile) if cell.hash not in asked]
 
 

@@ -13,83 +13,30 @@ your own is a profile too: it defines `cells()`, which returns a list of cells, 
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gkp.artifact.experiments.cell import Cell, load_file
-from gkp.artifact.experiments.kinds import (
-    EvaluateCell,
-    LatencyCell,
-    Network,
-    PretrainedCell,
-    PruneCell,
-    TimingCell,
-    TrainCell,
-    evaluations,
+from gkp.artifact.experiments.kinds import EvaluateCell, Network, PretrainedCell, PruneCell, TimingCell, TrainCell, evaluations
+from gkp.artifact.groups import (
+    HIGH,
+    ONE_SHOT,
+    RATE,
+    RATED,
+    RATES,
+    TENTH,
+    UNPRUNED,
+    Groups,
+    Scale,
+    cascade,
+    frequencies,
+    network_groups,
 )
 from gkp.errors import BadInput
 
-RATE, HIGH_RATE = 7 / 16, 10 / 16  # of the paper's tables, by their MACs and parameters
-UNPRUNED = "none"  # the unpruned network under the same fine-tuning: a row of every table
-METHODS = (  # every built-in method that can be given what it needs: written down, so that planning needs no torch
-    *("cc", "chip", "depgraph", "depgraph-one-shot", "fpgm", "fpgm-one-shot", "greedy-gkp", "hrank", "l1norm-a", "l1norm-b"),
-    *("l2", "l2-gkp", "least-smooth-gkp", "lrf", "random", "random-gkp", "sfp", "sfp-smooth", "slimming", "sr-gkp"),
-    *("taylor-fo", "tmi-gkp"),
-)
-SEEDED = (UNPRUNED, "sr-gkp", "l2-gkp", "random-gkp", "l1norm-b")  # the rows that get three seeds
-HIGH = (UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "fpgm", "sfp", "hrank")
-ONE_SHOT = ("sr-gkp", "l2-gkp", "l1norm-b", "fpgm-one-shot", "hrank")  # of these; FPGM and SFP prune while they train
-ALPHAS = (0.1, 0.25, 0.5, 0.75)  # Tables 14-16, beside the default 0.9
-ABLATED = ("tmi-gkp", "greedy-gkp", "least-smooth-gkp", "l2-gkp", "random-gkp", "sr-gkp")  # Tables 4 and 5, and controls
-CSBS = (0.5, 0.75)  # Table 6, beside the default 0.9
-THETAS = (0.3, 0.5, 0.7)  # Table 1
 _ONE_SHOT = "SR-GKP, one shot"
-GIVEN = {"weights", "training snapshots", "data", "gradients", "training"}  # what a cell can give a method
 COMMITTED = "cifar10"  # the profile whose measured cells are in the repository: they are shown, not computed again
-Groups = dict[str, list[Cell]]
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What a profile spends: the fine-tuning of each network, how it is evaluated, and which rows each table gets.
-
-    finetune: fields of PruneCell; paper, pixel, cascade, autoattack, frequency: fields of EvaluateCell for the paper's
-    protocol, the field's, the worst case of strong attacks, AutoAttack, and the high-frequency test sets of Table 1; timing,
-    latency: fields of the cells that measure seconds.
-    strong: the methods whose networks meet the strong attacks, None for all; seeds: beyond seed 0, for the methods `seeded`,
-    None for all.
-    """
-
-    finetune: dict[str, Any]
-    paper: dict[str, Any]
-    pixel: dict[str, Any]
-    cascade: dict[str, Any]
-    autoattack: dict[str, Any]
-    frequency: dict[str, Any]
-    timing: dict[str, Any]
-    latency: dict[str, Any]
-    seeds: tuple[int, ...] = (1, 2)
-    seeded: tuple[str, ...] | None = SEEDED
-    alphas: tuple[float, ...] = ALPHAS
-    csbs: tuple[float, ...] = CSBS
-    high: tuple[str, ...] = HIGH
-    strong: tuple[str, ...] | None = None
-
-    def pruned(self, net: Network, methods: Iterable[str], **fields: Any) -> list[PruneCell]:
-        """The network pruned by each of these methods that is registered, in this order."""
-        known = {UNPRUNED, *_registered()}
-        return [PruneCell(net=net, method=method, **{**self.finetune, **fields}) for method in methods if method in known]
-
-    def evaluated(self, nets: Iterable[Network | PruneCell]) -> list[EvaluateCell]:
-        """Both protocols for each network."""
-        nets = list(nets)
-        return [
-            *evaluations(nets, protocol="paper", true_labels=True, **self.paper),
-            *evaluations(nets, protocol="pixel", **self.pixel),
-        ]
 
 
 def quick() -> Groups:
@@ -101,7 +48,7 @@ def quick() -> Groups:
         finetune={"epochs": 2, "lr": 0.02, "log_examples": 50, **short},
         paper={"examples": 200, **limits},
         pixel={"examples": 64, "eps": ("8/255", "16/255"), **limits},
-        cascade={"examples": 16, "attacks": (_cascade("16/255", queries=100),), **limits},
+        cascade={"examples": 16, "attacks": (cascade("16/255", queries=100),), **limits},
         autoattack={"examples": 16, "attacks": ({"attack": "autoattack", "eps": "64/255"},), **limits},
         frequency={"examples": 200, **limits},
         timing={"seconds": 0.1, "clustered": 3, **limits},
@@ -114,7 +61,7 @@ def quick() -> Groups:
         strong=few,
     )
     baseline = TrainCell(dataset="digits", model="resnet20", epochs=12, threads=2, **short)
-    return _groups(baseline, scale)
+    return network_groups(baseline, scale)
 
 
 def cifar10() -> Groups:
@@ -123,7 +70,7 @@ def cifar10() -> Groups:
         finetune={"epochs": 3, "lr": 0.02, "schedule": "one-cycle", "log_examples": 2000},
         paper={"examples": None},
         pixel={"examples": 1000},
-        cascade={"examples": 128, "attacks": (_cascade("1/255", queries=1000),)},
+        cascade={"examples": 128, "attacks": (cascade("1/255", queries=1000),)},
         autoattack={"examples": 256, "attacks": ({"attack": "autoattack", "eps": "8/255"},)},
         frequency={"examples": 2000},
         timing={},
@@ -135,7 +82,7 @@ def cifar10() -> Groups:
     # of 45,000 without Nesterov's momentum
     recipe: dict[str, Any] = {"epochs": 50, "batch_size": 128, "lr": 0.2, "schedule": "one-cycle", "nesterov": True}
     baseline = TrainCell(dataset="cifar10", model="resnet20", split="train+val", threads=2, **recipe)
-    groups = _groups(baseline, scale)
+    groups = network_groups(baseline, scale)
     public = [PretrainedCell(dataset="cifar10", model=model, weights="akamaster") for model in ("resnet32", "resnet56")]
     groups["cost"] += [*public, *(TimingCell(net=net, **scale.timing) for net in public)]
     official = PretrainedCell(dataset="cifar10", model="resnet20", weights="srgkp-official")
@@ -145,8 +92,27 @@ def cifar10() -> Groups:
     nets: list[Network | PruneCell] = [large]
     for methods, epochs in ((ONE_SHOT, 0), (HIGH, 1)):
         nets += scale.pruned(large, methods, epochs=epochs, log_examples=0)
-    groups["public"] = [*nets, *scale.evaluated(nets), *_frequencies([large], scale)]
+    groups["public"] = [*nets, *scale.evaluated(nets), *frequencies([large], scale)]
+    groups |= _longer(baseline, scale)
+    precise: list[Network | PruneCell] = [baseline, *_pruned(groups["main"]), *_pruned(groups["tenth"])]
+    groups["precision"] = [*precise, *evaluations(precise, eps=("0.5/255", "1/255"), purpose="precision")]
     return groups
+
+
+def _longer(baseline: TrainCell, scale: Scale) -> Groups:
+    """A tenth of the paper's schedule, and several rates."""
+    tenth = scale.pruned(baseline, TENTH, rate=RATE, epochs=30, lr=0.01, schedule="step", step_epochs=10)
+    rates = [cell for rate in RATES for cell in scale.pruned(baseline, RATED, rate=rate)]
+    return {
+        "tenth": [
+            cell for net in tenth for cell in (net, *scale.evaluated([net]))
+        ],  # row by row: each is of use without the next
+        "rates": [cell for net in rates for cell in (net, *scale.evaluated([net]))],
+    }
+
+
+def _pruned(cells: list[Cell]) -> list[PruneCell]:
+    return [cell for cell in cells if isinstance(cell, PruneCell)]
 
 
 def paper() -> Groups:
@@ -157,7 +123,7 @@ def paper() -> Groups:
         finetune=schedule,
         paper={"examples": None, **gpu},
         pixel={"examples": None, **gpu},
-        cascade={"examples": 1000, "attacks": (_cascade("1/255", queries=5000),), **gpu},
+        cascade={"examples": 1000, "attacks": (cascade("1/255", queries=5000),), **gpu},
         autoattack={"examples": 1000, "attacks": ({"attack": "autoattack", "eps": "8/255"},), **gpu},
         frequency={"examples": None, **gpu},
         timing=gpu,
@@ -166,7 +132,7 @@ def paper() -> Groups:
     groups: Groups = {}
     for model in ("resnet32", "resnet56", "resnet110", "vgg16_bn"):
         baseline = TrainCell(dataset="cifar10", model=model, **schedule)
-        for name, cells in _groups(baseline, scale).items():
+        for name, cells in network_groups(baseline, scale).items():
             if model != "vgg16_bn" or name == "main":  # Table 12 is all the paper has of VGG-16
                 groups[f"{model}-{name}"] = cells
     return groups
@@ -198,77 +164,6 @@ def _start_here(found: Groups) -> dict[str, EvaluateCell]:
     )
     cells = evaluations(nets.values(), examples=200, eps=radii, purpose="start")
     return dict(zip(nets, cells, strict=True))
-
-
-def _groups(baseline: TrainCell, scale: Scale) -> Groups:
-    """What the paper does with one network, and what it leaves out: a group for each notebook.
-
-    A group has the rows that its tables compare with, so cells stand in several; a cell is computed once all the same.
-    """
-    main = scale.pruned(baseline, [UNPRUNED, *_registered()], rate=RATE)
-    scratch = [replace(cell, scratch=True) for cell in main if cell.method == "sr-gkp"]  # is it the weights, or the shape?
-
-    def rows(methods: Iterable[str] | None) -> list[PruneCell]:
-        return [cell for cell in main if methods is None or cell.method in methods]
-
-    seeds = [replace(cell, seed=s) for s in (0, *scale.seeds) for cell in rows(scale.seeded)]
-    variants = [cell for alpha in scale.alphas for cell in scale.pruned(baseline, ["sr-gkp"], options={"alpha": alpha})]
-    variants += scale.pruned(baseline, ["sr-gkp"], options={"beta": "paper"})
-    variants += scale.pruned(baseline, ["tmi-gkp"], options={"grouping": "random"})  # does grouping matter at all?
-    transfer = [cell for csb in scale.csbs for cell in scale.pruned(baseline, ["sfp-smooth"], options={"csb": csb})]
-    high = [cell for cell in scale.pruned(baseline, scale.high, rate=HIGH_RATE) if cell.method != UNPRUNED]
-    strong: list[Network | PruneCell] = [baseline, *rows(scale.strong)]
-
-    def table(nets: Iterable[PruneCell]) -> list[Cell]:
-        compared: list[Network | PruneCell] = [baseline, *nets]
-        return [*compared, *scale.evaluated(compared)]
-
-    return {
-        "main": table([*main, *scratch]),
-        "seeds": table(seeds),
-        "ablations": table([*rows([UNPRUNED, *ABLATED]), *variants]),
-        "transfer": table([*rows([UNPRUNED, "sfp", "sfp-smooth"]), *transfer]),
-        "frequency": [*strong, *_frequencies(strong, scale)],
-        "strong": [
-            *strong,
-            *evaluations(strong, purpose="cascade", **scale.cascade),
-            *evaluations(strong, purpose="autoattack", **scale.autoattack),
-            *(
-                LatencyCell(net=cell, **scale.latency)
-                for cell in strong
-                if isinstance(cell, PruneCell) and cell.method != UNPRUNED
-            ),
-        ],
-        "cost": [baseline, TimingCell(net=baseline, **scale.timing)],
-        "high-rate": table([*rows([UNPRUNED]), *high]),
-        # networks that others trained; `cifar10` alone has some, and the notebooks ask every profile
-        "public": [],
-        "reference": [],
-    }
-
-
-def _frequencies(nets: Iterable[Network | PruneCell], scale: Scale) -> list[EvaluateCell]:
-    """Accuracy without attack on the test set and on what is left of it above each cut of Table 1."""
-    nets = list(nets)
-    variants = ("", *(f"high-frequency-{theta}" for theta in THETAS))
-    return [
-        cell
-        for variant in variants
-        for cell in evaluations(nets, attacks=(), variant=variant, purpose=variant or "frequency", **scale.frequency)
-    ]
-
-
-def _cascade(eps: str, *, queries: int) -> dict[str, Any]:
-    """Strong attacks one after the other on whatever still stands: the best estimate of the worst case that fits."""
-    attacks = ("apgd-ce", {"attack": "apgd-t", "targets": 3}, {"attack": "square", "queries": queries})
-    return {"attack": "cascade", "eps": eps, "options": {"attacks": attacks}}
-
-
-def _registered() -> list[str]:
-    """The names of METHODS and of those that a caller has registered, in alphabetical order."""
-    registry = sys.modules.get("gkp.pruning.registry")  # not imported for this: torch comes with it
-    own = registry.methods().items() if registry else ()
-    return sorted({*METHODS, *(name for name, method in own if GIVEN.issuperset(method.needs))})
 
 
 PROFILES: dict[str, Callable[[], Groups]] = {"quick": quick, "cifar10": cifar10, "paper": paper}

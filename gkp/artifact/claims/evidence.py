@@ -20,7 +20,7 @@ from gkp.artifact.claims.decision import NotRun
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import EvaluateCell, Network, PretrainedCell, PruneCell, TimingCell
 from gkp.artifact.experiments.report import Result
-from gkp.artifact.profiles import RATE, UNPRUNED
+from gkp.artifact.groups import RATE, UNPRUNED
 from gkp.artifact.published import ATTACKED
 from gkp.artifact.results import BASELINE as UNTRAINED
 from gkp.artifact.results import NAMES, in_brackets, plays

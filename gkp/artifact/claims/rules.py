@@ -26,7 +26,7 @@ from gkp.artifact.claims.decision import (
 )
 from gkp.artifact.claims.evidence import SR, Case, Index, Keys, Net
 from gkp.artifact.experiments.cell import Cell
-from gkp.artifact.profiles import RATE, UNPRUNED
+from gkp.artifact.groups import RATE, UNPRUNED
 from gkp.artifact.published import gain, names_here
 from gkp.errors import BadInput
 from gkp.evaluation.statistics import Estimate, difference, holm, judge, together

@@ -42,7 +42,7 @@ def methods_table(results: Sequence[Result], *, protocol: str, title: str) -> Ta
 
     Args:
         results: Finished networks and their evaluations; a row for each, in their order.
-        protocol: "paper" or "pixel".
+        protocol: A role of `gkp.artifact.results.plays`: "paper", "pixel", "precision".
         title: Of the table.
     """
     found = [(one, one.network) for one in evaluations(results, protocol) if one.network]

@@ -1,0 +1,149 @@
+"""Groups of cells: what is measured of one network, and at which cost (`Scale`); `gkp.artifact.profiles` puts them together.
+
+A group is what one part of a notebook shows. It has the rows that its tables compare with, so cells stand in several groups; a
+cell is computed once all the same.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gkp.artifact.experiments.cell import Cell
+from gkp.artifact.experiments.kinds import EvaluateCell, LatencyCell, Network, PruneCell, TimingCell, TrainCell, evaluations
+
+RATE, HIGH_RATE = 7 / 16, 10 / 16  # of the paper's tables, by their MACs and parameters
+UNPRUNED = "none"  # the unpruned network under the same fine-tuning: a row of every table
+METHODS = (  # every built-in method that can be given what it needs: written down, so that planning needs no torch
+    *("cc", "chip", "depgraph", "depgraph-one-shot", "fpgm", "fpgm-one-shot", "greedy-gkp", "hrank", "l1norm-a", "l1norm-b"),
+    *("l2", "l2-gkp", "least-smooth-gkp", "lrf", "random", "random-gkp", "sfp", "sfp-smooth", "slimming", "sr-gkp"),
+    *("taylor-fo", "tmi-gkp"),
+)
+SEEDED = (UNPRUNED, "sr-gkp", "l2-gkp", "random-gkp", "l1norm-b")  # the rows that get three seeds
+HIGH = (UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "fpgm", "sfp", "hrank")
+ONE_SHOT = ("sr-gkp", "l2-gkp", "l1norm-b", "fpgm-one-shot", "hrank")  # of these; FPGM and SFP prune while they train
+TENTH = (  # the rows that get a tenth of the paper's schedule, the most telling ones first
+    *(UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "tmi-gkp", "fpgm", "cc", "hrank"),
+    *("lrf", "sfp", "random-gkp", "gal", "dhp", "nppm", "rap-admm", "otov2"),
+)
+RATED = ("sr-gkp", "l2-gkp", "random-gkp", "l1norm-b", "cc")  # the curves of accuracy against MACs
+RATES = (1 / 4, RATE, HIGH_RATE, 3 / 4)
+ALPHAS = (0.1, 0.25, 0.5, 0.75)  # Tables 14-16, beside the default 0.9
+ABLATED = ("tmi-gkp", "greedy-gkp", "least-smooth-gkp", "l2-gkp", "random-gkp", "sr-gkp")  # Tables 4 and 5, and controls
+CSBS = (0.5, 0.75)  # Table 6, beside the default 0.9
+THETAS = (0.3, 0.5, 0.7)  # Table 1
+GIVEN = {"weights", "training snapshots", "data", "gradients", "training"}  # what a cell can give a method
+Groups = dict[str, list[Cell]]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a profile spends: the fine-tuning of each network, how it is evaluated, and which rows each table gets.
+
+    finetune: fields of PruneCell; paper, pixel, cascade, autoattack, frequency: fields of EvaluateCell for the paper's
+    protocol, the field's, the worst case of strong attacks, AutoAttack, and the high-frequency test sets of Table 1; timing,
+    latency: fields of the cells that measure seconds.
+    strong: the methods whose networks meet the strong attacks, None for all; seeds: beyond seed 0, for the methods `seeded`,
+    None for all.
+    """
+
+    finetune: dict[str, Any]
+    paper: dict[str, Any]
+    pixel: dict[str, Any]
+    cascade: dict[str, Any]
+    autoattack: dict[str, Any]
+    frequency: dict[str, Any]
+    timing: dict[str, Any]
+    latency: dict[str, Any]
+    seeds: tuple[int, ...] = (1, 2)
+    seeded: tuple[str, ...] | None = SEEDED
+    alphas: tuple[float, ...] = ALPHAS
+    csbs: tuple[float, ...] = CSBS
+    high: tuple[str, ...] = HIGH
+    strong: tuple[str, ...] | None = None
+
+    def pruned(self, net: Network, methods: Iterable[str], **fields: Any) -> list[PruneCell]:
+        """The network pruned by each of these methods that is registered, in this order."""
+        known = {UNPRUNED, *registered()}
+        return [PruneCell(net=net, method=method, **{**self.finetune, **fields}) for method in methods if method in known]
+
+    def evaluated(self, nets: Iterable[Network | PruneCell]) -> list[EvaluateCell]:
+        """Both protocols for each network."""
+        nets = list(nets)
+        return [
+            *evaluations(nets, protocol="paper", true_labels=True, **self.paper),
+            *evaluations(nets, protocol="pixel", **self.pixel),
+        ]
+
+
+def network_groups(baseline: TrainCell, scale: Scale) -> Groups:
+    """What the paper does with one network, and what it leaves out: a group for each notebook."""
+    main = scale.pruned(baseline, [UNPRUNED, *registered()], rate=RATE)
+    scratch = [replace(cell, scratch=True) for cell in main if cell.method == "sr-gkp"]  # is it the weights, or the shape?
+
+    def rows(methods: Iterable[str] | None) -> list[PruneCell]:
+        return [cell for cell in main if methods is None or cell.method in methods]
+
+    seeds = [replace(cell, seed=s) for s in (0, *scale.seeds) for cell in rows(scale.seeded)]
+    variants = [cell for alpha in scale.alphas for cell in scale.pruned(baseline, ["sr-gkp"], options={"alpha": alpha})]
+    variants += scale.pruned(baseline, ["sr-gkp"], options={"beta": "paper"})
+    variants += scale.pruned(baseline, ["tmi-gkp"], options={"grouping": "random"})  # does grouping matter at all?
+    transfer = [cell for csb in scale.csbs for cell in scale.pruned(baseline, ["sfp-smooth"], options={"csb": csb})]
+    high = [cell for cell in scale.pruned(baseline, scale.high, rate=HIGH_RATE) if cell.method != UNPRUNED]
+    strong: list[Network | PruneCell] = [baseline, *rows(scale.strong)]
+
+    def table(nets: Iterable[PruneCell]) -> list[Cell]:
+        compared: list[Network | PruneCell] = [baseline, *nets]
+        return [*compared, *scale.evaluated(compared)]
+
+    return {
+        "main": table([*main, *scratch]),
+        "seeds": table(seeds),
+        "ablations": table([*rows([UNPRUNED, *ABLATED]), *variants]),
+        "transfer": table([*rows([UNPRUNED, "sfp", "sfp-smooth"]), *transfer]),
+        "frequency": [*strong, *frequencies(strong, scale)],
+        "strong": [
+            *strong,
+            *evaluations(strong, purpose="cascade", **scale.cascade),
+            *evaluations(strong, purpose="autoattack", **scale.autoattack),
+            *(
+                LatencyCell(net=cell, **scale.latency)
+                for cell in strong
+                if isinstance(cell, PruneCell) and cell.method != UNPRUNED
+            ),
+        ],
+        "cost": [baseline, TimingCell(net=baseline, **scale.timing)],
+        "high-rate": table([*rows([UNPRUNED]), *high]),
+        # `cifar10` alone has networks that others trained and longer schedules, and the notebooks ask every profile
+        "public": [],
+        "reference": [],
+        "tenth": [],
+        "rates": [],
+        "precision": [],
+    }
+
+
+def frequencies(nets: Iterable[Network | PruneCell], scale: Scale) -> list[EvaluateCell]:
+    """Accuracy without attack on the test set and on what is left of it above each cut of Table 1."""
+    nets = list(nets)
+    variants = ("", *(f"high-frequency-{theta}" for theta in THETAS))
+    return [
+        cell
+        for variant in variants
+        for cell in evaluations(nets, attacks=(), variant=variant, purpose=variant or "frequency", **scale.frequency)
+    ]
+
+
+def cascade(eps: str, *, queries: int) -> dict[str, Any]:
+    """Strong attacks one after the other on whatever still stands: the best estimate of the worst case that fits."""
+    attacks = ("apgd-ce", {"attack": "apgd-t", "targets": 3}, {"attack": "square", "queries": queries})
+    return {"attack": "cascade", "eps": eps, "options": {"attacks": attacks}}
+
+
+def registered() -> list[str]:
+    """The names of METHODS and of those that a caller has registered, in alphabetical order."""
+    registry = sys.modules.get("gkp.pruning.registry")  # not imported for this: torch comes with it
+    own = registry.methods().items() if registry else ()
+    return sorted({*METHODS, *(name for name, method in own if GIVEN.issuperset(method.needs))})
