@@ -11,9 +11,10 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from gkp.artifact import profiles
+from gkp.artifact.claims.case import Case, case_of
 from gkp.artifact.claims.claim import FILE, RULES, claims, read_claims
 from gkp.artifact.claims.decision import DIFFERS, DIRECTION, KINDS, NO_VERDICT, NOT_RUN, REPRODUCED, VERDICTS, NotRun
-from gkp.artifact.claims.evidence import BASELINE, SR, TMI, Case, Index, Keys, Net, case_of
+from gkp.artifact.claims.evidence import BASELINE, SR, TMI, Index, Keys, Net
 from gkp.artifact.claims.gpu_hours import gpu_hours
 from gkp.artifact.claims.rules import Contrast, best_or_second, contrasts, equal_but_fragile
 from gkp.artifact.claims.verdicts import decide, verdicts
@@ -342,6 +343,31 @@ def test_evidence_goes_by_options_rate_and_epochs_never_by_place(lab):
     assert index.networks(Net("sr-gkp", (), 10 / 16), "resnet20")[0].rate == 10 / 16
     assert index.networks(BASELINE, "resnet20") == {0: lab.baseline}
     assert index.networks(SR, "resnet56") == {}
+
+
+def test_the_longest_complete_fine_tuning_decides_and_lengths_are_never_mixed(tmp_path):
+    found = []
+    for name, finished in (("half", False), ("whole", True)):
+        (tmp_path / name).mkdir()
+        lab = Lab(tmp_path / name)
+        for method in ("sr-gkp", "tmi-gkp"):
+            lab.net(method)
+        lab.net("sr-gkp", {"pgd-8/255": 0.5}, epochs=30)
+        lab.net("tmi-gkp", epochs=30, finished=finished)
+        found.append(decide(claim("sr-over-tmi"), lab.case())[0])
+    half, whole = found
+    assert half.value == 0 and "3 epochs" in half.reason
+    assert whole.value == pytest.approx(0.1 / 3) and "30 epochs" in whole.reason
+
+
+def test_one_seed_of_a_long_fine_tuning_is_as_uncertain_as_the_seeds_of_a_short_one(lab):
+    for seed, share in enumerate((0.3, 0.4, 0.5)):
+        lab.net("sr-gkp", {"pgd-8/255": share}, seed=seed)
+    short = lab.case().spread("paper", ["pgd-8/255"])
+    lab.net("sr-gkp", {"pgd-8/255": 0.5}, epochs=30)
+    case = lab.case()
+    long = case.at(lab.model, (), case.index.by_schedule(lab.model)[0])
+    assert long.epochs() == 30 and long.spread("paper", ["pgd-8/255"]) == short == Spread(pytest.approx(0.1), 2)
 
 
 def test_digits_give_no_verdict_though_the_arithmetic_runs(tmp_path):

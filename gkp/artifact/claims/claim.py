@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gkp.artifact.claims import counts, printed, protocol, rules
+from gkp.artifact.claims.case import Case
 from gkp.artifact.claims.decision import KINDS, Decision, Rule
-from gkp.artifact.claims.evidence import Case, Index
+from gkp.artifact.claims.evidence import Index
 from gkp.artifact.claims.gpu_hours import SETTINGS, gpu_hours
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.status import for_gpu, stated_minutes

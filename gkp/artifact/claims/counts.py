@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from gkp.artifact.claims.case import PAPER_EPOCHS, Case
 from gkp.artifact.claims.decision import (
     COST,
     COUNTED,
@@ -25,7 +26,7 @@ from gkp.artifact.claims.decision import (
     NotRun,
     rule,
 )
-from gkp.artifact.claims.evidence import PAPER_EPOCHS, SR, TMI, Case, Index, Keys, Net
+from gkp.artifact.claims.evidence import SR, TMI, Index, Keys, Net
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import PruneCell, network_in
 from gkp.artifact.published import ATTACKED, CODE, NETWORKS, published, superscores

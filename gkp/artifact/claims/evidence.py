@@ -12,24 +12,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
-from gkp.artifact import experiments as grid
 from gkp.artifact import profiles
-from gkp.artifact.claims.decision import NotRun
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import EvaluateCell, Network, PretrainedCell, PruneCell, TimingCell
-from gkp.artifact.experiments.report import Result
 from gkp.artifact.groups import RATE, UNPRUNED
 from gkp.artifact.published import ATTACKED
 from gkp.artifact.results import BASELINE as UNTRAINED
 from gkp.artifact.results import NAMES, in_brackets, plays
 from gkp.errors import BadInput
-from gkp.evaluation.outcomes import Outcomes
-from gkp.evaluation.statistics import Spread
 
 EMBEDDED = "digits"
-PAPER_EPOCHS = 300  # of fine-tuning on CIFAR-10, in the paper
 COLUMNS = dict(zip(("benign", "(a)", "(b)", "(c)"), ATTACKED, strict=True))  # as the paper's tables head them
 _OTHER_KEY = re.compile(r"[a-z]+(-[a-z]+)*-\d[\d./]*(-true)?")
 _NAMES = NAMES | {
@@ -95,6 +87,7 @@ class Index:
 
     cells: tuple[Cell, ...]
     profile: str = ""
+    _shorter: dict[tuple[str, int], Index] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, profile: str) -> Index:
@@ -128,6 +121,23 @@ class Index:
             if isinstance(cell, EvaluateCell):
                 found.setdefault(cell.net.hash, []).append(cell)
         return found
+
+    def by_schedule(self, model: str) -> list[Index]:
+        """One index for each length of fine-tuning of this architecture, the longest first: networks are compared within one.
+
+        This index itself where nothing of the architecture is fine-tuned.
+        """
+        lengths = sorted({cell.epochs for cell in self._pruned.get(model, ())}, reverse=True)
+        return [self._of_length(model, epochs) for epochs in lengths] if len(lengths) > 1 else [self]
+
+    def _of_length(self, model: str, epochs: int) -> Index:
+        if (model, epochs) not in self._shorter:
+            others = {
+                c.hash for c in self.cells if isinstance(c, PruneCell) and c.model == model and c.epochs not in (0, epochs)
+            }
+            kept = (cell for cell in self.cells if cell.hash not in others)
+            self._shorter[model, epochs] = Index(tuple(kept), self.profile)
+        return self._shorter[model, epochs]
 
     def tuned(self, model: str) -> PruneCell | None:
         """The longest fine-tuning of this architecture, None where there is none."""
@@ -197,123 +207,3 @@ class Index:
 
 def _same_rate(cell: PruneCell, rate: float) -> bool:
     return cell.method == UNPRUNED or abs(cell.rate - rate) < 1e-9
-
-
-@dataclass
-class Case:
-    """One claim's evidence.
-
-    Attributes:
-        index: The experiments of the profile.
-        results: Hash -> result, of those that are finished.
-        model: The architecture it is decided on.
-        same: The architectures for which the paper reports the claim.
-    """
-
-    index: Index
-    results: Mapping[str, Result]
-    model: str = ""
-    same: tuple[str, ...] = ()
-    _outcomes: dict[str, Outcomes] = field(default_factory=dict)
-    _spreads: dict[tuple[str, str, str], Spread] = field(default_factory=dict)
-
-    def at(self, model: str, same: tuple[str, ...] = ()) -> Case:
-        """The same evidence for another claim, on another architecture."""
-        return Case(self.index, self.results, model, same, self._outcomes, self._spreads)
-
-    def finished(self, net: Net, part: str | None = None) -> dict[int, Result]:
-        """Seed -> result of the network, or of its evaluation in `part`, for the seeds that are finished.
-
-        Raises:
-            NotRun: When none is.
-        """
-        networks = self.index.networks(net, self.model)
-        cells = {seed: self.index.evaluation(cell, part) if part else cell for seed, cell in networks.items()}
-        found = {seed: self.results[cell.hash] for seed, cell in cells.items() if cell and cell.hash in self.results}
-        if not found:
-            raise NotRun(f"{net.label} of {self.model} is not finished")
-        return found
-
-    def available(self, nets: Iterable[Net], part: str) -> list[Net]:
-        """Those of the networks that are finished and evaluated in this part."""
-        found = []
-        for net in nets:
-            try:
-                self.finished(net, part), self.finished(net)
-            except NotRun:
-                continue
-            found.append(net)
-        return found
-
-    def first(self, net: Net, part: str | None = None) -> Result:
-        """The result of its first finished seed. Raises NotRun when there is none."""
-        return next(iter(self.finished(net, part).values()))
-
-    def outcomes(self, net: Net, part: str) -> dict[int, Outcomes]:
-        """Seed -> outcome matrix. Raises NotRun when none is finished, or its files were not kept."""
-        found = {}
-        for seed, result in self.finished(net, part).items():
-            key = result.cell.hash
-            try:
-                self._outcomes[key] = self._outcomes.get(key) or Outcomes.load(result.folder)
-            except BadInput as error:
-                raise NotRun(str(error)) from None
-            found[seed] = self._outcomes[key]
-        return found
-
-    def one(self, net: Net, part: str) -> Outcomes:
-        """The outcome matrix of its first finished seed. Raises NotRun as `outcomes`."""
-        return next(iter(self.outcomes(net, part).values()))
-
-    def rows(self, net: Net, part: str, keys: Sequence[str]) -> list[np.ndarray]:
-        """For each finished seed how often each image is classified correctly, (N,) in [0, 1], over these keys.
-
-        Raises:
-            NotRun: When none is finished or has these keys.
-        """
-        found = []
-        for out in self.outcomes(net, part).values():
-            rows = out.rows()
-            if missing := [key for key in keys if key not in rows]:
-                raise NotRun(f"{net.label} of {self.model} was not evaluated under {', '.join(missing)}")
-            found.append(np.mean([rows[key] for key in keys], axis=0))
-        return found
-
-    def spread(self, part: str, keys: Sequence[str]) -> Spread:
-        """How much an accuracy of this architecture varies with the seed, pooled over every method that has several."""
-        at = (self.model, part, "+".join(keys))
-        if at not in self._spreads:
-            groups = []
-            for net in self.index.methods(self.model):
-                try:
-                    groups.append([float(row.mean()) for row in self.rows(net, part, keys)])
-                except NotRun:
-                    continue
-            self._spreads[at] = Spread.pooled(groups)
-        return self._spreads[at]
-
-    def epochs(self) -> int:
-        """The epochs of fine-tuning that this architecture's networks get here."""
-        longest = self.index.tuned(self.model)
-        return longest.epochs if longest else 0
-
-    def at_paper_scale(self) -> bool:
-        """Whether this is the paper's own setting: one of its architectures, trained and fine-tuned as long."""
-        longest = self.index.tuned(self.model)
-        if longest is None or self.model not in self.same or self.index.embedded:
-            return False
-        return longest.epochs >= PAPER_EPOCHS and getattr(longest.net, "epochs", PAPER_EPOCHS) >= PAPER_EPOCHS
-
-
-def case_of(profile: str, results: Sequence[Result] | None = None, store: grid.Store | None = None) -> Case:
-    """The evidence of a profile.
-
-    Args:
-        profile: A name, or the path of a Python file. Raises BadInput for another.
-        results: Finished experiments to use.
-        store: Where else to look for finished ones; by default where `gkp.artifact.experiments.run` keeps them.
-    """
-    index = Index.of(profile)
-    given = {result.cell.hash: result for result in results or ()}
-    stored = grid.load([cell for cell in index.cells if cell.hash not in given], store=store)
-    return Case(index, {**{result.cell.hash: result for result in stored}, **given})

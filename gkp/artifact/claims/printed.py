@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 
+from gkp.artifact.claims.case import Case
 from gkp.artifact.claims.decision import DIFFERS, INTERNAL, REPRODUCED, Decision, Rule, rule
-from gkp.artifact.claims.evidence import Case
 from gkp.artifact.published import ATTACKED, LOG, RANKED, mean_ranks, published, superscores
 
 Answer = tuple[bool, str, str, int]  # holds, ours, reason, how many printed numbers

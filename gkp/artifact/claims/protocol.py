@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from gkp.artifact.claims.case import Case
 from gkp.artifact.claims.decision import DIFFERS, DIRECTION, NOT_RUN, TREND, Decision, NotRun, rule
-from gkp.artifact.claims.evidence import CONTINUED, Case, Index, Keys, Net
+from gkp.artifact.claims.evidence import CONTINUED, Index, Keys, Net
 from gkp.artifact.claims.rules import conclude
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import PruneCell

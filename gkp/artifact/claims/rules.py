@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gkp.artifact.claims.case import Case
 from gkp.artifact.claims.decision import (
     DIFFERS,
     DIRECTION,
@@ -24,7 +25,7 @@ from gkp.artifact.claims.decision import (
     arguments,
     rule,
 )
-from gkp.artifact.claims.evidence import SR, Case, Index, Keys, Net
+from gkp.artifact.claims.evidence import SR, Index, Keys, Net
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.groups import RATE, UNPRUNED
 from gkp.artifact.published import gain, names_here

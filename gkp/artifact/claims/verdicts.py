@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pandas as pd
 
+from gkp.artifact.claims.case import Case, case_of
 from gkp.artifact.claims.claim import Claim, claims
 from gkp.artifact.claims.decision import NO_VERDICT, NOT_RUN, Decision, NotRun
-from gkp.artifact.claims.evidence import Case, case_of
 from gkp.artifact.claims.gpu_hours import hours_in_words
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.report import Result
@@ -89,18 +89,20 @@ def _row(claim: Claim, case: Case, profile: str) -> dict[str, object]:
 
 
 def decide(claim: Claim, case: Case) -> tuple[Decision, list[Cell]]:
-    """Decide a claim on the first of its architectures that can decide it.
+    """Decide a claim on the first of its architectures that can decide it, there by the longest fine-tuning that is complete.
 
     Returns:
         The decision, and the experiments behind it.
     """
     found: list[tuple[Decision, list[Cell]]] = []
     for model in claim.models or ("",):
-        cells = claim.find(case.index, model)
-        if claim.models and not cells:
+        measured = [(index, cells) for index in case.index.by_schedule(model) if (cells := claim.find(index, model))]
+        complete = [(index, cells) for index, cells in measured if all(cell.hash in case.results for cell in cells)]
+        if claim.models and not measured:
             continue
+        index, cells = (complete[:1] or measured[-1:] or [(case.index, [])])[0]
         try:
-            return _stamped(claim.decide(case.at(model, claim.same)), claim, case), cells
+            return _stamped(claim.decide(case.at(model, claim.same, index)), claim, case), cells
         except NotRun as missing:
             found.append((_not_run(claim, case, cells, str(missing)), cells))
     decision, cells = found[0] if found else (_not_run(claim, case, [], "this profile has no cells for it"), [])

@@ -1,0 +1,145 @@
+"""One claim's evidence: what the finished experiments found, as results, outcome matrices and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gkp.artifact import experiments as grid
+from gkp.artifact.claims.decision import NotRun
+from gkp.artifact.claims.evidence import Index, Net
+from gkp.artifact.experiments.report import Result
+from gkp.errors import BadInput
+from gkp.evaluation.outcomes import Outcomes
+from gkp.evaluation.statistics import Spread
+
+PAPER_EPOCHS = 300  # of fine-tuning on CIFAR-10, in the paper
+
+
+@dataclass
+class Case:
+    """One claim's evidence.
+
+    Attributes:
+        index: The experiments of the profile.
+        results: Hash -> result, of those that are finished.
+        model: The architecture it is decided on.
+        same: The architectures for which the paper reports the claim.
+        whole: The experiments of every length of fine-tuning, where `index` has those of one.
+    """
+
+    index: Index
+    results: Mapping[str, Result]
+    model: str = ""
+    same: tuple[str, ...] = ()
+    _outcomes: dict[str, Outcomes] = field(default_factory=dict)
+    _spreads: dict[tuple[str, str, str], Spread] = field(default_factory=dict)
+    whole: Index | None = None
+
+    def at(self, model: str, same: tuple[str, ...] = (), index: Index | None = None) -> Case:
+        """The same evidence for another claim, on another architecture; `index`: with one length of fine-tuning only."""
+        return Case(index or self.index, self.results, model, same, self._outcomes, self._spreads, self.whole or self.index)
+
+    def finished(self, net: Net, part: str | None = None) -> dict[int, Result]:
+        """Seed -> result of the network, or of its evaluation in `part`, for the seeds that are finished.
+
+        Raises:
+            NotRun: When none is.
+        """
+        networks = self.index.networks(net, self.model)
+        cells = {seed: self.index.evaluation(cell, part) if part else cell for seed, cell in networks.items()}
+        found = {seed: self.results[cell.hash] for seed, cell in cells.items() if cell and cell.hash in self.results}
+        if not found:
+            raise NotRun(f"{net.label} of {self.model} is not finished")
+        return found
+
+    def available(self, nets: Iterable[Net], part: str) -> list[Net]:
+        """Those of the networks that are finished and evaluated in this part."""
+        found = []
+        for net in nets:
+            try:
+                self.finished(net, part), self.finished(net)
+            except NotRun:
+                continue
+            found.append(net)
+        return found
+
+    def first(self, net: Net, part: str | None = None) -> Result:
+        """The result of its first finished seed. Raises NotRun when there is none."""
+        return next(iter(self.finished(net, part).values()))
+
+    def outcomes(self, net: Net, part: str) -> dict[int, Outcomes]:
+        """Seed -> outcome matrix. Raises NotRun when none is finished, or its files were not kept."""
+        found = {}
+        for seed, result in self.finished(net, part).items():
+            key = result.cell.hash
+            try:
+                self._outcomes[key] = self._outcomes.get(key) or Outcomes.load(result.folder)
+            except BadInput as error:
+                raise NotRun(str(error)) from None
+            found[seed] = self._outcomes[key]
+        return found
+
+    def one(self, net: Net, part: str) -> Outcomes:
+        """The outcome matrix of its first finished seed. Raises NotRun as `outcomes`."""
+        return next(iter(self.outcomes(net, part).values()))
+
+    def rows(self, net: Net, part: str, keys: Sequence[str]) -> list[np.ndarray]:
+        """For each finished seed how often each image is classified correctly, (N,) in [0, 1], over these keys.
+
+        Raises:
+            NotRun: When none is finished or has these keys.
+        """
+        found = []
+        for out in self.outcomes(net, part).values():
+            rows = out.rows()
+            if missing := [key for key in keys if key not in rows]:
+                raise NotRun(f"{net.label} of {self.model} was not evaluated under {', '.join(missing)}")
+            found.append(np.mean([rows[key] for key in keys], axis=0))
+        return found
+
+    def spread(self, part: str, keys: Sequence[str]) -> Spread:
+        """How much an accuracy of this architecture varies with the seed.
+
+        Pooled over every method that has several seeds, and over lengths of fine-tuning: a long one mostly has one seed.
+        """
+        at = (self.model, part, "+".join(keys))
+        if at not in self._spreads:
+            groups = []
+            for index in (self.whole or self.index).by_schedule(self.model):
+                case = self.at(self.model, self.same, index)
+                for net in index.methods(self.model):
+                    try:
+                        groups.append([float(row.mean()) for row in case.rows(net, part, keys)])
+                    except NotRun:
+                        continue
+            self._spreads[at] = Spread.pooled(groups)
+        return self._spreads[at]
+
+    def epochs(self) -> int:
+        """The epochs of fine-tuning that this architecture's networks get here."""
+        longest = self.index.tuned(self.model)
+        return longest.epochs if longest else 0
+
+    def at_paper_scale(self) -> bool:
+        """Whether this is the paper's own setting: one of its architectures, trained and fine-tuned as long."""
+        longest = self.index.tuned(self.model)
+        if longest is None or self.model not in self.same or self.index.embedded:
+            return False
+        return longest.epochs >= PAPER_EPOCHS and getattr(longest.net, "epochs", PAPER_EPOCHS) >= PAPER_EPOCHS
+
+
+def case_of(profile: str, results: Sequence[Result] | None = None, store: grid.Store | None = None) -> Case:
+    """The evidence of a profile.
+
+    Args:
+        profile: A name, or the path of a Python file. Raises BadInput for another.
+        results: Finished experiments to use.
+        store: Where else to look for finished ones; by default where `gkp.artifact.experiments.run` keeps them.
+    """
+    index = Index.of(profile)
+    given = {result.cell.hash: result for result in results or ()}
+    stored = grid.load([cell for cell in index.cells if cell.hash not in given], store=store)
+    return Case(index, {**{result.cell.hash: result for result in stored}, **given})
