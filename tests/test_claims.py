@@ -492,7 +492,7 @@ def test_the_cells_of_every_claim_are_cells_of_the_profile(profile):
     known = {cell.hash for cell in index.cells}
     without = set()
     for c in claims():
-        per_model = [c.find(index, model) for model in c.models]
+        per_model = [c.find(part, model) for model in c.models for part in index.by_schedule(model)]
         assert known.issuperset(cell.hash for cells in per_model for cell in cells)
         if not any(per_model):
             without.add(c.id)
