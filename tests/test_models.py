@@ -21,6 +21,7 @@ from gkp.pruning.prune import prune
     [
         ("resnet20", {}, 32),
         ("resnet20", {"shortcut": "centre"}, 16),
+        ("resnet20", {"shortcut": "projection"}, 8),
         ("vgg16_bn", {"num_classes": 7}, 32),
         ("resnet101", {"num_classes": 200}, 64),
     ],
@@ -57,7 +58,7 @@ def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone():
     ("wrong", "message"),
     [
         (lambda: build_model("resnet21"), "unknown model 'resnet21'; known: resnet20, resnet32"),
-        (lambda: build_model("resnet20", shortcut="conv"), "append"),
+        (lambda: build_model("resnet20", shortcut="conv"), "must be one of append, centre, projection, not 'conv'"),
         (lambda: build_model("resnet20", widths=3), "widths"),
         (lambda: build_model("resnet20", std=(0.1, 0.0, 0.1)), "positive stds"),
         (lambda: load_model("resnet20", weights="imagenet"), "known: akamaster, srgkp-official"),
