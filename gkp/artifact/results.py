@@ -26,6 +26,7 @@ NAMES = {  # a method's identifier -> its name in the paper, or one formed alike
     "depgraph-one-shot": "DepGraph-One-Shot",
     "fpgm": "FPGM",
     "fpgm-one-shot": "FPGM-One-Shot",
+    "gal": "GAL",
     "greedy-gkp": "Greedy-GKP",
     "hrank": "HRank",
     "l1norm-a": "L1Norm-A",
