@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torchvision
+from torch.nn import functional as F
 
 from gkp.checkpoints import load_model, save_model, tensors_sha256
 from gkp.data.sources import load_dataset
@@ -45,6 +46,16 @@ def test_option_a_shortcuts_put_the_zero_channels_where_they_say():
     assert ShortcutA(2, (1, 1))(x)[0].tolist() == [[[0, 0], [0, 0]], sampled, [[0, 0], [0, 0]]]
     assert build_model("resnet20").layer2[0].shortcut.padding == (0, 16)
     assert build_model("resnet20", shortcut="centre").layer2[0].shortcut.padding == (8, 8)
+
+
+def test_a_projection_is_a_strided_convolution_and_batchnorm():
+    net, x = build_model("resnet20", shortcut="projection"), torch.rand(2, 16, 6, 6)
+    projection = net.layer2[0].shortcut.eval()
+    torch.testing.assert_close(projection(x) * (1 + 1e-5) ** 0.5, F.conv2d(x, projection.conv.weight, stride=2))
+    assert [name for name, _ in net.named_modules() if name.endswith("shortcut.bn")] == [
+        "layer2.0.shortcut.bn",
+        "layer3.0.shortcut.bn",
+    ]
 
 
 def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone():

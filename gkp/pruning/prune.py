@@ -43,6 +43,8 @@ class TrainingMethod(Protocol):
     def callback(self, convs: Mapping[str, nn.Conv2d]) -> PruningCallback:
         """The callback that prunes the layers of these names."""
 
+    # A method may also have `network(net) -> nn.Module`: what is trained in place of `net`, with its names of layers.
+
 
 def prune(
     net: nn.Module,
@@ -147,6 +149,8 @@ def train_pruned(
     shared = {"rate": rate, "seed": seed, "input_shape": shape, "budget": target}
     planner = make_method(method, **{k: v for k, v in shared.items() if k in info.options}, **options)
     check_inputs(info, trained, convs, train_set)
+    if hasattr(planner, "network"):
+        trained = planner.network(trained)
     pruning = planner.callback(convs)
     log = train(
         trained,
@@ -159,7 +163,8 @@ def train_pruned(
         device=device,
         callbacks=(pruning, *callbacks),
     )
-    pruned = PrunedModel(trained, pruning.plan(trained), left_out)
+    plan = pruning.plan(trained)
+    pruned = PrunedModel(trained, plan, {name: reason for name, reason in left_out.items() if name not in plan})
     _check_kept(pruned, planner, target, shape, method)
     return pruned, log
 
