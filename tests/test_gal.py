@@ -10,12 +10,16 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet
 
+from gkp.artifact import experiments as grid
+from gkp.artifact.experiments.kinds import EvaluateCell, PruneCell, TrainCell
+from gkp.artifact.tables.accuracy import methods_table
 from gkp.checkpoints import load_model, save_model
 from gkp.errors import BadInput
 from gkp.evaluation.folding import folded
 from gkp.networks.build import build_model
 from gkp.networks.classifier import BasicBlock
 from gkp.pruning.blocks import BlockSpec, residual_blocks
+from gkp.pruning.budget import grouped_kernel_macs
 from gkp.pruning.cost import cost
 from gkp.pruning.filters import FilterSpec
 from gkp.pruning.methods.gal import search
@@ -355,6 +359,22 @@ def test_filters_of_vgg_go_one_by_one_and_meet_the_budget():
     assert_same_function(pruned, torch.rand(2, 3, 32, 32))
     nothing = callback.gates.open([torch.zeros(size) for size in callback.gates.sizes])
     assert all(spec.kept_filters.tolist() == [0] for spec in nothing.values())
+
+
+def test_a_finished_experiment_says_in_its_row_that_it_is_not_at_equal_macs(tmp_path):
+    short = {"epochs": 2, "lr": 0.02, "batch_size": 128, "split": "test"}
+    baseline = TrainCell(dataset="digits", model="resnet20", **short)
+    pruned = PruneCell(net=baseline, method="gal", options={"updates": 2}, **short)
+    evaluated = EvaluateCell(net=pruned, protocol="paper", examples=8)
+    report = grid.run([baseline, pruned, evaluated], jobs=1, store=grid.Store(tmp_path), progress=False)
+    small = report[1]
+    net = build_model("resnet20")
+    goal = grouped_kernel_macs(net, layers_for(GAL, net, None)[0], 7 / 16, input_shape=small["input_shape"])
+    off = small["paper_macs"] / goal - 1
+    assert small["off_budget"] == round(off, 4) and len(small["soft_epochs"]) == 1 == len(small["epochs"])
+    shown = methods_table(report, protocol="paper", title="").shown
+    assert list(shown["MACs (M)"]) == [f"{small['paper_macs'] / 1e6:.3f} ({off:+.1%}, not at equal MACs)"]
+    assert all(spec == BlockSpec() for spec in plan_of(load_model(small.file("compact"))).values())
 
 
 # --- labels, seeds, what is refused -----------------------------------------------------------------------------------

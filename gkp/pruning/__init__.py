@@ -19,6 +19,7 @@ overrides what it needs:
   `twin(conv)` -> the module that is trained in its place. Its weights are made from the dense ones and from whatever else the
   method put into fields of the spec that JSON leaves out. On loading a saved network `twin` is called on a dense convolution of
   new weights and a spec read from JSON: only the shapes must come out right, the weights are filled in afterwards;
+- to prune another kind of module than a convolution: `prunes`, that kind; the plan has the spec by the module's name;
 - `to_json()` and `from_json(fields)`, plain types.
 
 A `Plan` is applied in this order: `layers` (check) -> `cuts` (coupled channels) -> `make_twin` -> `removed` (masks) -> training
