@@ -24,6 +24,7 @@ NAMES = {  # a method's identifier -> its name in the paper, or one formed alike
     "chip": "CHIP",
     "depgraph": "DepGraph",
     "depgraph-one-shot": "DepGraph-One-Shot",
+    "dhp": "DHP",
     "fpgm": "FPGM",
     "fpgm-one-shot": "FPGM-One-Shot",
     "gal": "GAL",

@@ -6,7 +6,8 @@ each step SGD trains latents, hypernetwork, BatchNorm and classifier, and then a
 latents that are pruned. Channels whose latent is below a threshold go. That changes the function, for the hypernetwork has
 biases: the small network is trained on, at a high learning rate.
 
-The hypernetwork of ResNet-20 has 2.9 M numbers, ten times those of the network; a step costs 1.1 plain ones.
+The hypernetwork of ResNet-20 has 2.9 M numbers, ten times those of the network; a step on 64 images of
+32x32 takes 1.2 plain ones on one core.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ STREAMS = ("stage1", "stage2")
     family="filter",
     needs=("training", "initialisation"),
     procedure="while training",
-    fidelity="adapted: basic blocks at every depth (the released ResNet-110 has bottlenecks); the weight of the L1 norm is "
-    "scaled to the length of the search, so that latents move as far as in the released one; the threshold is set by the "
+    fidelity="adapted: as released it trains from scratch, and a network with 1x1 shortcuts of its own, not the one that other "
+    "methods prune; but with basic blocks at every depth (the released ResNet-110 has bottlenecks); the weight of the L1 norm "
+    "is scaled to the length of the search, so that latents move as far as in the released one; the threshold is set by the "
     "budget, a channel that would miss it by more than 1 % being passed over; where the search is over before its epochs are, "
     "the hypernetwork goes on to train the small network; then retrained as all methods are fine-tuned",
 )
@@ -152,7 +154,6 @@ class Search(PruningCallback):
         assert isinstance(net, CifarResNet)
         self._hyper = HyperNetwork(net, self.method.hidden, self.method.seed).to(net.mean.device)
         counter = Counter(net, self.method.input_shape)
-
         known: dict[tuple[int, ...], int] = {}
 
         def macs(kept: Kept) -> int:
@@ -178,9 +179,10 @@ class Search(PruningCallback):
     def after_step(self, net: nn.Module) -> None:
         """Shrink the latents that are pruned; now and then see whether the budget is met."""
         if self._kept is None:
+            amount = self._sparsity * self._lr(self._done)
             for latent in self._latents().values():
-                if int((latent.detach().abs() >= self.method.threshold).sum()) > self.method.at_least:
-                    shrink(latent, self._sparsity * self._lr(self._done))
+                alive = (latent.detach().abs() >= self.method.threshold).sum()
+                shrink(latent, amount * (alive > self.method.at_least))  # a tensor, so that a GPU is not waited for
         self._done += 1
         if self._kept is None and self._done % self.method.check_every == 0:
             alive = above(self._latents(), self.method.threshold, self.method.at_least)

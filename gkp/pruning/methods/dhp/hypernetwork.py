@@ -113,7 +113,7 @@ class HyperNetwork(nn.Module):
 
 
 @torch.no_grad()
-def shrink(latent: Tensor, amount: float) -> None:
+def shrink(latent: Tensor, amount: float | Tensor) -> None:
     """The proximal step of `amount` times the L1 norm, in place: every entry moves so far towards zero and stops there."""
     latent.copy_(torch.sign(latent) * (latent.abs() - amount).clamp(min=0))
 
