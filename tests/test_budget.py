@@ -162,6 +162,6 @@ def test_l1norm_has_exactly_the_paper_s_row_where_that_meets_the_budget_and_come
 
 def test_every_method_says_how_it_prunes():
     known = methods()
-    assert {info.procedure for info in known.values()} == {"one-shot", "soft", "sparse training"}
+    assert {info.procedure for info in known.values()} == {"one-shot", "soft", "sparse training", "while training"}
     assert all(info.to_json()["procedure"] == info.procedure for info in known.values())
     assert known["hrank"].needs == ("weights", "data") and known["sfp"].procedure == "soft"

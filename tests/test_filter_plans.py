@@ -175,6 +175,58 @@ def test_filters_of_a_residual_stream_are_refused_with_the_reason():
         prune(net, "l2", layers=["conv1"])
 
 
+def stream(stage, blocks=3):
+    """The convolutions that write into the residual stream of a stage of a CIFAR ResNet with projections."""
+    first = "conv1" if stage == 1 else f"layer{stage}.0.shortcut.conv"
+    return [first, *(f"layer{stage}.{block}.conv2" for block in range(blocks))]
+
+
+def stream_plan(**kept):
+    """A plan that keeps these filters of the stages' streams, stage1=..., and 5 in layer2.1."""
+    layers = {name: FilterSpec(filters) for stage, filters in kept.items() for name in stream(int(stage[-1]))}
+    return Plan(layers | {"layer2.1.conv1": FilterSpec(torch.arange(5))})
+
+
+def test_a_residual_stream_narrows_when_all_that_write_into_it_lose_the_same_filters(tmp_path):
+    net = with_lived_in_norms(build_model("resnet20", shortcut="projection"))
+    plan = stream_plan(stage1=torch.arange(0, 16, 2), stage2=torch.arange(3, 32))
+    pruned, x = PrunedModel(net, plan), torch.rand(3, 3, 32, 32)
+    assert largest_difference(pruned, pruned.compact(), x) <= 1e-5
+    few_momentum_steps(pruned, x)
+    small = pruned.compact().eval()
+    assert largest_difference(pruned, small, x) <= 1e-5
+    assert small.conv1.weight.shape[:2] == (8, 3) and small.layer1[0].conv1.weight.shape[:2] == (16, 8)
+    assert small.layer2[0].shortcut.conv.weight.shape[:2] == (29, 8) and small.layer2[0].shortcut.bn.running_var.shape == (29,)
+    assert small.layer2[1].conv2.weight.shape[:2] == (29, 5) and small.layer3[0].shortcut.conv.weight.shape[:2] == (64, 29)
+    for name, saved in (("masked", pruned.eval()), ("compact", small)):
+        loaded = load_model(save_model(saved, tmp_path / name))
+        assert largest_difference(saved, loaded, x) == 0 and plan_of(loaded) == plan
+
+
+def test_the_channels_of_a_narrower_stream_cost_what_they_should():
+    net = build_model("resnet20", shortcut="projection")
+    plan = Plan({name: FilterSpec(torch.arange(15)) for name in stream(1)})
+    # a channel of stage 1: the filter of the stem, 3 conv1 that read it, 3 conv2 and 4 BatchNorms that write it; two readers
+    filters, norms = 1024 * 9 * (3 + 3 * 16 + 3 * 16), 4 * 2 * 1024
+    readers = 256 * (32 * 9 + 32)
+    assert cost(net).paper_macs - cost(PrunedModel(net, plan)).paper_macs == filters + norms + readers
+
+
+@pytest.mark.parametrize(
+    ("shortcut", "change", "message"),
+    [
+        ("projection", {"layer1.2.conv2": None}, "residual stream as layer1.2.conv2 and loses other filters"),
+        ("projection", {"layer1.2.conv2": torch.arange(1, 9)}, "residual stream as layer1.2.conv2 and loses other filters"),
+        ("append", {}, "residual stream as layer1.0.conv2, which is padded with channels of its own"),
+    ],
+)
+def test_a_stream_that_would_not_narrow_as_one_is_refused(shortcut, change, message):
+    net = build_model("resnet20", shortcut=shortcut)
+    kept = {name: torch.arange(8) for name in stream(1)} | change
+    with pytest.raises(BadInput, match=f"filters of conv1 cannot go: it writes into the same {message}"):
+        PrunedModel(net, Plan({name: FilterSpec(filters) for name, filters in kept.items() if filters is not None}))
+
+
 def test_cutting_the_inputs_of_a_layer_that_is_pruned_in_another_way_is_refused():
     grouped = GroupedSpec(torch.arange(16) % 8, torch.arange(9).repeat(8, 1))
     plan = Plan({"layer1.0.conv1": FilterSpec(torch.arange(8)), "layer1.0.conv2": grouped})

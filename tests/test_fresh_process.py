@@ -23,7 +23,9 @@ KINDS = {  # the field of JSON by which a kind of spec is recognised -> methods 
     "kept_filters": [name for name, info in methods().items() if info.family == "filter"],
     "kept_inputs": ["cc"],
     "kept_inputs_between": ["lrf"],
+    "removed_block": ["gal"],
 }
+NOT_MEASURED = ("removed_block",)  # kinds of which no network is committed
 LOAD = """
 import sys
 import gkp
@@ -95,7 +97,7 @@ def test_whatever_is_saved_is_read_by_a_process_that_imports_gkp_alone(kind, tmp
         nets[save_model(pruned.compact(), tmp_path / method / "compact")] = pruned.compact()
     assert {kind_of(folder) for folder in nets} == {kind}
     committed = [folder for folder in COMMITTED if kind_of(folder) == kind]
-    assert committed
+    assert committed or kind in NOT_MEASURED
     expected = logits_here([*nets.values(), *map(load_model, committed)])
     torch.testing.assert_close(logits_elsewhere([*nets, *committed]), expected)
 

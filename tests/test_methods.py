@@ -207,6 +207,7 @@ def test_every_method_of_the_competition_is_listed_with_all_that_is_to_be_known_
     known = methods()
     assert the_paper_s | controls | later <= set(known)
     for info in known.values():
-        assert info.reference and info.family in ("filter", "channel", "grouped kernel")
-        assert set(info.needs) <= {"weights", "data", "gradients", "training", "training snapshots", "initialisation"}
+        assert info.reference and info.family in ("filter", "channel", "grouped kernel", "residual block")
+        known_needs = {"weights", "data", "gradients", "training", "training snapshots", "initialisation", "unlabelled images"}
+        assert set(info.needs) <= known_needs
     assert known["tmi-gkp"].needs == ("weights", "training snapshots") and known["cc"].needs[-1] == "gradients"

@@ -9,6 +9,7 @@ from gkp.errors import BadInput
 from gkp.pruning.methods.cc.sensitivity import channel_sensitivity, rank_sensitivity
 from gkp.pruning.methods.chip import independence
 from gkp.pruning.methods.fpgm import distance_to_others
+from gkp.pruning.methods.gal.fista import Fista
 from gkp.pruning.methods.lrf import combination, removal_order
 from gkp.pruning.methods.taylor_fo import gate_gradients
 from gkp.pruning.methods.tmi_gkp.vote import intervals
@@ -28,6 +29,22 @@ def by_hand(*names):
 
 def scores_of(method, conv, net=None, **options):
     return make_method(method, **options).scores(net or nn.Sequential(conv), {"0": conv})["0"].tolist()
+
+
+@by_hand("gal")
+def test_the_gates_of_gal_take_steps_of_fista():
+    gates = Fista(torch.tensor([0.5, 0.5, -0.3]), sparsity=1.0)  # the L1 term of the second is in its gradient too, as released
+    gates.step(torch.tensor([0.2, 1.2, 0.2]), lr=0.1)
+    assert gates.value.tolist() == pytest.approx([0.38, 0.28, 0])  # .48 - .1, .38 - .1 and -.32 + .1, which is below 0
+    factors = []
+    for _ in range(4):
+        moved = gates.value - gates.previous
+        start = gates.value.clone()
+        gates.sparsity = 0.0
+        gates.step(torch.full((3,), -10.0), lr=0.1)  # one up, so that none is below 0
+        factors.append(((gates.value - 1 - start) / moved)[0].item())
+    assert factors == pytest.approx([0, 0.28175, 0.43404, 0.53106], abs=1e-5)
+    assert gates.t == pytest.approx(3.29488, abs=1e-5)
 
 
 # --- filters: weights ------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from gkp.pruning.registry import make_method, methods
 NETWORKS = ("resnet32", "resnet56", "resnet110", "vgg16_bn")
 RATE = 7 / 16
 SLOW_ON_VGG = ("cc", "lrf")  # minutes and seconds: there a few layers have to do
-FAMILIES = {name: info.family for name, info in methods().items()}
+FAMILIES = {name: info.family for name, info in methods().items() if hasattr(info.cls, "plan")}  # the others train first
 
 
 class Remembering(Counter):
@@ -53,7 +53,7 @@ def few(convs):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("method", [name for name, family in FAMILIES.items() if family != "grouped kernel"])
+@pytest.mark.parametrize("method", [name for name, family in FAMILIES.items() if family in ("filter", "channel")])
 def test_every_method_keeps_the_budget_of_every_network(method, name, monkeypatch):
     known = network(name)
     monkeypatch.setattr(budget, "Counter", lambda *_: known.counter)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torchvision
+from torch.nn import functional as F
 
 from gkp.checkpoints import load_model, save_model, tensors_sha256
 from gkp.data.sources import load_dataset
@@ -21,6 +22,7 @@ from gkp.pruning.prune import prune
     [
         ("resnet20", {}, 32),
         ("resnet20", {"shortcut": "centre"}, 16),
+        ("resnet20", {"shortcut": "projection"}, 8),
         ("vgg16_bn", {"num_classes": 7}, 32),
         ("resnet101", {"num_classes": 200}, 64),
     ],
@@ -46,6 +48,16 @@ def test_option_a_shortcuts_put_the_zero_channels_where_they_say():
     assert build_model("resnet20", shortcut="centre").layer2[0].shortcut.padding == (8, 8)
 
 
+def test_a_projection_is_a_strided_convolution_and_batchnorm():
+    net, x = build_model("resnet20", shortcut="projection"), torch.rand(2, 16, 6, 6)
+    projection = net.layer2[0].shortcut.eval()
+    torch.testing.assert_close(projection(x) * (1 + 1e-5) ** 0.5, F.conv2d(x, projection.conv.weight, stride=2))
+    assert [name for name, _ in net.named_modules() if name.endswith("shortcut.bn")] == [
+        "layer2.0.shortcut.bn",
+        "layer3.0.shortcut.bn",
+    ]
+
+
 def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone():
     state = torch.get_rng_state()
     a, b, c = (build_model("resnet20", seed=s) for s in (3, 3, 4))
@@ -57,7 +69,7 @@ def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone():
     ("wrong", "message"),
     [
         (lambda: build_model("resnet21"), "unknown model 'resnet21'; known: resnet20, resnet32"),
-        (lambda: build_model("resnet20", shortcut="conv"), "append"),
+        (lambda: build_model("resnet20", shortcut="conv"), "must be one of append, centre, projection, not 'conv'"),
         (lambda: build_model("resnet20", widths=3), "widths"),
         (lambda: build_model("resnet20", std=(0.1, 0.0, 0.1)), "positive stds"),
         (lambda: load_model("resnet20", weights="imagenet"), "known: akamaster, srgkp-official"),

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -646,6 +646,26 @@ def test_a_callback_may_bring_its_own_weights_objective_and_learning_rate() -> N
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert swapped.calls == ["schedule 2 1", "parameters", *["objective", "backward"] * 2]
     assert [row["lr"] for row in log.rows] == [0.1, 0.05]
+
+
+def test_a_callback_is_told_the_learning_rate_of_every_step_and_may_leave_the_loss_to_the_recipe() -> None:
+    class Told(Callback):
+        def learning_rate(self, at: Callable[[int], float]) -> None:
+            self.rates = [at(step) for step in range(4)]
+
+        def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, None]:
+            return net(x), None
+
+    recipe = Recipe(epochs=4, lr=0.1, step_epochs=2, batch_size=4, label_smoothing=0.1)
+    told, halved, plain = Told(), Swapped(), Linear()
+    halved.parameters = halved.objective = lambda *_: None  # type: ignore[assignment,method-assign]
+    halved.after_backward = lambda net: None  # type: ignore[method-assign]
+    net = Linear()
+    log = train(net, one_pixel(), recipe, callbacks=[told, halved])
+    assert told.rates == [row["lr"] for row in log.rows] == pytest.approx([0.1, 0.05, 0.005, 0.005])
+    halved.calls = []
+    expected = train(plain, one_pixel(), recipe, callbacks=[halved])
+    assert [row["train_loss"] for row in log.rows] == [row["train_loss"] for row in expected.rows]
 
 
 def test_two_objectives_or_two_sets_of_weights_are_refused() -> None:

@@ -152,14 +152,17 @@ def test_every_training_time_method_ends_in_a_plan_under_the_budget(method, tmp_
     before = {key: value.clone() for key, value in net.state_dict().items()}
     pruned, log = train_pruned(net, method, pictures(), RECIPE, progress=False)
     assert len(log.rows) == 2 and all(torch.equal(before[key], value) for key, value in net.state_dict().items())
-    assert cost(pruned).paper_macs == pytest.approx(23_391_498, rel=0.01)
+    assert cost(pruned).paper_macs <= 1.01 * 23_391_498
+    off = cost(pruned).paper_macs / 23_391_498 - 1
+    assert pruned.off_budget == (None if abs(off) <= 0.01 else pytest.approx(off, abs=1e-4))
+    assert abs(off) <= (0.13 if method == "gal" else 0.01)  # a block is 11.6 % of ResNet-20, and so of this budget 20 %
     again, _ = train_pruned(net, method, pictures(), RECIPE, progress=False)
     assert again.plan == pruned.plan
     assert all(torch.equal(*pair) for pair in zip(again.parameters(), pruned.parameters(), strict=True))
     assert_usable(pruned, tmp_path)
 
 
-@pytest.mark.parametrize("method", ["fpgm", "depgraph"])
+@pytest.mark.parametrize("method", ["fpgm", "depgraph", "gal"])
 def test_a_killed_training_goes_on_to_the_same_plan_and_weights(method, tmp_path):
     net = build_model("resnet20")
     whole, _ = train_pruned(net, method, pictures(), RECIPE, progress=False)

@@ -1,6 +1,7 @@
 """Classifiers that take float [0, 1] images `(N, C, H, W)`, normalise inside, and return logits.
 
-CIFAR ResNet-20/32/44/56/110 (He et al. 2016, section 4.2) with the parameter-free option-A shortcut, and VGG-16-BN for 32x32.
+CIFAR ResNet-20/32/44/56/110 (He et al. 2016, section 4.2) with the parameter-free option-A shortcut, or with projections where
+the width changes (option B), and VGG-16-BN for 32x32.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from gkp.errors import BadInput
 
 PAPER_MEAN, PAPER_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SHORTCUTS = ("append", "centre", "projection")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Architecture:
         name: One of `gkp.networks.build.BUILDERS`, which checks it.
         num_classes: Number of logits, 2 or more.
         shortcut: Where the zero channels of an option-A shortcut go: "append" (all after, as in the paper) or "centre" (half
-            before, half after, as in akamaster's networks). Other networks ignore it.
+            before, half after, as in akamaster's networks); or "projection", a 1x1 convolution with BatchNorm where the width
+            changes (option B). Networks other than the CIFAR ResNets ignore it.
         mean, std: Per channel, subtracted and divided by inside, in units of pixels in [0, 1].
 
     Raises:
@@ -42,8 +45,8 @@ class Architecture:
     std: tuple[float, ...] = PAPER_STD
 
     def __post_init__(self) -> None:
-        if self.shortcut not in ("append", "centre"):
-            raise BadInput(f'shortcut of {self.name} must be "append" or "centre", not {self.shortcut!r}')
+        if self.shortcut not in SHORTCUTS:
+            raise BadInput(f"shortcut of {self.name} must be one of {', '.join(SHORTCUTS)}, not {self.shortcut!r}")
         if self.num_classes < 2:
             raise BadInput(f"num_classes of {self.name} must be 2 or more, not {self.num_classes}")
         if not len(self.mean) == len(self.std) == 3 or min(self.std) <= 0:
@@ -115,6 +118,23 @@ class ShortcutA(nn.Module):
         return F.pad(self.sampled(x), (0, 0, 0, 0, *self.padding))
 
 
+class Projection(nn.Module):
+    """Option-B shortcut: a 1x1 convolution of every `stride`-th pixel and a BatchNorm.
+
+    The pixels are taken before the convolution, since the backward pass of a 1x1 convolution of stride 2 in channels_last
+    corrupts memory on two CPU threads (torch 2.14.1).
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x[:, :, :: self.stride, :: self.stride]))
+
+
 class GlobalAvgPool(nn.AdaptiveAvgPool2d):
     """The mean over all positions, like `AvgPool2d(8)` for 32x32 images; a class of its own for the paper's MAC counter."""
 
@@ -142,7 +162,8 @@ class BasicBlock(nn.Module):
         if stride != 1 or in_channels != channels:
             extra = channels - in_channels
             before = extra // 2 if shortcut == "centre" else 0
-            self.shortcut = ShortcutA(stride, (before, extra - before))
+            padded = ShortcutA(stride, (before, extra - before))
+            self.shortcut = Projection(in_channels, channels, stride) if shortcut == "projection" else padded
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
@@ -174,7 +195,7 @@ class CifarResNet(Classifier):
         return self.fc(self.pool(z).flatten(1))
 
     def prunable(self, name: str, conv: nn.Conv2d) -> bool:
-        return name.startswith("layer")
+        return name.startswith("layer") and ".shortcut." not in name
 
 
 class Vgg16Bn(Classifier):

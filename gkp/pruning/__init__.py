@@ -7,6 +7,7 @@ function. Train and attack the twin: on CPU a grouped convolution of CIFAR width
 |---|---|---|
 | `GroupedSpec` | {"group_of_filter": [C_out ints], "kept": [[K ints] * groups]} | per filter group, K input channels |
 | `FilterSpec` | {"kept_filters": [K ints]} | whole filters; for their couplings see `gkp.pruning.coupling` |
+| `BlockSpec` | {"removed_block": true}, by the name of a block | of a residual block its shortcut |
 
 A new kind is a frozen dataclass that inherits `Spec` under `@spec_kind("its JSON field")`, in the file of its method, and
 overrides what it needs:
@@ -18,15 +19,17 @@ overrides what it needs:
   `twin(conv)` -> the module that is trained in its place. Its weights are made from the dense ones and from whatever else the
   method put into fields of the spec that JSON leaves out. On loading a saved network `twin` is called on a dense convolution of
   new weights and a spec read from JSON: only the shapes must come out right, the weights are filled in afterwards;
+- to prune another kind of module than a convolution: `prunes`, that kind; the plan has the spec by the module's name;
 - `to_json()` and `from_json(fields)`, plain types.
 
-A `Plan` is applied in this order: `convs` (check) -> `cuts` (coupled channels) -> `make_twin` -> `removed` (masks) -> training
+A `Plan` is applied in this order: `layers` (check) -> `cuts` (coupled channels) -> `make_twin` -> `removed` (masks) -> training
 -> `shrink`. `plan_of(net)` gives the plan of a twin or a compact network, `masked_twin(compact)` the twin again.
 """
 
 # Importing any module of this package registers every method, and every kind of spec that a saved network may hold.
 import gkp.pruning.methods
 import gkp.pruning.sr_gkp  # noqa: F401
+from gkp.pruning.blocks import BlockSpec, residual_blocks
 from gkp.pruning.coupling import Couplings, Cut, find_input_shape, shape_copy
 from gkp.pruning.filters import FilterSpec
 from gkp.pruning.grouped import GroupedKernelConv2d, GroupedSpec, kept_count
@@ -40,6 +43,7 @@ from gkp.pruning.spec import Spec, conv_like, spec_kind
 from gkp.pruning.twin import PrunedModel, masked_twin
 
 __all__ = [
+    "BlockSpec",
     "Couplings",
     "Cut",
     "FilterMethod",
@@ -59,6 +63,7 @@ __all__ = [
     "overlap",
     "plan_of",
     "register",
+    "residual_blocks",
     "scratch",
     "shape_copy",
     "spec_kind",

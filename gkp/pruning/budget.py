@@ -66,7 +66,7 @@ def match_macs(
         BadInput: No factor comes that close: the method keeps too much, or its steps are too coarse.
     """
     counter = Counter(net, input_shape)
-    dense, goal = _dense_and_goal(net, target, counter)
+    dense, goal = dense_and_goal(net, target, counter)
     tried: list[tuple[int, Plan]] = []
 
     def macs_at(factor: float) -> int:
@@ -127,7 +127,7 @@ class Counter:
         return count(small, self.input_shape)
 
 
-def _dense_and_goal(net: nn.Module, target: float, counter: Counter) -> tuple[int, float]:
+def dense_and_goal(net: nn.Module, target: float, counter: Counter) -> tuple[int, float]:
     """The paper_macs of the dense network, and `target` in the same unit. Raises BadInput if that prunes nothing."""
     dense = counter(Plan({})).paper_macs
     goal = target * dense if 0 < target < 1 else target

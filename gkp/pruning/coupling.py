@@ -55,9 +55,10 @@ class Couplings:
         self._shape = input_shape
         self._reasons: dict[str, str] = {}
         self._known: dict[str, list[tuple[Cut, Tensor]]] = {}
+        self._padded: set[str] = set()  # convolutions whose channels are padded with others on their way
 
     def reason(self, name: str) -> str:
-        """The reason why filters of the convolution `name` cannot go whole, or an empty string."""
+        """The reason why filters of the convolution `name` cannot go whole by themselves, or an empty string."""
         if name not in self._reasons:
             self._reasons[name] = self._reason(name)
         return self._reasons[name]
@@ -65,8 +66,10 @@ class Couplings:
     def cuts(self, removed: Mapping[str, Tensor]) -> list[Cut]:
         """Everything that goes with removed filters.
 
+        The channels of a residual stream can go if every convolution that writes into it loses the same filters.
+
         Args:
-            removed: Filters `(R,)` by name of convolution.
+            removed: Filters `(R,)` by name of convolution, ascending.
 
         Returns:
             One cut per layer and axis.
@@ -76,12 +79,18 @@ class Couplings:
         """
         gone: dict[tuple[str, Axis], list[Tensor]] = {}
         for name, filters in removed.items():
-            if not len(filters):
+            if not len(filters) or (name, "out") in gone:  # the latter goes with another one of its stream
                 continue
-            if reason := self.reason(name) or self._obstacle(name, self.followers(name)):
+            reason, coupled = self._unfit(name), []
+            if not reason:
+                for one, of_filter in self.followers(name):
+                    channels = one.channels[torch.isin(of_filter, filters)].unique()
+                    coupled.append((Cut(one.layer, one.axis, channels), of_filter))
+                reason = self._obstacle(name, coupled, removed)
+            if reason:
                 raise BadInput(f"whole filters of {name} cannot go: it {reason}; leave it out with layers=")
-            for one, of_filter in self.followers(name):
-                gone.setdefault((one.layer, one.axis), []).append(one.channels[torch.isin(of_filter, filters)])
+            for one, _ in coupled:
+                gone.setdefault((one.layer, one.axis), []).append(one.channels)
         return [Cut(layer, axis, torch.cat(channels).unique()) for (layer, axis), channels in gone.items()]
 
     def followers(self, name: str) -> list[tuple[Cut, Tensor]]:
@@ -121,27 +130,38 @@ class Couplings:
         group = graph.get_pruning_group(conv, _torch_pruning().prune_conv_out_channels, idxs=filters)
         found = []
         for item in group:
+            if "Pad" in item.dep.target.name:
+                self._padded.add(name)
             if item.dep.target.module in self._names:
                 axis: Axis = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
                 cut = Cut(self._names[item.dep.target.module], axis, torch.tensor(item.idxs))
                 found.append((cut, torch.tensor(item.root_idxs)))
         return found
 
-    def _reason(self, name: str) -> str:
+    def _unfit(self, name: str) -> str:
+        """The reason why the convolution `name` has no filters to prune, or an empty string."""
         conv = self._net.get_submodule(name)
         assert isinstance(conv, nn.Conv2d)
         if conv.groups != 1:
             return f"is a grouped convolution (groups={conv.groups})"
-        if conv not in self._graph.module2node:
-            return "takes no part in the forward pass"
+        return "" if conv in self._graph.module2node else "takes no part in the forward pass"
+
+    def _reason(self, name: str) -> str:
+        if reason := self._unfit(name):
+            return reason
+        conv = self._net.get_submodule(name)
+        assert isinstance(conv, nn.Conv2d)
         coupled = self._coupled(name, sorted({0, conv.out_channels - 1}))  # two will do, and large groups are slow
         for one, _ in coupled:
             if one.axis == "out" and one.layer != name and _has_filters(self._net.get_submodule(one.layer)):
                 self._reasons.setdefault(one.layer, f"writes into the same residual stream as {name}")
         return self._obstacle(name, coupled)
 
-    def _obstacle(self, name: str, coupled: list[tuple[Cut, Tensor]]) -> str:
-        """The reason why the layers coupled to filters of `name` cannot be cut exactly, or an empty string."""
+    def _obstacle(self, name: str, coupled: list[tuple[Cut, Tensor]], removed: Mapping[str, Tensor] | None = None) -> str:
+        """The reason why the layers coupled to filters of `name` cannot be cut exactly, or an empty string.
+
+        removed: The filters that go, by name of convolution; None if those of `name` go alone.
+        """
         read = False
         for one, _ in coupled:
             layer, axis, module = one.layer, one.axis, self._net.get_submodule(one.layer)
@@ -153,7 +173,12 @@ class Couplings:
             elif not isinstance(module, nn.Conv2d | nn.Linear):
                 return f"is read by {layer}, a {type(module).__name__}, which cannot be cut exactly"
             elif axis == "out":
-                return f"writes into the same residual stream as {layer}"
+                if removed is None or layer not in removed or not torch.equal(removed[layer], one.channels):
+                    return f"writes into the same residual stream as {layer}" + " and loses other filters" * (
+                        removed is not None
+                    )
+                if name in self._padded:
+                    return f"writes into the same residual stream as {layer}, which is padded with channels of its own"
             else:
                 read = True
         return "" if read else "is read by no other layer"

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from torch import nn
 
 from gkp.errors import BadInput
-from gkp.networks.classifier import convolutions
+from gkp.networks.classifier import Vgg16Bn, convolutions
+from gkp.pruning.blocks import blocks_of
 from gkp.pruning.coupling import Couplings
 
 Layers = Iterable[str] | Callable[[str, nn.Conv2d], bool] | None
@@ -63,6 +64,35 @@ def choose_filter_layers(net: nn.Module, layers: Layers, input_shape: Sequence[i
             if reason := couplings.reason(name):
                 raise BadInput(f"whole filters of {name} cannot go: it {reason}; leave it out with layers=")
     return _some(net, every, chosen), left_out
+
+
+def choose_block_layers(net: nn.Module, layers: Layers, input_shape: Sequence[int] | None = None) -> Chosen:
+    """The convolutions of the residual blocks of `net` that may go whole, and the other convolutions with the reason.
+
+    VGG-16, which has no residual blocks, is pruned filter by filter instead.
+
+    Args:
+        net: The dense network.
+        layers: As in `gkp.prune`, all convolutions of a block or none. None: those of all blocks.
+        input_shape: (C, H, W) of the images; None for a usual one.
+
+    Raises:
+        BadInput: There are no residual blocks, or a layer that was asked for does not go with one.
+    """
+    if isinstance(net, Vgg16Bn):
+        return choose_filter_layers(net, layers, input_shape)
+    every, blocks = convolutions(net), blocks_of(net)
+    if not blocks:
+        raise BadInput(f"{type(net).__name__} has no residual blocks to remove; take a method that removes filters, such as l2")
+    inside = [name for names in blocks.values() for name in names]
+    asked = inside if layers is None else _named(every, layers)
+    chosen = [name for names in blocks_of(net, asked).values() for name in names]
+    if alone := [name for name in asked if name not in chosen]:
+        with_it = next((names for names in blocks.values() if alone[0] in names), None)
+        wanted = f"ask for {', '.join(with_it)} together, or leave it out" if with_it else "leave it out"
+        raise BadInput(f"{alone[0]} is no residual block of its own, and only whole blocks go; {wanted} with layers=")
+    reason = "is in no residual block" if layers is None else "not asked for"
+    return _some(net, every, chosen), {name: reason for name in every if name not in chosen}
 
 
 def _some(net: nn.Module, every: Mapping[str, nn.Conv2d], chosen: Iterable[str]) -> dict[str, nn.Conv2d]:

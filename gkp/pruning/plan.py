@@ -18,7 +18,7 @@ class Plan(Mapping[str, Spec]):
     """What stays of a network: an immutable mapping from layer name to spec.
 
     Args:
-        layers: Spec by name of convolution.
+        layers: Spec by name of convolution, or of whatever else a kind of spec prunes.
         input_shape: (C, H, W) of the network's images. Needed only if whole filters go from a network that is not ours and
             takes none of the usual sizes.
     """
@@ -45,18 +45,20 @@ class Plan(Mapping[str, Spec]):
         """Read what `to_json` wrote. Raises BadInput for anything else."""
         return cls({name: spec_from_json(name, spec) for name, spec in fields.items()}, input_shape)
 
-    def convs(self, net: nn.Module) -> dict[str, nn.Conv2d]:
-        """The convolutions of the dense `net` that this plan prunes. Raises BadInput if plan and network do not fit."""
+    def layers(self, net: nn.Module) -> dict[str, Any]:
+        """The layers of the dense `net` that this plan prunes. Raises BadInput if plan and network do not fit."""
         found = {}
         for name, spec in self.items():
             try:
-                conv = net.get_submodule(name)
+                layer = net.get_submodule(name)
             except AttributeError as error:
                 raise BadInput(f"the plan prunes {name}, which {type(net).__name__} does not have") from error
-            if not isinstance(conv, nn.Conv2d):
-                raise BadInput(f"the plan prunes {name}, which is a {type(conv).__name__}, not a Conv2d")
-            spec.check(name, conv)
-            found[name] = conv
+            if not isinstance(layer, spec.prunes):
+                raise BadInput(f"the plan prunes {name}, which is a {type(layer).__name__}, not a {spec.prunes.__name__}")
+            if outer := next((other for other in self if name.startswith(f"{other}.")), None):
+                raise BadInput(f"the plan prunes {name} and removes {outer}, which it is in; choose one of the two")
+            spec.check(name, layer)  # type: ignore[arg-type]
+            found[name] = layer
         return found
 
     def cuts(self, net: nn.Module, couplings: Couplings | None = None) -> list[Cut]:
@@ -69,7 +71,7 @@ class Plan(Mapping[str, Spec]):
         Raises:
             BadInput: Plan and network do not fit, or a cut meets a layer that the plan restructures.
         """
-        removed = {name: self[name].removed_filters(conv) for name, conv in self.convs(net).items()}
+        removed = {name: self[name].removed_filters(layer) for name, layer in self.layers(net).items()}
         if not any(len(filters) for filters in removed.values()):
             return []
         cuts = (couplings or Couplings(net, self.input_shape)).cuts(removed)
@@ -80,7 +82,7 @@ class Plan(Mapping[str, Spec]):
 
     @property
     def only_cuts(self) -> bool:
-        """Whether nothing but filters goes, so that every layer stays a smaller one of its kind.
+        """Whether nothing but whole filters and blocks goes, so that every layer that stays is a smaller one of its kind.
 
         The compact network, which is the same function, is then the faster one to train and to attack (1.3 times for ResNet-20
         at 7/16 on one core); with grouped convolutions the masked twin is.
@@ -89,8 +91,8 @@ class Plan(Mapping[str, Spec]):
 
     def make_twin(self, net: nn.Module) -> None:
         """Put the trainable form of every pruned layer into the dense `net`, in place."""
-        for name, conv in self.convs(net).items():
-            replace_layer(net, name, self[name].twin(conv))
+        for name, layer in self.layers(net).items():
+            replace_layer(net, name, self[name].twin(layer))
 
     def removed(self, twin: nn.Module, cuts: Sequence[Cut]) -> dict[str, Tensor]:
         """Masks by parameter name, broadcastable to it: True where the `twin` that `make_twin` made is held at zero."""

@@ -21,7 +21,7 @@ from gkp.pruning.budget import TOLERANCE, check_budget, grouped_kernel_macs
 from gkp.pruning.callback import PruningCallback
 from gkp.pruning.cost import cost
 from gkp.pruning.coupling import find_input_shape
-from gkp.pruning.layers import Chosen, Layers, choose_filter_layers, choose_layers
+from gkp.pruning.layers import Chosen, Layers, choose_block_layers, choose_filter_layers, choose_layers
 from gkp.pruning.plan import Plan, plan_of
 from gkp.pruning.registry import MethodInfo, make_method, method_info
 from gkp.pruning.twin import PrunedModel
@@ -42,6 +42,8 @@ class TrainingMethod(Protocol):
 
     def callback(self, convs: Mapping[str, nn.Conv2d]) -> PruningCallback:
         """The callback that prunes the layers of these names."""
+
+    # A method may also have `network(net) -> nn.Module`: what is trained in place of `net`, with its names of layers.
 
 
 def prune(
@@ -147,6 +149,8 @@ def train_pruned(
     shared = {"rate": rate, "seed": seed, "input_shape": shape, "budget": target}
     planner = make_method(method, **{k: v for k, v in shared.items() if k in info.options}, **options)
     check_inputs(info, trained, convs, train_set)
+    if hasattr(planner, "network"):
+        trained = planner.network(trained)
     pruning = planner.callback(convs)
     log = train(
         trained,
@@ -159,7 +163,8 @@ def train_pruned(
         device=device,
         callbacks=(pruning, *callbacks),
     )
-    pruned = PrunedModel(trained, pruning.plan(trained), left_out)
+    plan = pruning.plan(trained)
+    pruned = PrunedModel(trained, plan, {name: reason for name, reason in left_out.items() if name not in plan})
     _check_kept(pruned, planner, target, shape, method)
     return pruned, log
 
@@ -170,6 +175,8 @@ def layers_for(
     """The convolutions that this method prunes, and the others with the reason; see `prune`."""
     if info.family == "filter":
         chosen = choose_filter_layers(net, layers, input_shape)
+    elif info.family == "residual block":
+        chosen = choose_block_layers(net, layers, input_shape)
     else:
         chosen = choose_layers(net, layers, groups if "groups" in info.options else 1)
     if plan_of(net):
@@ -221,7 +228,10 @@ def _info_for(net: nn.Module, method: str) -> MethodInfo:
 
 
 def _check_kept(pruned: PrunedModel, planner: Any, target: float | None, shape: tuple[int, ...] | None, method: str) -> None:
-    """Raise BadInput if the method keeps more than the budget."""
+    """Raise BadInput if the method keeps more than the budget; note in `pruned` if it keeps so much less that it shows."""
     if target is not None:
         found = cost(pruned, input_shape=shape or find_input_shape(pruned.net))
-        check_budget(found, target, tolerance=getattr(planner, "tolerance", TOLERANCE), who=method)
+        tolerance = getattr(planner, "tolerance", TOLERANCE)
+        check_budget(found, target, tolerance=tolerance, who=method)
+        off = found.paper_macs / target - 1
+        pruned.off_budget = off if abs(off) > tolerance else None

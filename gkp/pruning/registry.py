@@ -27,7 +27,7 @@ class MethodInfo:
     Attributes:
         name: Of the method.
         reference: Its publication, or "control".
-        family: What it removes: "grouped kernel", "filter" or "channel".
+        family: What it removes: "grouped kernel", "filter", "channel" or "residual block".
         needs: What it looks at: "weights", "data", ...
         procedure: "one-shot" (before fine-tuning, by `gkp.prune`), or while training (by `gkp.pruning.prune.train_pruned`):
             "soft" (zeroed filters may come back), "sparse training" (a penalty, then one cut), or "while training" (with an

@@ -1,4 +1,4 @@
-"""Specs: what stays of one convolution. The base of all kinds, and how JSON finds the kind again."""
+"""Specs: what stays of one layer, mostly a convolution. The base of all kinds, and how JSON finds the kind again."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ class Spec(ABC):
 
     Attributes:
         key: The JSON field by which `Plan.from_json` recognises the kind; `@spec_kind` registers it.
-        restructures: Whether `twin` or `compact` put another kind of module in the layer's place.
+        restructures: Whether `twin` or `compact` put other convolutions in the layer's place.
+        prunes: The kind of module that it prunes, which a method over it takes in place of a convolution.
     """
 
     key: ClassVar[str]
     restructures: ClassVar[bool] = False
+    prunes: ClassVar[type[nn.Module]] = nn.Conv2d
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and isinstance(other, Spec) and self.to_json() == other.to_json()

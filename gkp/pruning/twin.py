@@ -28,6 +28,10 @@ class PrunedModel(nn.Module):
         plan: What stays.
         left_out: Layers that were not pruned, with the reason.
 
+    Attributes:
+        off_budget: How far its paper_macs are from the budget, as a fraction of it, where a method's steps were too coarse to
+            meet it within the tolerance: then it is not to be compared at equal MACs. None where it is met, or none was set.
+
     Raises:
         BadInput: Plan and network do not fit.
     """
@@ -37,6 +41,7 @@ class PrunedModel(nn.Module):
         self.net = copy.deepcopy(net)
         self.plan = plan
         self.left_out = dict(left_out or {})
+        self.off_budget: float | None = None
         self._cuts = plan.cuts(self.net)
         plan.make_twin(self.net)
         self._masked = list(masks := plan.removed(self.net, self._cuts))

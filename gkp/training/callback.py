@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
@@ -13,9 +13,9 @@ class Callback:
     A callback that carries something from step to step returns it from `state`, so that a checkpoint holds it. Make it a
     dataclass of its settings: a checkpoint made with other settings is then refused.
 
-    The order of one training: `schedule`, `before_training`, `parameters`, (`restore`); of each step: `objective`,
-    `loss_term`, the backward pass, `after_backward`, the optimiser's step, `after_step`; then `after_epoch`; at the end
-    `finish`.
+    The order of one training: `schedule`, `learning_rate`, `before_training`, `parameters`, (`restore`); of each step:
+    `objective`, `loss_term`, the backward pass, `after_backward`, the optimiser's step, `after_step`; then `after_epoch`; at
+    the end `finish`.
     """
 
     def schedule(self, epochs: int, steps: int) -> None:
@@ -24,6 +24,14 @@ class Callback:
         Args:
             epochs: number of epochs of the whole training, those of a resumed one included.
             steps: number of optimiser steps in each.
+        """
+
+    def learning_rate(self, at: Callable[[int], float]) -> None:
+        """Learn the learning rates of the training before it begins.
+
+        Args:
+            at: from the number of an optimiser step, counted from 0 over the whole training, to its learning rate, the factors
+                of all callbacks included.
         """
 
     def before_training(self, net: nn.Module) -> None:
@@ -36,7 +44,7 @@ class Callback:
         """
         return None
 
-    def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
+    def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """Logits and loss of a batch, instead of the cross-entropy of `net(x)`; None to leave that as it is.
 
         For a method with inputs, labels or weights of its own: adversarial images, a teacher, generated weights. At most one
@@ -48,7 +56,8 @@ class Callback:
             y: (N,) int64 labels.
 
         Returns:
-            Logits (N, classes), from which the training accuracy is counted, and the scalar loss to be minimised.
+            Logits (N, classes), from which the training accuracy is counted, and the scalar loss to be minimised, or None for
+            their cross-entropy as the recipe has it.
         """
         return None
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,8 @@ def train(
     with _in_form(net, channels_last):
         for callback in callbacks:
             callback.schedule(recipe.epochs, steps)
+        for callback in callbacks:
+            callback.learning_rate(partial(_learning_rate, recipe, steps, callbacks))
             callback.before_training(net)
         optimizer = torch.optim.SGD(
             _trained(net, callbacks),
@@ -210,8 +213,7 @@ def _epoch(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(epoch_seed)
         for step, (x, y) in enumerate(batches):
-            done = (epoch - 1) * steps + step
-            lr = recipe.lr_at(done, steps) * math.prod(callback.lr_factor(done) for callback in callbacks)
+            lr = _learning_rate(recipe, steps, callbacks, (epoch - 1) * steps + step)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
@@ -246,6 +248,11 @@ def _epoch(
     }
 
 
+def _learning_rate(recipe: Recipe, steps: int, callbacks: Sequence[Callback], step: int) -> float:
+    """The learning rate of step number `step` of a training with `steps` steps in each epoch, factors of callbacks included."""
+    return recipe.lr_at(step, steps) * math.prod(callback.lr_factor(step) for callback in callbacks)
+
+
 def _trained(net: nn.Module, callbacks: Sequence[Callback]) -> list[nn.Parameter]:
     """The parameters that SGD trains: those that a callback names, or all of the net that require a gradient."""
     named = [list(given) for callback in callbacks if (given := callback.parameters(net)) is not None]
@@ -259,10 +266,8 @@ def _objective(net: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, callbacks: 
     own = [found for callback in callbacks if (found := callback.objective(net, x, y)) is not None]
     if len(own) > 1:
         raise BadInput("two callbacks have an objective of their own; a training takes one such callback")
-    if own:
-        return own[0]
-    logits = net(x)
-    return logits, F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
+    logits, loss = own[0] if own else (net(x), None)
+    return logits, loss if loss is not None else F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)
 
 
 def _number(value: float | Tensor) -> float:

@@ -73,6 +73,8 @@ def prune_and_finetune(
 ) -> dict[str, Any]:
     """The parent network pruned, then fine-tuned; figures: every epoch, what is left, seed, n. run.json: seconds of each.
 
+    Figures have "off_budget", a fraction, only where the method could not meet the budget: `PrunedModel.off_budget`.
+
     What is fine-tuned is the faster one of two networks of the same function: the masked twin, and where only filters go the
     compact one (`Plan.only_cuts`). Only the compact one is kept; `gkp.pruning.twin.masked_twin` has the other one from it.
     """
@@ -80,6 +82,8 @@ def prune_and_finetune(
     dataset, shape = parent["dataset"], tuple(parent["input_shape"])
     started = time.perf_counter()
     net, soft_rows = _pruned(load_model(parents["net"] / "model"), params, parent, parents["net"] / TRACE, context)
+    off = getattr(net, "off_budget", None)
+    missed = {} if off is None else {"off_budget": round(off, 4)}
     if isinstance(net, PrunedModel) and net.plan.only_cuts:
         net = net.compact()
     context.notes["prune_seconds"] = round(time.perf_counter() - started, 3)
@@ -90,7 +94,7 @@ def prune_and_finetune(
     small = (net.compact() if isinstance(net, PrunedModel) else net).cpu().eval()
     save_model(small, folder / ("compact" if plan_of(small) else "model"))
     evaluated = masked_twin(small)
-    return {**figures, "soft_epochs": soft_rows, **_network_figures(evaluated, dataset, parent["model"], shape)}
+    return {**figures, "soft_epochs": soft_rows, **missed, **_network_figures(evaluated, dataset, parent["model"], shape)}
 
 
 def _pruned(

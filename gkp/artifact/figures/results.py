@@ -22,7 +22,7 @@ from gkp.artifact.results import BASELINE, CONTINUED, method_of, paper_name
 from gkp.evaluation.outcomes import Outcomes
 from gkp.pruning.registry import methods
 
-_FAMILY = {"grouped kernel": PALETTE[2], "filter": PALETTE[0], "channel": PALETTE[1]}
+_FAMILY = {"grouped kernel": PALETTE[2], "filter": PALETTE[0], "channel": PALETTE[1], "residual block": PALETTE[4]}
 _OWN = {BASELINE: "#333333", CONTINUED: "#777777", "sr-gkp": PALETTE[3]}
 
 

@@ -52,7 +52,9 @@ def methods_table(results: Sequence[Result], *, protocol: str, title: str) -> Ta
         rows = pd.DataFrame(one.accuracies)
         points.append(rows.assign(**one.facts, **cost, protocol=protocol))
         told = dict(zip(rows["attack"], with_interval(rows), strict=True))
-        millions = {"MACs (M)": f"{cost['paper_macs'] / 1e6:.3f}", "params (M)": f"{cost['params'] / 1e6:.3f}"}
+        off = network.figures.get("off_budget")  # of methods whose steps are too coarse
+        note = "" if off is None else f" ({off:+.1%}, not at equal MACs)"
+        millions = {"MACs (M)": f"{cost['paper_macs'] / 1e6:.3f}{note}", "params (M)": f"{cost['params'] / 1e6:.3f}"}
         shown.append({**millions, **told, "n": one.facts["n"], "seed": one.facts["seed"]})
     if not points:
         return not_run(title)

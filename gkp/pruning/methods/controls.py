@@ -80,7 +80,9 @@ def scratch(pruned: PrunedModel, *, seed: int = 0) -> PrunedModel:
                 if callable(reset := getattr(module, "reset_parameters", None)):
                     reset()
     net.to(next(pruned.parameters()).device).train(pruned.training)
-    return PrunedModel(net, pruned.plan, pruned.left_out)
+    twin = PrunedModel(net, pruned.plan, pruned.left_out)
+    twin.off_budget = pruned.off_budget
+    return twin
 
 
 def _dense(pruned: PrunedModel) -> bool:
