@@ -7,7 +7,6 @@ a budget is missed.
 from __future__ import annotations
 
 import itertools
-import resource
 import statistics
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 import bench_attacks
 import bench_grid
+import bench_selection
 import torch
 from torch.nn import functional as F
 
@@ -52,15 +52,8 @@ def ratio(ours: Callable[[], object], bare: Callable[[], object], rounds: int = 
 
 
 def selection_rows() -> list[Row]:
-    """Smooth beam greedy on one core, whole networks, rate 7/16; the released code needs 400-510 s for ResNet-20."""
-    torch.set_num_threads(1)
-    rows = []
-    for name, budget in (("resnet20", 1.0), ("resnet56", 3.0), ("resnet110", 6.0)):
-        net = build_model(name)
-        times = [seconds(lambda net=net: gkp.prune(net, "sr-gkp")) for _ in range(3)]
-        rows.append(Row(f"SR-GKP selection, {name}, one core", statistics.median(times), "s", budget))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return [*rows, Row("peak memory of this process after selection", peak, "MB", 1024)]
+    """Smooth beam greedy on one core, whole networks (the released code: 400-510 s for ResNet-20); see bench_selection.py."""
+    return [Row(*row) for row in bench_selection.rows()]
 
 
 def method_rows() -> list[Row]:

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from gkp.checkpoints import load_model
 from gkp.errors import BadInput
 from gkp.pruning.prune import prune
-from gkp.pruning.sr_gkp.selection import Balance, greedy, largest_norm, least_smooth, smooth_beam_greedy, watch_beam
+from gkp.pruning.sr_gkp.selection import (
+    Balance,
+    _similarity,
+    greedy,
+    largest_norm,
+    least_smooth,
+    smooth_beam_greedy,
+    watch_beam,
+)
 
 
 def similarity(kernels):
@@ -111,6 +119,23 @@ def test_blocks_of_starts_do_not_change_the_choice(monkeypatch):
     whole = smooth_beam_greedy(kernels, rough, 13)
     monkeypatch.setattr("gkp.pruning.sr_gkp.selection.BLOCK_BYTES", 1)  # one start at a time
     assert torch.equal(smooth_beam_greedy(kernels, rough, 13), whole)
+
+
+@pytest.mark.parametrize("search", [greedy, lambda kernels, keep: smooth_beam_greedy(kernels, torch.zeros(1, 4), keep)])
+def test_of_equal_costs_in_two_blocks_of_starts_the_first_wins(monkeypatch, search):
+    monkeypatch.setattr("gkp.pruning.sr_gkp.selection.BLOCK_BYTES", 1)  # one start at a time
+    monkeypatch.setattr("gkp.pruning.sr_gkp.selection_compiled.engine", "numpy")
+    square = torch.tensor(
+        [[[0.0, 0.0], [3.0, 3.0], [3.0, 0.0], [0.0, 3.0]]]
+    )  # starts 0 and 1 find one diagonal, 2 and 3 the other
+    assert search(square, 2).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("channels", [16, 64, 65, 130, 200])
+def test_distances_computed_in_strips_are_those_of_the_whole_matrix(channels):
+    kernels = torch.randn(channels, 18, generator=torch.Generator().manual_seed(channels))
+    whole = 1 - torch.cdist(kernels.double(), kernels.double(), compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(0)
+    assert np.array_equal(_similarity(kernels), whole.numpy())
 
 
 @pytest.mark.parametrize(("channels", "released"), [(16, 0.5), (32, 6 / 28), (64, 0.1)])

@@ -16,7 +16,8 @@ from gkp.pruning.plan import Plan
 from gkp.pruning.registry import register
 from gkp.pruning.sr_gkp.grouping import grouped_kernels
 from gkp.pruning.sr_gkp.method import GroupedMethod
-from gkp.pruning.sr_gkp.selection import Beta, greedy, largest_norm, least_smooth
+from gkp.pruning.sr_gkp.selection import Balance, Beta, greedy, largest_norm, least_smooth
+from gkp.pruning.sr_gkp.selection_compiled import expected_seconds
 from gkp.pruning.sr_gkp.smoothness import grouped_roughness
 
 
@@ -36,6 +37,10 @@ class GreedyGKP(GroupedMethod):
     def select(self, weight: Tensor, group_of_filter: Tensor, keep: int) -> Tensor:
         """The most distant inputs of each group, found greedily."""
         return greedy(grouped_kernels(weight, group_of_filter), keep, beta=self.beta)
+
+    def search_seconds(self, conv: nn.Conv2d, keep: int) -> float:
+        """Estimate how long numpy searches this layer."""
+        return expected_seconds(self.groups, conv.in_channels, keep, 1, Balance(check_every=0, beta=self.beta))
 
 
 @register(

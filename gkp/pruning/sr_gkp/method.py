@@ -7,7 +7,7 @@ selection in 144 of 144 filter groups of the authors' own ResNet-20.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -17,7 +17,10 @@ from gkp.pruning.plan import Plan
 from gkp.pruning.registry import register
 from gkp.pruning.sr_gkp.grouping import default_grouping, grouped_kernels
 from gkp.pruning.sr_gkp.selection import Balance, Beta, greedy, smooth_beam_greedy
+from gkp.pruning.sr_gkp.selection_compiled import expected_seconds, prepare
 from gkp.pruning.sr_gkp.smoothness import grouped_roughness
+
+SHOW_PROGRESS = 2.0  # seconds of selection from which on a terminal shows a bar
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,31 @@ class GroupedMethod(ABC):
         """The inputs that each group keeps, ascending, `(groups, keep)`, from `weight` `(C_out, C_in, k, k)`."""
 
     def plan(self, net: nn.Module, convs: Mapping[str, nn.Conv2d]) -> Plan:
-        """The filter groups of each layer and the inputs that each keeps. Raises BadInput if rate or groups do not fit."""
-        return Plan({name: self._layer(name, conv) for name, conv in convs.items()})
+        """The filter groups of each layer and the inputs that each keeps.
+
+        On a terminal a progress bar shows if that takes more than a few seconds. Raises BadInput if rate or groups do not fit.
+        """
+        seconds = sum(self.search_seconds(conv, kept_count(conv.in_channels, self.rate, name)) for name, conv in convs.items())
+        prepare(seconds)
+        return Plan({name: self._layer(name, conv) for name, conv in _shown(convs, seconds)})
+
+    def search_seconds(self, conv: nn.Conv2d, keep: int) -> float:
+        """Estimate how long numpy searches this layer; 0 for a method without a search."""
+        return 0.0
 
     def _layer(self, name: str, conv: nn.Conv2d) -> GroupedSpec:
         keep = kept_count(conv.in_channels, self.rate, name)
         group_of_filter = default_grouping(conv.weight, self.groups)
         return GroupedSpec(group_of_filter, self.select(conv.weight, group_of_filter, keep))
+
+
+def _shown(convs: Mapping[str, nn.Conv2d], seconds: float) -> Iterable[tuple[str, nn.Conv2d]]:
+    """The layers, with a progress bar on a terminal if their selection takes long."""
+    if seconds <= SHOW_PROGRESS:
+        return convs.items()
+    from tqdm import tqdm
+
+    return tqdm(convs.items(), desc="selecting", unit="layer", leave=False, disable=None)  # None: only on a terminal
 
 
 @register("sr-gkp", reference="Zhong et al., NeurIPS 2023", family="grouped kernel", needs=("weights",), fidelity="faithful")
@@ -68,3 +89,8 @@ class SRGKP(GroupedMethod):
         roughness = grouped_roughness(weight, group_of_filter)
         balance = Balance(self.alpha, self.check_every, self.beta)
         return smooth_beam_greedy(kernels, roughness, keep, beam_width=self.beam_width, balance=balance)
+
+    def search_seconds(self, conv: nn.Conv2d, keep: int) -> float:
+        """Estimate how long numpy searches this layer."""
+        width = 1 if conv.kernel_size == (1, 1) else self.beam_width
+        return expected_seconds(self.groups, conv.in_channels, keep, width, Balance(self.alpha, self.check_every, self.beta))

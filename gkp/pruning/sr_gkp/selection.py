@@ -8,6 +8,8 @@ where this needs about a second on one core. What makes it fast:
 - the `beam_width` most distant kernels come from as many first-index argmins, which is what a stable sort would give;
 - what a branch costs is carried along: the similarity of every channel to the branch, and to its nearest kept kernel. Kept
   channels sit at +inf in the former, which keeps them out of the argmin and later tells who was kept.
+
+This is the reference. `selection_compiled` runs the same search compiled by Numba where that pays, with the same result.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gkp.errors import BadInput
+from gkp.pruning.sr_gkp.selection_compiled import choose_search
 
 Floats = NDArray[np.float64]
 Beta = Literal["released", "paper"] | float
 BLOCK_BYTES = 1 << 20  # a block of starts: its largest array should stay in the second-level cache
+DISTANCE_ROWS = 64  # rows of distances computed in one go
 
 
 @dataclass(frozen=True)
@@ -108,10 +112,11 @@ def smooth_beam_greedy(
         raise BadInput(f"keep must lie between 1 and {channels - 1} of {channels} grouped kernels, not {keep}")
     if beam_width < 1:
         raise BadInput(f"beam_width must be 1 or more, not {beam_width}; the paper uses 2")
-    judge = balance or Balance()
+    judge, width = balance or Balance(), min(beam_width, channels)
     rough = roughness.detach().double().cpu().numpy()
+    search = choose_search(_search_group, len(kernels), channels, keep, width, judge)
     kept = [
-        _search_group(_similarity(group), rough_of_group, keep, min(beam_width, channels), judge)
+        search(_similarity(group), rough_of_group, keep, width, judge)
         for group, rough_of_group in zip(kernels.detach().cpu(), rough, strict=True)
     ]
     return torch.from_numpy(np.stack(kept))
@@ -142,7 +147,12 @@ def largest_norm(kernels: Tensor, keep: int) -> Tensor:
 def _similarity(kernels: Tensor) -> Floats:
     """1 - Euclidean distance between all pairs of `kernels` `(C_in, D)`; 1 on the diagonal."""
     x = kernels.double()
-    similarity = 1 - torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").numpy()
+    distance = torch.empty(len(x), len(x), dtype=x.dtype)
+    for first in range(0, len(x), DISTANCE_ROWS):  # of a symmetric matrix, little more than one half
+        some = slice(first, first + DISTANCE_ROWS)
+        strip = torch.cdist(x[some], x[first:], compute_mode="donot_use_mm_for_euclid_dist")
+        distance[some, first:], distance[first:, some] = strip, strip.T
+    similarity = 1 - distance.numpy()
     np.fill_diagonal(similarity, 1.0)
     return similarity
 
