@@ -1,7 +1,7 @@
 """Grouped kernel pruning with kernel smoothness (SR-GKP), the methods it competes with, and the attacks it is judged by.
 
-The library is `gkp.data`, `gkp.networks`, `gkp.training`, `gkp.pruning`, `gkp.attacks` and `gkp.evaluation`; the names below
-are what most users need of it. The artifact is built on it, and nothing here imports that.
+The library is `gkp.data`, `gkp.networks`, `gkp.training`, `gkp.pruning`, `gkp.engine`, `gkp.attacks` and `gkp.evaluation`;
+the names below are what most users need of it. The artifact is built on it, and nothing here imports that.
 
 Names are imported on first use: `import gkp` takes milliseconds and loads neither torch nor numpy.
 """
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gkp.checkpoints import load_model, save_model
     from gkp.data.dataset import Dataset
     from gkp.data.sources import load_dataset
+    from gkp.engine.compile import compile
     from gkp.errors import BadInput
     from gkp.evaluation.benchmark import benchmark
     from gkp.pruning.cost import cost, latency
@@ -31,6 +32,7 @@ __all__ = [
     "PrunedModel",
     "attack",
     "benchmark",
+    "compile",
     "cost",
     "latency",
     "load_dataset",
@@ -47,6 +49,7 @@ _HOME = {
     "PrunedModel": "pruning.twin",
     "attack": "attacks",
     "benchmark": "evaluation.benchmark",
+    "compile": "engine.compile",
     "cost": "pruning.cost",
     "latency": "pruning.cost",
     "load_dataset": "data.sources",

@@ -136,7 +136,7 @@ def latency(
     frozen = copy.deepcopy(net).eval()
     batch = (batch_size, *input_shape)
     _forward_zeros(frozen, batch)
-    x = torch.zeros(batch, device=next(frozen.parameters()).device)
+    x = torch.zeros(batch, device=next(frozen.parameters(), torch.zeros(())).device)
     with torch.inference_mode():
         timer = benchmark.Timer("net(x)", globals={"net": frozen, "x": x}, num_threads=threads)
         measured = timer.blocked_autorange(min_run_time=seconds)
@@ -144,6 +144,7 @@ def latency(
 
 
 def _small(net: nn.Module) -> nn.Module:
+    net = getattr(net, "compiled_from", net)
     return net.compact() if isinstance(net, PrunedModel) else net
 
 

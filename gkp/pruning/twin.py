@@ -72,11 +72,11 @@ class PrunedModel(nn.Module):
         return self.net(x)
 
     def compact(self) -> nn.Module:
-        """A new, really smaller module that computes the same function (logits within 1e-5)."""
+        """A new, really smaller module that computes the same function (logits within 1e-5), in the same mode."""
         self.apply_masks()
         small = copy.deepcopy(self.net)
         self.plan.shrink(small, self._cuts)
-        return small
+        return small.train(self.training)
 
 
 def masked_twin(small: nn.Module) -> nn.Module:

@@ -1,0 +1,97 @@
+"""The compiled kernels, and where they are kept: in the user's cache, under a key of everything that they depend on.
+
+Compiling takes about 15 seconds, loading them about one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from gkp.errors import BadInput
+from gkp.files import cache_folder
+
+_SOURCES = ("emitter.py", "vectors.py", "layout.py", "kernels.py", "steps.py")
+
+
+def kernel_folder() -> Path | None:
+    """The folder of the kernels of this processor, these versions and these sources; None for a user without a cache.
+
+    It may not exist yet.
+    """
+    import llvmlite
+    import numba
+    from numba.core.registry import cpu_target
+
+    key, here = hashlib.sha256(), Path(__file__).parent
+    features = cpu_target.target_context.codegen().magic_tuple()
+    # The last two are what numba itself compares: where the source is, and when it was written.
+    changed = (here / "steps.py").stat().st_mtime_ns
+    for part in (numba.__version__, llvmlite.__version__, sys.version, features, str(here), changed):
+        key.update(repr(part).encode())
+    for name in _SOURCES:
+        key.update((here / name).read_bytes())
+    try:
+        return cache_folder() / "kernels" / key.hexdigest()[:16]
+    except BadInput:
+        return None
+
+
+@cache
+def kernel() -> Callable[..., None]:
+    """`steps.run`, compiled: loaded from the cache, or compiled now, once, with a line on stderr.
+
+    Where the cache cannot be written, what it holds is used all the same; if it holds nothing, every process compiles. Two
+    processes that compile at once write the same files, which numba renames into place. Damaged files are compiled again.
+    """
+    folder = kernel_folder()
+    if folder is not None and any(folder.glob("**/*.nbi")):
+        try:
+            with _readable(folder) as files:
+                return _compiled(files)
+        except Exception:  # unpickling damaged files can raise anything
+            shutil.rmtree(folder, ignore_errors=True)
+    print("gkp: compiling the engine's kernels for this processor, once ...", end=" ", file=sys.stderr, flush=True)
+    compiled = _compiled(folder if folder is not None and _writable(folder) else None)
+    print("done", file=sys.stderr, flush=True)
+    return compiled
+
+
+def _compiled(folder: Path | None) -> Any:
+    from numba import config, int64, njit, types
+
+    from gkp.engine.steps import run
+
+    settings: Any = config
+    before, settings.CACHE_DIR = settings.CACHE_DIR, str(folder or "")
+    try:
+        return njit(types.void(*[int64] * 13), nogil=True, cache=folder is not None)(run)
+    finally:
+        settings.CACHE_DIR = before
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[Path]:
+    """The folder, or a copy of it: numba reads only where it may write."""
+    if _writable(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as copied:
+        yield Path(shutil.copytree(folder, Path(copied) / "kernels", copy_function=shutil.copyfile))
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,180 @@
+"""`gkp.compile`: a network that runs in the engine."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from importlib.util import find_spec
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gkp.engine.graph import Translation, Whole, translate
+from gkp.engine.operations import Stock
+from gkp.errors import BadInput, ModelWarning
+
+INSTALL = 'pip install "gkp[fast]"'
+SIZES = 8  # of images, for which plans are kept
+_OF_A_CLASSIFIER = ("architecture", "mean", "std", "num_classes")
+_warned: set[str] = set()
+
+
+def compile(net: nn.Module, *, threads: int | None = None) -> nn.Module:
+    """Compile a network for fast inference and input gradients on the CPU, logits within 1e-4.
+
+    Every form of a network is taken: dense, masked, compact. What the engine does not know stays a stock module. Weights are
+    copied, so training may go on with `net`. Gradients flow to the images, not to weights. The result for an image does not
+    depend on the others of its batch, nor on the number of threads. Without numba it is the stock network, and a ModelWarning
+    says so once.
+
+    Args:
+        net: A network in eval mode, float32, on the CPU, that takes images `(N, C, H, W)`.
+        threads: How many threads share a batch of 16 images or more; None: as many as torch uses when it is called.
+
+    Returns:
+        A module that takes float32 images `(N, C, H, W)` and returns logits `(N, classes)`. Its `fallbacks` map the name of
+        each stock module (or "network") to the reason why.
+
+    Raises:
+        BadInput: The network is in training mode, of another precision or on another device.
+    """
+    _check(net)
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise BadInput(f"threads must be 1 or more, not {threads!r}; leave it out for as many as torch uses")
+    return Compiled(copy.deepcopy(net).requires_grad_(False), threads)
+
+
+def _check(net: nn.Module) -> None:
+    if not isinstance(net, nn.Module):
+        raise BadInput(f"compile takes a torch.nn.Module, not a {type(net).__name__}")
+    if any(module.training for module in net.modules()):
+        raise BadInput("compile takes a network in eval mode, and this one is in training mode; call net.eval() first")
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise BadInput(f"compile takes a network on the CPU, and {name} is on {tensor.device}; call net.cpu() first")
+        if (tensor.is_floating_point() or tensor.is_complex()) and tensor.dtype != torch.float32:
+            raise BadInput(f"compile takes a float32 network, and {name} is {tensor.dtype}; call net.float() first")
+
+
+def _missing() -> str | None:
+    """Why there is no engine on this machine, or None; warns once."""
+    if find_spec("numba") is not None:
+        return None
+    if "numba" not in _warned:
+        warnings.warn(f"no engine without numba, the stock network is used; get it with: {INSTALL}", ModelWarning, stacklevel=4)
+        _warned.add("numba")
+    return f"numba is not installed; get it with: {INSTALL}"
+
+
+class Compiled(nn.Module):
+    """What `compile` returns: it has the weights of the network as buffers, and its `mean`, `std` and so on as attributes.
+
+    Args:
+        source: The network, to itself.
+        threads: See `compile`.
+
+    Attributes:
+        fallbacks: Name of each node that runs as a stock module -> why.
+        compiled_from: The network that it was made from, a copy.
+    """
+
+    compiled_from: nn.Module
+
+    def __init__(self, source: nn.Module, threads: int | None = None):
+        super().__init__()
+        self.training = False
+        self.threads = threads
+        self.weights = nn.Module()
+        for name, tensor in source.state_dict().items():
+            if isinstance(tensor, Tensor):
+                self.weights.register_buffer(name.replace(".", "/"), tensor)
+        self.weights.training = False
+        # Not submodules: nothing in them is to be trained or pruned, because the engine would not see it.
+        object.__setattr__(self, "compiled_from", source)
+        object.__setattr__(self, "_inside", None)
+        self._translation: Translation | None = None
+        self._plans: dict[tuple[int, ...], list[Any]] = {}
+        reasons: Mapping[str, str] = {}
+        if (missing := _missing()) is not None:
+            reasons = {"network": missing}
+        else:
+            try:
+                self._translation = translate(source)
+                reasons = self._translation.fallbacks
+            except Whole as error:
+                reasons = {"network": str(error)}
+        self.fallbacks: Mapping[str, str] = MappingProxyType(dict(reasons))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(N, classes)` of images `x` `(N, C, H, W)` float32, in any memory layout."""
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.dtype != torch.float32 or x.device.type != "cpu":
+            what = f"{x.dtype} {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
+            raise BadInput(f"a compiled network takes float32 images (N, C, H, W) on the CPU, not {what}")
+        if self._translation is None:
+            return self.compiled_from(x)
+        values: dict[int, Any] = {0: x}
+        threads = self.threads or torch.get_num_threads()
+        for part in self._plan(tuple(x.shape[1:])):
+            if isinstance(part, Stock):
+                values[part.output] = part.call(*(values[v] for v in part.inputs))
+            else:
+                outputs = part(tuple(values[v].contiguous() for v in part.segment.inputs), threads)
+                values.update(zip(part.segment.outputs, outputs, strict=True))
+        return values[self._translation.result]
+
+    def _plan(self, size: tuple[int, ...]) -> list[Any]:
+        """Segments and stock operations, in order, for images of this size (C, H, W)."""
+        if (parts := self._plans.get(size)) is None:
+            from gkp.engine.plan import plan  # here: it needs numba
+
+            assert self._translation is not None
+            while len(self._plans) >= SIZES:
+                self._plans.pop(next(iter(self._plans)))
+            parts = self._plans[size] = plan(self._translation, size)
+        return parts
+
+    def from_normalised(self, z: Tensor) -> Tensor:
+        """Logits of images that are normalised already, as `gkp.networks.classifier.Classifier` has it."""
+        if self._inside is None:
+            inside = Compiled(_FromNormalised(self.compiled_from).eval(), self.threads)
+            object.__setattr__(self, "_inside", inside)
+        return self._inside(z)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.compiled_from, name) if name in _OF_A_CLASSIFIER else super().__getattr__(name)
+
+    # What would change the weights, behind the engine's back
+
+    def train(self, mode: bool = True) -> Compiled:
+        """Stay in eval mode. Raises BadInput for training mode."""
+        if mode:
+            raise BadInput("a compiled network cannot be trained; train the network it was made from, then compile it again")
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise BadInput: the weights are compiled in."""
+        raise BadInput("a compiled network has its weights compiled in; load them into the network, then compile it again")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Compiled:
+        moved = fn(torch.zeros(1))
+        if moved.dtype != torch.float32 or moved.device.type != "cpu":
+            raise BadInput(f"a compiled network computes in float32 on the CPU, not in {moved.dtype} on {moved.device}")
+        return self
+
+    def __reduce__(self) -> Any:
+        return Compiled, (self.compiled_from, self.threads)  # a copy is compiled again
+
+
+class _FromNormalised(nn.Module):
+    """A classifier without its normalisation."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, z: Tensor) -> Tensor:
+        from_normalised: Any = self.net.from_normalised
+        return from_normalised(z)

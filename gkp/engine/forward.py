@@ -1,0 +1,139 @@
+"""From operations to programs, for images of one size: which memory each value gets, which steps run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gkp.engine import layout
+from gkp.engine.layout import MapShape
+from gkp.engine.operations import Conv, Flatten, Linear, Load, MaxPool, Mean, Operation, Shortcut
+from gkp.engine.program import Buffer, Builder, Program, Weights
+
+
+@dataclass(eq=False)
+class Segment:
+    """Operations between tensors: what runs in one go.
+
+    Attributes:
+        operations: in order.
+        inputs: the values that come in as tensors, one for each `Load`.
+        outputs: the values that go out as tensors.
+        shapes: of all values of the network, per image: (C, H, W) or (features,).
+        signs: per value, where the bits lie that the gradient needs; sign_slot: their bytes an image.
+        forward, inference: the program, with and without these bits.
+    """
+
+    operations: list[Operation]
+    inputs: list[int]
+    outputs: list[int]
+    shapes: dict[int, tuple[int, ...]]
+    lanes: int
+    signs: dict[int, int] = field(default_factory=dict)
+    sign_slot: int = 0
+
+    def __post_init__(self) -> None:
+        self.forward: Program = _forward(self)
+        self.inference = self.forward.without_signs()
+
+    def layout(self, value: int) -> MapShape | int:
+        """How a value lies in memory."""
+        shape = self.shapes[value]
+        return MapShape(*shape, self.lanes) if len(shape) == 3 else shape[0]
+
+
+def output_shape(operation: Operation, shapes: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of what `operation` returns, per image."""
+    shape = shapes[operation.inputs[0]]
+    if isinstance(operation, Conv):
+        return len(operation.bias), -(-shape[1] // operation.stride), -(-shape[2] // operation.stride)
+    if isinstance(operation, Shortcut):
+        channels = shape[0] if operation.channels is None else len(operation.channels)
+        height, width = (-(-side // operation.stride) for side in shape[1:])
+        return operation.before + channels + operation.after, height, width
+    if isinstance(operation, MaxPool):
+        return shape[0], shape[1] // 2, shape[2] // 2
+    if isinstance(operation, Mean):
+        return (shape[0],)
+    if isinstance(operation, Flatten):
+        return (int(np.prod(shape)),)
+    if isinstance(operation, Linear):
+        return (len(operation.bias),)
+    return shape
+
+
+def shortcut_channels(operation: Shortcut, channels: int) -> list[int]:
+    """The source of each output channel of a shortcut, -1 for zeros."""
+    chosen = range(channels) if operation.channels is None else operation.channels.tolist()
+    return [-1] * operation.before + list(chosen) + [-1] * operation.after
+
+
+def normalisation(operation: Load, channels: int) -> np.ndarray:
+    """Means, then standard deviations, per channel."""
+    mean = np.zeros(1) if operation.mean is None else operation.mean
+    std = np.ones(1) if operation.std is None else operation.std
+    return np.concatenate([np.broadcast_to(mean, channels), np.broadcast_to(std, channels)])
+
+
+def _forward(segment: Segment) -> Program:
+    builder = Builder(segment.lanes)
+    readers = {value: segment.outputs.count(value) for value in segment.shapes}
+    for operation in segment.operations:
+        for value in operation.inputs:
+            readers[value] += 1
+    memory: dict[int, Buffer] = {}
+    loads = 0
+    for operation in segment.operations:
+        shape = segment.layout(operation.output)
+        target = builder.buffer(shape, max(1, readers[operation.output]))
+        memory[operation.output] = target
+        if isinstance(operation, Load):
+            stride = int(np.prod(segment.shapes[operation.inputs[0]]))
+            row = builder.step(layout.LOAD, target, target, io=loads, io_stride=stride)
+            if operation.mean is not None or operation.std is not None:
+                row[layout.BIAS] = builder.constant(normalisation(operation, row[layout.CHANNELS]))
+            loads += 1
+            continue
+        _compute(builder, segment, operation, [memory[value] for value in operation.inputs], target)
+        for value in operation.inputs:
+            builder.release(memory[value])
+    for i, value in enumerate(segment.outputs):
+        stride = int(np.prod(segment.shapes[value]))
+        builder.step(layout.STORE, memory[value], None, io=loads + i, io_stride=stride)
+    return builder.program()
+
+
+def _compute(builder: Builder, segment: Segment, operation: Operation, sources: list[Buffer], target: Buffer) -> None:
+    """Append the step of one operation."""
+    source, shape = sources[0], target.shape
+    if isinstance(operation, Conv):
+        fields = {"other": sources[1].place if len(sources) > 1 else -1}
+        if operation.relu:
+            assert isinstance(shape, MapShape)
+            fields |= {"floor": 0, "written": _signs(segment, operation.output, shape.sign_bytes)}
+        filters, kept = np.arange(len(operation.bias)), list(operation.kept)
+        weights = Weights(operation.weight, operation.bias, filters, operation.group_of_filter, kept, operation.stride)
+        builder.convolution(source, target, weights, **fields)
+    elif isinstance(operation, Shortcut):
+        channels = segment.shapes[operation.inputs[0]][0]
+        used = builder.table(shortcut_channels(operation, channels))
+        builder.step(layout.SHORTCUT, source, target, stride=operation.stride, used=used)
+    elif isinstance(operation, MaxPool):
+        pixels = int(np.prod(segment.shapes[operation.output]))
+        builder.step(layout.MAX_POOL, source, target, written=_signs(segment, operation.output, pixels))
+    elif isinstance(operation, Mean):
+        builder.step(layout.MEAN, source, target)
+    elif isinstance(operation, Flatten):
+        builder.step(layout.FLATTEN, source, target)
+    elif isinstance(operation, Linear):
+        bias = builder.constant(np.concatenate([operation.weight.ravel(), operation.bias]))
+        builder.step(layout.LINEAR, source, target, bias=bias)
+    else:
+        raise TypeError(f"no step for {type(operation).__name__}")
+
+
+def _signs(segment: Segment, value: int, size: int) -> int:
+    place = segment.signs[value] = segment.sign_slot
+    segment.sign_slot += layout.round_up(size, 64)
+    return place

@@ -1,0 +1,251 @@
+"""The compiled steps that are no convolutions, and the loop that runs a program."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from gkp.engine import layout as L
+from gkp.engine.emitter import at, entry, get, get_byte, put, put_byte
+from gkp.engine.kernels import F, convolve
+
+ZERO = np.float32(0.0)
+
+
+@njit(nogil=True)
+def _masked(signs, bits, row, across, piece, x, value):
+    """`value`, or 0 where the sign of pixel `x` of this row (counted over all channels) is not set."""
+    if bits < 0:
+        return value
+    size = max(piece // 8, 1)
+    place = signs + bits + (row * across + x // piece) * size + (x % piece) // 8
+    return value if (get_byte(place) >> (x % piece % 8)) & 1 else ZERO
+
+
+@njit(nogil=True)
+def _load(p, constants, base, outside):
+    """An image `[channel][row][column]` -> a map, normalised if there are means; or a vector as it is."""
+    for c in range(at(p, L.CHANNELS)):
+        mean, std = ZERO, np.float32(1.0)
+        if at(p, L.BIAS) >= 0:
+            mean, std = get(constants + F * (at(p, L.BIAS) + c)), get(constants + F * (at(p, L.BIAS) + at(p, L.CHANNELS) + c))
+        for y in range(at(p, L.HEIGHT)):
+            source = outside + F * (c * at(p, L.HEIGHT) + y) * at(p, L.WIDTH)
+            target = base + F * (at(p, L.TARGET) + c * at(p, L.OUT_PLANE) + (y + 1) * at(p, L.OUT_PITCH))
+            if at(p, L.OUT_PITCH) == 0:  # a vector
+                target = base + F * (at(p, L.TARGET) + c)
+            for x in range(at(p, L.WIDTH)):
+                put(target + F * x, (get(source + F * x) - mean) / std)
+
+
+@njit(nogil=True)
+def _store(p, constants, base, outside):
+    """The reverse of `_load`; a gradient of normalised pixels becomes one of pixels."""
+    for c in range(at(p, L.CHANNELS)):
+        std = get(constants + F * (at(p, L.BIAS) + at(p, L.CHANNELS) + c)) if at(p, L.BIAS) >= 0 else np.float32(1.0)
+        for y in range(at(p, L.HEIGHT)):
+            source = base + F * (at(p, L.SOURCE) + c * at(p, L.PLANE) + (y + 1) * at(p, L.PITCH))
+            if at(p, L.PITCH) == 0:
+                source = base + F * (at(p, L.SOURCE) + c)
+            target = outside + F * (c * at(p, L.HEIGHT) + y) * at(p, L.WIDTH)
+            for x in range(at(p, L.WIDTH)):
+                put(target + F * x, get(source + F * x) / std)
+
+
+@njit(nogil=True)
+def _shortcut(p, tables, base):
+    """Every `stride`-th pixel of every second map, and channels of zeros: `tables` has the source of each, or -1."""
+    for c in range(at(p, L.OUT_CHANNELS)):
+        channel = entry(tables, at(p, L.USED) + c)
+        for y in range(at(p, L.OUT_HEIGHT)):
+            target = base + F * (at(p, L.TARGET) + c * at(p, L.OUT_PLANE) + (y + 1) * at(p, L.OUT_PITCH))
+            if channel < 0:
+                for x in range(at(p, L.OUT_PITCH)):
+                    put(target + F * x, ZERO)
+                continue
+            source = base + F * (at(p, L.SOURCE) + channel * at(p, L.PLANE) + (y * at(p, L.STRIDE) + 1) * at(p, L.PITCH))
+            for x in range(at(p, L.OUT_WIDTH)):
+                put(target + F * x, get(source + F * x * at(p, L.STRIDE)))
+            for x in range(at(p, L.OUT_WIDTH), at(p, L.OUT_PITCH)):
+                put(target + F * x, ZERO)
+
+
+@njit(nogil=True)
+def _spread(p, tables, base):
+    """The gradient of `_shortcut`: zeros, and every `stride`-th pixel from the gradient; `tables` has the source of each."""
+    for c in range(at(p, L.OUT_CHANNELS)):
+        channel = entry(tables, at(p, L.USED) + c)
+        for y in range(at(p, L.OUT_HEIGHT)):
+            target = base + F * (at(p, L.TARGET) + c * at(p, L.OUT_PLANE) + (y + 1) * at(p, L.OUT_PITCH))
+            for x in range(at(p, L.OUT_PITCH)):
+                put(target + F * x, ZERO)
+            if channel < 0 or y % at(p, L.STRIDE):
+                continue
+            source = base + F * (at(p, L.SOURCE) + channel * at(p, L.PLANE) + (y // at(p, L.STRIDE) + 1) * at(p, L.PITCH))
+            for x in range(at(p, L.WIDTH)):
+                put(target + F * x * at(p, L.STRIDE), get(source + F * x))
+
+
+@njit(nogil=True)
+def _max_pool(p, base, signs):
+    """Maxima of 2x2 pixels; which of the four, a byte a pixel, if the gradient will want it. NaN counts as the largest."""
+    for c in range(at(p, L.CHANNELS)):
+        for y in range(at(p, L.OUT_HEIGHT)):
+            source = base + F * (at(p, L.SOURCE) + c * at(p, L.PLANE) + (2 * y + 1) * at(p, L.PITCH))
+            target = base + F * (at(p, L.TARGET) + c * at(p, L.OUT_PLANE) + (y + 1) * at(p, L.OUT_PITCH))
+            for x in range(at(p, L.OUT_WIDTH)):
+                best, which = get(source + F * 2 * x), 0
+                for i in range(1, 4):
+                    value = get(source + F * (2 * x + i % 2 + i // 2 * at(p, L.PITCH)))
+                    if value > best or value != value:
+                        best, which = value, i
+                put(target + F * x, best)
+                if at(p, L.WRITTEN) >= 0:
+                    put_byte(signs + at(p, L.WRITTEN) + (c * at(p, L.OUT_HEIGHT) + y) * at(p, L.OUT_WIDTH) + x, np.uint8(which))
+            for x in range(at(p, L.OUT_WIDTH), at(p, L.OUT_PITCH)):
+                put(target + F * x, ZERO)
+
+
+@njit(nogil=True)
+def _unpool(p, base, signs, across, piece):
+    """The gradient of `_max_pool`: to the pixel that was the largest; times ReLU's. Source: the gradient of the maxima."""
+    for c in range(at(p, L.OUT_CHANNELS)):
+        for y in range(at(p, L.OUT_HEIGHT)):
+            target = base + F * (at(p, L.TARGET) + c * at(p, L.OUT_PLANE) + (y + 1) * at(p, L.OUT_PITCH))
+            for x in range(at(p, L.OUT_PITCH)):
+                put(target + F * x, ZERO)
+        for y in range(at(p, L.HEIGHT)):
+            source = base + F * (at(p, L.SOURCE) + c * at(p, L.PLANE) + (y + 1) * at(p, L.PITCH))
+            for x in range(at(p, L.WIDTH)):
+                which = np.int64(get_byte(signs + at(p, L.WRITTEN) + (c * at(p, L.HEIGHT) + y) * at(p, L.WIDTH) + x))
+                row, column = 2 * y + which // 2, 2 * x + which % 2
+                value = _masked(signs, at(p, L.READ), c * at(p, L.OUT_HEIGHT) + row, across, piece, column, get(source + F * x))
+                put(base + F * (at(p, L.TARGET) + c * at(p, L.OUT_PLANE) + (row + 1) * at(p, L.OUT_PITCH) + column), value)
+
+
+@njit(nogil=True)
+def _mean(p, base):
+    """Map -> vector of the channels' means."""
+    for c in range(at(p, L.CHANNELS)):
+        total = ZERO
+        for y in range(at(p, L.HEIGHT)):
+            source = base + F * (at(p, L.SOURCE) + c * at(p, L.PLANE) + (y + 1) * at(p, L.PITCH))
+            for x in range(at(p, L.WIDTH)):
+                total += get(source + F * x)
+        put(base + F * (at(p, L.TARGET) + c), total / np.float32(at(p, L.HEIGHT) * at(p, L.WIDTH)))
+
+
+@njit(nogil=True)
+def _unmean(p, base, signs, across, piece):
+    """The gradient of `_mean`, times ReLU's."""
+    for c in range(at(p, L.OUT_CHANNELS)):
+        value = get(base + F * (at(p, L.SOURCE) + c)) / np.float32(at(p, L.OUT_HEIGHT) * at(p, L.OUT_WIDTH))
+        for y in range(at(p, L.OUT_HEIGHT)):
+            target = base + F * (at(p, L.TARGET) + c * at(p, L.OUT_PLANE) + (y + 1) * at(p, L.OUT_PITCH))
+            for x in range(at(p, L.OUT_WIDTH)):
+                put(target + F * x, _masked(signs, at(p, L.READ), c * at(p, L.OUT_HEIGHT) + y, across, piece, x, value))
+            for x in range(at(p, L.OUT_WIDTH), at(p, L.OUT_PITCH)):
+                put(target + F * x, ZERO)
+
+
+@njit(nogil=True)
+def _combine(p, base, signs, across, piece):
+    """The sum of two gradients (or one), times ReLU's."""
+    for c in range(at(p, L.OUT_CHANNELS)):
+        for y in range(at(p, L.OUT_HEIGHT)):
+            place = c * at(p, L.OUT_PLANE) + (y + 1) * at(p, L.OUT_PITCH)
+            for x in range(at(p, L.OUT_PITCH)):
+                value = get(base + F * (at(p, L.SOURCE) + place + x))
+                if at(p, L.OTHER) >= 0:
+                    value += get(base + F * (at(p, L.OTHER) + place + x))
+                value = _masked(signs, at(p, L.READ), c * at(p, L.OUT_HEIGHT) + y, across, piece, x, value)
+                put(base + F * (at(p, L.TARGET) + place + x), value)
+
+
+@njit(nogil=True)
+def _flatten(p, base, back):
+    """Map -> vector `[channel][row][column]`, or back."""
+    for c in range(at(p, L.CHANNELS)):
+        for y in range(at(p, L.HEIGHT)):
+            in_map = at(p, L.SOURCE) + c * at(p, L.PLANE) + (y + 1) * at(p, L.PITCH)
+            in_vector = at(p, L.TARGET) + (c * at(p, L.HEIGHT) + y) * at(p, L.WIDTH)
+            if back:
+                in_map, in_vector = (
+                    at(p, L.TARGET) + c * at(p, L.PLANE) + (y + 1) * at(p, L.PITCH),
+                    at(p, L.SOURCE) + (c * at(p, L.HEIGHT) + y) * at(p, L.WIDTH),
+                )
+                for x in range(at(p, L.PITCH)):
+                    put(base + F * (in_map + x), get(base + F * (in_vector + x)) if x < at(p, L.WIDTH) else ZERO)
+            else:
+                for x in range(at(p, L.WIDTH)):
+                    put(base + F * (in_vector + x), get(base + F * (in_map + x)))
+
+
+@njit(nogil=True)
+def _linear(p, constants, base):
+    """A fully connected layer: `[output][input]` weights, then the biases."""
+    weights, inputs = constants + F * at(p, L.BIAS), at(p, L.CHANNELS)
+    for o in range(at(p, L.OUT_CHANNELS)):
+        total = ZERO
+        for i in range(inputs):
+            total += get(weights + F * (o * inputs + i)) * get(base + F * (at(p, L.SOURCE) + i))
+        put(base + F * (at(p, L.TARGET) + o), total + get(weights + F * (at(p, L.OUT_CHANNELS) * inputs + o)))
+
+
+def run(program, steps, tables, constants, arena, slot, images, scratch, sums, signs, sign_slot, outside, first):
+    """Run a program on some images, of which the first is number `first` of its batch; all numbers are int64.
+
+    program, tables, constants: addresses of int64 `(steps, fields)`, of int32 and of float32. arena, slot: address of the first
+    image's memory, and its floats. scratch, sums: addresses of the thread's memory. signs, sign_slot: address of the bits kept
+    for the gradient, of the batch's first image, and their bytes an image. outside: address of the addresses of the batch's
+    inputs and outputs.
+    """
+    step, signs = 0, signs + sign_slot * first
+    while step < steps:
+        end, span = step, at(program + 8 * L.FIELDS * step, L.SPAN)
+        while end < steps and at(program + 8 * L.FIELDS * end, L.SPAN) == span:
+            end += 1
+        for low in range(0, images, span):
+            high = min(images, low + span)
+            for i in range(step, end):
+                p = program + 8 * L.FIELDS * i
+                if at(p, L.OP) == L.CONV:
+                    convolve(
+                        p, tables, constants, arena, slot, low, high, scratch, sums, signs, sign_slot
+                    )  # fmt: skip
+                    continue
+                for image in range(low, high):
+                    base, bits = arena + F * slot * image, signs + sign_slot * image
+                    io = at(outside, at(p, L.IO)) + F * at(p, L.IO_STRIDE) * (first + image)
+                    _step(p, tables, constants, base, bits, io)
+        step = end
+
+
+@njit(nogil=True)
+def _step(p, tables, constants, base, bits, io):
+    """One step of one image."""
+    op = at(p, L.OP)
+    if op == L.LOAD:
+        _load(p, constants, base, io)
+    elif op == L.STORE:
+        _store(p, constants, base, io)
+    elif op == L.SHORTCUT:
+        _shortcut(p, tables, base)
+    elif op == L.SPREAD:
+        _spread(p, tables, base)
+    elif op == L.MAX_POOL:
+        _max_pool(p, base, bits)
+    elif op == L.UNPOOL:
+        _unpool(p, base, bits, at(p, L.ACROSS), at(p, L.PIECE))
+    elif op == L.MEAN:
+        _mean(p, base)
+    elif op == L.UNMEAN:
+        _unmean(p, base, bits, at(p, L.ACROSS), at(p, L.PIECE))
+    elif op == L.COMBINE:
+        _combine(p, base, bits, at(p, L.ACROSS), at(p, L.PIECE))
+    elif op == L.FLATTEN:
+        _flatten(p, base, False)
+    elif op == L.UNFLATTEN:
+        _flatten(p, base, True)
+    elif op == L.LINEAR:
+        _linear(p, constants, base)
