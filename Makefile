@@ -65,8 +65,9 @@ help:
 reproduce: $(ENV)
 	@"$(PY)" -m gkp reproduce --profile '$(PROFILE)' $(if $(JOBS),--jobs '$(JOBS)') $(if $(ONLY),--only '$(ONLY)') $(if $(filter-out 0,$(FORCE)),--force) $(if $(COMPUTE),$(if $(filter 0,$(COMPUTE)),--no-compute,--compute)) --out 'build/$(basename $(notdir $(PROFILE)))'
 
+# One worker a core, eight at most, one thread each; the tests of a file stay together and in order.
 test: $(ENV)
-	@"$(PY)" -m pytest -q
+	@"$(PY)" -m pytest -q -n logical --maxprocesses 8 --dist loadfile
 
 verify: $(ENV)
 	@"$(PY)" -m gkp verify

@@ -14,7 +14,9 @@ from gkp.files import given_folders, locate, searched_folders
 
 # Tests change folders: make what the user gave absolute while it still means what the user meant.
 os.environ["GKP_DATA"] = os.pathsep.join(str(folder) for folder in given_folders())
-torch.set_num_threads(min(torch.get_num_threads(), 2))
+if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker for each core, and what tests start inherits this
+    os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(torch.get_num_threads(), 2))
 
 
 @pytest.fixture(scope="session")

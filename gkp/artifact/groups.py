@@ -7,8 +7,8 @@ cell is computed once all the same.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gkp.artifact.experiments.cell import Cell
@@ -17,13 +17,27 @@ from gkp.artifact.experiments.kinds import EvaluateCell, LatencyCell, Network, P
 RATE, HIGH_RATE = 7 / 16, 10 / 16  # of the paper's tables, by their MACs and parameters
 UNPRUNED = "none"  # the unpruned network under the same fine-tuning: a row of every table
 METHODS = (  # every built-in method that can be given what it needs: written down, so that planning needs no torch
-    *("cc", "chip", "depgraph", "depgraph-one-shot", "fpgm", "fpgm-one-shot", "greedy-gkp", "hrank", "l1norm-a", "l1norm-b"),
+    *(
+        "cc",
+        "chip",
+        "depgraph",
+        "depgraph-one-shot",
+        "dhp",
+        "fpgm",
+        "fpgm-one-shot",
+        "gal",
+        "greedy-gkp",
+        "hrank",
+        "l1norm-a",
+        "l1norm-b",
+    ),
     *("l2", "l2-gkp", "least-smooth-gkp", "lrf", "random", "random-gkp", "sfp", "sfp-smooth", "slimming", "sr-gkp"),
     *("taylor-fo", "tmi-gkp"),
 )
 SEEDED = (UNPRUNED, "sr-gkp", "l2-gkp", "random-gkp", "l1norm-b")  # the rows that get three seeds
 HIGH = (UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "fpgm", "sfp", "hrank")
 ONE_SHOT = ("sr-gkp", "l2-gkp", "l1norm-b", "fpgm-one-shot", "hrank")  # of these; FPGM and SFP prune while they train
+SCRATCH = "scratch"  # no row of its own: `PruneCell.scratch` trains the shape that another method finds
 TENTH = (  # the rows that get a tenth of the paper's schedule, the most telling ones first
     *(UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "tmi-gkp", "fpgm", "cc", "hrank"),
     *("lrf", "sfp", "random-gkp", "gal", "dhp", "nppm", "rap-admm", "otov2"),
@@ -34,7 +48,9 @@ ALPHAS = (0.1, 0.25, 0.5, 0.75)  # Tables 14-16, beside the default 0.9
 ABLATED = ("tmi-gkp", "greedy-gkp", "least-smooth-gkp", "l2-gkp", "random-gkp", "sr-gkp")  # Tables 4 and 5, and controls
 CSBS = (0.5, 0.75)  # Table 6, beside the default 0.9
 THETAS = (0.3, 0.5, 0.7)  # Table 1
-GIVEN = {"weights", "training snapshots", "data", "gradients", "training"}  # what a cell can give a method
+GIVEN = {  # what a cell can give a method
+    *("weights", "initialisation", "training snapshots", "data", "unlabelled images", "gradients", "training"),
+}
 Groups = dict[str, list[Cell]]
 
 
@@ -45,6 +61,7 @@ class Scale:
     finetune: fields of PruneCell; paper, pixel, cascade, autoattack, frequency: fields of EvaluateCell for the paper's
     protocol, the field's, the worst case of strong attacks, AutoAttack, and the high-frequency test sets of Table 1; timing,
     latency: fields of the cells that measure seconds.
+    own: fields of PruneCell for single methods, such as epochs of search before the fine-tuning that all get.
     strong: the methods whose networks meet the strong attacks, None for all; seeds: beyond seed 0, for the methods `seeded`,
     None for all.
     """
@@ -62,12 +79,17 @@ class Scale:
     alphas: tuple[float, ...] = ALPHAS
     csbs: tuple[float, ...] = CSBS
     high: tuple[str, ...] = HIGH
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     strong: tuple[str, ...] | None = None
 
     def pruned(self, net: Network, methods: Iterable[str], **fields: Any) -> list[PruneCell]:
         """The network pruned by each of these methods that is registered, in this order."""
         known = {UNPRUNED, *registered()}
-        return [PruneCell(net=net, method=method, **{**self.finetune, **fields}) for method in methods if method in known]
+        return [
+            PruneCell(net=net, method=method, **{**self.finetune, **self.own.get(method, {}), **fields})
+            for method in methods
+            if method in known
+        ]
 
     def evaluated(self, nets: Iterable[Network | PruneCell]) -> list[EvaluateCell]:
         """Both protocols for each network."""
@@ -146,4 +168,4 @@ def registered() -> list[str]:
     """The names of METHODS and of those that a caller has registered, in alphabetical order."""
     registry = sys.modules.get("gkp.pruning.registry")  # not imported for this: torch comes with it
     own = registry.methods().items() if registry else ()
-    return sorted({*METHODS, *(name for name, method in own if GIVEN.issuperset(method.needs))})
+    return sorted({*METHODS, *(name for name, method in own if name != SCRATCH and GIVEN.issuperset(method.needs))})

@@ -121,14 +121,14 @@ class Case:
     def epochs(self) -> int:
         """The epochs of fine-tuning that this architecture's networks get here."""
         longest = self.index.tuned(self.model)
-        return longest.epochs if longest else 0
+        return longest.finetuned if longest else 0
 
     def at_paper_scale(self) -> bool:
         """Whether this is the paper's own setting: one of its architectures, trained and fine-tuned as long."""
         longest = self.index.tuned(self.model)
         if longest is None or self.model not in self.same or self.index.embedded:
             return False
-        return longest.epochs >= PAPER_EPOCHS and getattr(longest.net, "epochs", PAPER_EPOCHS) >= PAPER_EPOCHS
+        return longest.finetuned >= PAPER_EPOCHS and getattr(longest.net, "epochs", PAPER_EPOCHS) >= PAPER_EPOCHS
 
 
 def case_of(profile: str, results: Sequence[Result] | None = None, store: grid.Store | None = None) -> Case:

@@ -111,7 +111,7 @@ class Index:
         for model, members in found.items():
             baselines = [cell.net.hash for cell in members]
             most = max(dict.fromkeys(baselines), key=baselines.count)
-            found[model] = sorted((cell for cell in members if cell.net.hash == most), key=lambda cell: cell.epochs)
+            found[model] = sorted((cell for cell in members if cell.net.hash == most), key=lambda cell: cell.finetuned)
         return found
 
     @cached_property
@@ -127,7 +127,7 @@ class Index:
 
         This index itself where nothing of the architecture is fine-tuned.
         """
-        lengths = sorted({cell.epochs for cell in self._pruned.get(model, ())}, reverse=True)
+        lengths = sorted({cell.finetuned for cell in self._pruned.get(model, ())}, reverse=True)
         return [self._of_length(model, epochs) for epochs in lengths] if len(lengths) > 1 else [self]
 
     def _of_length(self, model: str, epochs: int) -> Index:
@@ -160,7 +160,7 @@ class Index:
             for cell in members
             if cell.method == net.method and dict(cell.options) == dict(net.options) and _same_rate(cell, net.rate)
         ]
-        return {cell.seed: cell for cell in fitting if cell.epochs == fitting[-1].epochs}
+        return {cell.seed: cell for cell in fitting if cell.finetuned == fitting[-1].finetuned}
 
     def _official(self, net: Net, model: str) -> dict[int, Network | PruneCell]:
         for cell in self.cells:

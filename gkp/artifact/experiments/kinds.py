@@ -130,6 +130,11 @@ class PruneCell(Training, Cell):
         object.__setattr__(self, "options", tuple(sorted((str(name), value) for name, value in pairs)))
 
     @property
+    def finetuned(self) -> int:
+        """The epochs after those that were given to a search of the method's own (`soft_epochs`)."""
+        return self.epochs - (self.soft_epochs or 0)
+
+    @property
     def dataset(self) -> str:
         """The data set that the pruned network is for."""
         return self.net.dataset
