@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from grid_stages import Number
 
-from gkp.artifact import executed, profiles
+from gkp.artifact import claims, executed, profiles
 from gkp.artifact import experiments as grid
 from gkp.artifact import notebooks as reproduce
 from gkp.artifact.executed import Record
@@ -290,14 +290,15 @@ def test_the_verdicts_come_last_and_digits_give_none(tmp_path):
     assert reproduce.verdict_lines(tmp_path) == []
     table = tmp_path / "tables" / "verdicts.csv"
     table.parent.mkdir()
-    table.write_text("id,item,statement,verdict\na,Table 1,It is so,differs\nb,Figure 2,It is not,not run\n")
+    columns = "id,board,statement,verdict,ours,interval,n,seeds,reason\n"
+    row = '{},claims,It is so,{},1.0 points,"[0.5, 1.5]",100,3,because\n'
+    table.write_text(columns + row.format("fragility", "holds") + row.format("another", "undecided"))
     assert reproduce.verdict_lines(tmp_path) == [
-        f"{'differs':<16} {'Table 1':<28} It is so",
-        f"{'not run':<16} {'Figure 2':<28} It is not",
-        "2 claims: 1 differs, 1 not run",
+        f"{'holds':<14} It is so: 1.0 points; [0.5, 1.5]; n 100; 3 seeds",
+        "Claims: 1 holds, 1 undecided.",
     ]
-    table.write_text("id,item,statement,verdict\na,Table 1,It is so,not a verdict: digits\n")
-    assert reproduce.verdict_lines(tmp_path) == ["1 claims: 1 not a verdict: digits"]
+    table.write_text(columns + row.format("fragility", claims.NO_VERDICT))
+    assert reproduce.verdict_lines(tmp_path) == [f"Claims: 1 {claims.NO_VERDICT}."]
 
 
 def test_two_notebooks_that_save_under_one_name_are_refused(notebook, out):

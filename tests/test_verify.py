@@ -83,9 +83,10 @@ def verdicts(profile: str, store: grid.Store) -> SimpleNamespace:
     """A verdict by hand: does the evaluated network keep more than half of its accuracy?"""
     found = grid.load([EVALUATED], store=store)
     value = found[0]["accuracy"]["pgd-8/255"] if len(found) else float("nan")
-    verdict = ("reproduced" if value > 0.5 else "differs") if len(found) else "not run"
+    verdict = ("holds" if value > 0.5 else "does not hold") if len(found) else "not run"
     rows = [{"id": "half", "ours": value, "verdict": verdict}, {"id": "fragility", "ours": "5 points", "verdict": verdict}]
     said = {"statement": "They | differ", "reported": "15 points", "n": 50, "seeds": 1, "interval": "[1, 9]", "minutes": 61.2}
+    said |= {"board": "claims", "setting": "ResNet-20, 3 epochs"}
     said |= {"command": "make reproduce PROFILE=cifar10 ONLY=00_a COMPUTE=1", "reason": "not finished; later"}
     return SimpleNamespace(points=pd.DataFrame(rows).assign(**said))
 
@@ -166,7 +167,7 @@ def problems(root: Path) -> list[str]:
 
 def test_what_was_just_published_is_as_it_should_be(root):
     checks = verify.verify(root)
-    files, rows = len(manifest.files(root / "data")), len(front_page.HEADLINES)
+    files, rows = len(manifest.files(root / "data")), len(claims.MAIN)
     assert [check.n for check in checks] == [files, 5, 1, 2, rows, 1] and problems(root) == []
     assert all(check.line.endswith("as they should be") for check in checks)
 
@@ -247,7 +248,7 @@ def test_an_edited_number_is_noticed_even_when_everything_is_signed_again(root, 
         manifest.write(root / "data")
         found = problems(root)
         assert any("pgd-8/255 is 0.7, and 0.6 by its outcomes" in problem for problem in found)
-        assert any(problem.startswith("data/verdicts.csv: the cells give: half,0.7,reproduced") for problem in found)
+        assert any(problem.startswith("data/verdicts.csv: the cells give: half,0.7,holds") for problem in found)
     else:
         assert any("its sha256 does not fit" in problem for problem in found)
 
@@ -263,19 +264,19 @@ def test_an_edited_number_is_not_published(root, signed):
 
 def test_a_verdict_that_does_not_follow_from_the_cells_is_noticed(root):
     file = root / "data" / "verdicts.csv"
-    file.write_text(file.read_text().replace("half,0.6,reproduced", "half,0.6,differs"))
+    file.write_text(file.read_text().replace("half,0.6,holds", "half,0.6,does not hold"))
     manifest.write(root / "data")
     gone, new, opening = problems(root)
-    assert gone.startswith("data/verdicts.csv: does not follow from the cells: half,0.6,differs")
-    assert new.startswith("data/verdicts.csv: the cells give: half,0.6,reproduced") and opening.startswith("README.md:")
+    assert gone.startswith("data/verdicts.csv: does not follow from the cells: half,0.6,does not hold")
+    assert new.startswith("data/verdicts.csv: the cells give: half,0.6,holds") and opening.startswith("README.md:")
 
 
 def test_readme_opens_with_the_verdicts_their_cost_and_a_figure_and_an_edited_one_is_noticed(root):
     file = root / "README.md"
     text = file.read_text()
-    assert text.startswith("# Title\n") and text.endswith("\nRest\n") and "2 claims: 2 reproduced" in text
-    row = "| They \\| differ | 15 points | 5 points; [1, 9]; n 50 | **reproduced** | `ONLY=00_a` | 61 |"
-    assert row in text and "minutes, 2 cores of hand" in text and f"]({front_page.FIGURE})" in text
+    assert text.startswith("# Title\n") and text.endswith("\nRest\n") and "- Claims: 2 holds." in text
+    row = "| They \\| differ | 15 points | 5 points; [1, 9]; n 50 | ResNet-20, 3 epochs | **holds** |"
+    assert row in text and "here on 2 cores of hand" in text and f"]({front_page.FIGURE})" in text
     file.write_text(text.replace("5 points; [1, 9]", "6 points; [1, 9]"))
     assert problems(root) == ["README.md: its verdicts do not follow from data/; `gkp publish --cells` writes them"]
     file.write_text(text.replace(front_page.END, ""))
@@ -285,17 +286,8 @@ def test_readme_opens_with_the_verdicts_their_cost_and_a_figure_and_an_edited_on
 def test_what_is_not_run_says_why_in_readme(root):
     shutil.rmtree(root / "data" / "results" / EVALUATED.id)
     rows = verdicts("cifar10", grid.Store(root / "data" / "results")).points.assign(ours="")
-    assert "| They \\| differ | 15 points | not finished | not run | `ONLY=00_a` | 61 |" in front_page.opening(
-        root, rows, "cifar10"
-    )
-    estimated = front_page.opening(root, rows.assign(stated_minutes=61.2), "cifar10")
-    assert "| not finished | not run | `ONLY=00_a` | about 61 |" in estimated
-
-
-def test_what_was_run_and_leaves_a_claim_open_is_undecided_in_readme(root):
-    rows = verdicts("cifar10", grid.Store(root / "data" / "results")).points
-    text = front_page.opening(root, rows.assign(verdict="not run"), "cifar10")
-    assert "2 claims: 2 undecided." in text and "| 5 points; [1, 9]; n 50 | undecided | `ONLY=00_a` | 61 |" in text
+    text = front_page.opening(root, rows.assign(setting=""), "cifar10")
+    assert "| They \\| differ | 15 points | not finished |  | **not run** |" in text and "- Claims: 2 not run." in text
 
 
 def test_the_figures_that_the_notebooks_drew_replace_those_of_before(root):
@@ -383,7 +375,7 @@ def test_digits_are_never_committed():
 def test_the_html_report_loads_nothing_from_anywhere_and_its_index_leads_to_every_page(root):
     report = html_report("cifar10", root=root)
     index, page = report.index.read_text(), report.pages[0].read_text()
-    assert '<a href="00_a.html">00_a</a>' in index and "One &amp; two" in index and "<td>reproduced</td>" in index
+    assert '<a href="00_a.html">00_a</a>' in index and "One &amp; two" in index and "<td>holds</td>" in index
     assert "<title>One &amp; two</title>" in page and "papermill" not in page
     for text in (index, page):
         assert "<script" not in text and "@import" not in text

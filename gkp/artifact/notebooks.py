@@ -14,16 +14,17 @@ Cost: a few seconds when everything is up to date; three seconds of starting and
 
 from __future__ import annotations
 
-import csv
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from gkp.artifact import claims
 from gkp.artifact import experiments as grid
 from gkp.artifact.executed import (
     Record,
@@ -177,16 +178,14 @@ def counts(cells: Collection[Cell], results: Collection[str], computed: Collecti
 
 
 def verdict_lines(out: Path) -> list[str]:
-    """Return the verdicts that the last notebook saved in `out` as tables/verdicts.csv: a line each, then their counts."""
+    """Return what the verdicts say that the last notebook saved in `out`: the main claims, then a headline for each board."""
     file = out / "tables" / "verdicts.csv"
-    if not file.exists():
+    if not file.is_file():
         return []
-    with open(file, encoding="utf-8", newline="") as opened:
-        rows = list(csv.DictReader(opened))
-    numbers = Counter(row["verdict"] for row in rows)
-    given = [row for row in rows if not row["verdict"].startswith("not a verdict")]  # digits give none
-    lines = [f"{row['verdict']:<16} {row['item']:<28} {row['statement']}" for row in given]
-    return [*lines, f"{len(rows)} claims: {', '.join(f'{count} {verdict}' for verdict, count in numbers.most_common())}"]
+    points = pd.read_csv(file, dtype={"ours": str, "interval": str})
+    rows = {row["id"]: row for row in points.to_dict("records")}
+    main = [rows[name] for name in claims.MAIN if name in rows and rows[name]["verdict"] != claims.NO_VERDICT]
+    return [*(f"{row['verdict']:<14} {row['statement']}: {claims.in_full(row)}" for row in main), *claims.headlines(points)]
 
 
 class _Reproduction:

@@ -7,46 +7,20 @@ Cost: milliseconds, and reading one small file of each committed cell.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
 
-from gkp.artifact.claims.decision import NOT_RUN, VERDICTS
+from gkp.artifact import claims
 from gkp.artifact.experiments.store import read_json
 from gkp.errors import BadInput
 from gkp.files import replace_file
 
 README, BEGIN, END = "README.md", "<!-- verdicts, written by gkp publish -->", "<!-- end of verdicts -->"
 FIGURE, CAPTION = "figures/methods_paper.png", "Accuracy of every method without attack and under the paper's attacks"
-UNDECIDED = "undecided"
-HEADLINES = (  # of the claims, in this order
-    "fragility",
-    "modern-worse",
-    "tmi-free",
-    "free-benign",
-    "free-robustness",
-    "free-robustness-control",
-    "free-robustness-pixel",
-    "best-or-second-resnet56",
-    "sr-over-tmi",
-    "sr-over-random-gkp",
-    "sr-over-l2-gkp",
-    "high-rate-resnet32",
-    "snaking-cheaper",
-    "snaking-not-worse",
-    "beam-over-greedy",
-    "beam-over-least-smooth",
-    "csb-selects",
-    "norm-selects",
-    "no-transfer",
-    "high-frequencies",
-    "fgsm-labels",
-    "robust-to-strong-attacks",
-    "printed-mean-ranks",
-)
 
 
 def write_opening(root: Path, verdicts: pd.DataFrame, profile: str) -> None:
@@ -75,14 +49,15 @@ def opening(root: Path, verdicts: pd.DataFrame, profile: str) -> str:
         verdicts: the rows of `gkp.artifact.claims.verdicts(profile).points`.
         profile: whose verdicts.
     """
-    rows, counts = verdicts.set_index("id"), Counter(_word(row) for _, row in verdicts.iterrows())
+    rows = verdicts.set_index("id", drop=False)
+    main = [rows.loc[name] for name in claims.MAIN if name in rows.index]
     environment = jinja2.Environment(loader=jinja2.PackageLoader("gkp.artifact", "."), keep_trailing_newline=True)
     return environment.get_template("readme.md.j2").render(
         verdicts=verdicts,
-        counted=", ".join(f"{counts[word]} {word}" for word in (*VERDICTS, UNDECIDED) if counts[word]),
+        headlines=claims.headlines(verdicts),
         profile=profile,
         hardware=hardware(root),
-        rows=[_cells(rows.loc[name]) for name in HEADLINES if name in rows.index],
+        rows=[_cells({str(name): value for name, value in row.items()}) for row in main],
         figure=FIGURE if (root / FIGURE).exists() else "",
         caption=CAPTION,
     )
@@ -95,24 +70,10 @@ def hardware(root: Path) -> str:
     return " and ".join(f"{cores} cores of {processor}" for cores, processor in sorted(machines)) or "nothing measured yet"
 
 
-def _word(row: pd.Series) -> str:
-    """Return the verdict, or UNDECIDED where that is "not run" because what was run says too little."""
-    return UNDECIDED if row["verdict"] == NOT_RUN and row["ours"] and pd.notna(row["ours"]) else str(row["verdict"])
-
-
-def _cells(row: pd.Series) -> list[str]:
+def _cells(row: Mapping[str, Any]) -> list[str]:
     """Return the cells of one row of the table."""
-    # what is not there is NaN where the row was read from a file
-    text = {str(name): "" if pd.isna(value) else str(value) for name, value in row.items()}
-    n, seeds = f"n {int(row['n']):,}" if row["n"] else "", f"{int(row['seeds'])} seeds" if row["seeds"] > 1 else ""
-    why_not = re.split(r", about|[;(]", text["reason"])[0].strip()  # the rest is in the other files
-    ours = "; ".join(filter(None, [text["ours"], text["interval"], n, seeds])) if text["ours"] else why_not
-    only = next(word for word in text["command"].split() if word.startswith("ONLY="))
-    word = _word(row)
-    verdict = word if word in (NOT_RUN, UNDECIDED) else f"**{word}**"
-    estimated = row["minutes"] > 0 and row["minutes"] == row.get("stated_minutes")  # it has those until all cells are recorded
-    minutes = f"{'about ' if estimated else ''}{row['minutes']:,.0f}"
-    return [text["statement"], text["reported"], ours, verdict, f"`{only}`", minutes]
+    setting = "" if pd.isna(row["setting"]) else row["setting"]
+    return [row["statement"], row["reported"], claims.in_full(row), setting, f"**{row['verdict']}**"]
 
 
 def _parts(text: str) -> tuple[str, str, str]:

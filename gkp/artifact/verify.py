@@ -126,7 +126,7 @@ def check_opening(root: Path, profile: str = COMMITTED) -> Check:
     if not file.exists():
         return Check("verdicts in README", 0, (), "none were published yet")
     verdicts = pd.read_csv(file)
-    return Check("verdicts in README", len(front_page.HEADLINES), tuple(front_page.problems(root, verdicts, profile)))
+    return Check("verdicts in README", len(claims.MAIN), tuple(front_page.problems(root, verdicts, profile)))
 
 
 def verdicts_csv(data: Path, profile: str = COMMITTED) -> str:

@@ -171,8 +171,20 @@ class Estimate:
 
     def p(self, tests: int = 1) -> float:
         """Two-sided p of "the difference is 0", its interval being one of so many tests at once."""
-        error = (self.high - self.low) / 2 / quantile(tests)
-        return float(2 * scipy.stats.norm.sf(self.value / max(error, 1e-12)))
+        return float(2 * scipy.stats.norm.sf(abs(self.value) / self._error(tests)))
+
+    def equivalence_p(self, margin: float, tests: int = 1) -> float:
+        """p of "the difference is `margin`, a fraction, or more", by two one-sided tests (Schuirmann 1987).
+
+        Args:
+            margin: Differences within it count as none.
+            tests: As in `p`.
+        """
+        return float(scipy.stats.norm.sf((margin - abs(self.value)) / self._error(tests)))
+
+    def _error(self, tests: int) -> float:
+        """The standard error behind the interval, which is one of so many at once."""
+        return max((self.high - self.low) / 2 / quantile(tests), 1e-12)
 
 
 def quantile(tests: int = 1) -> float:
@@ -199,28 +211,18 @@ def difference(
     return Estimate(value, value - half, value + half, n, min(len(a), len(b)) if seeds is None else seeds)
 
 
-def judge(estimate: Estimate, *, margin: float | None = None, reported: float | None = None) -> bool | None:
+def judge(estimate: Estimate, *, margin: float | None = None) -> bool | None:
     """Decide whether an order holds: True, False, or None when these data leave it open.
 
     Args:
         estimate: The difference, as fractions.
-        margin: None for the claim "more": it holds when the interval lies above 0; it fails when it lies below 0, or when it
-            contains 0 but no difference as large as the reported one. With a margin the claim is "not worse by more than
-            that": it holds when the interval lies above -margin, and fails when it lies below 0.
-        reported: The paper's difference.
+        margin: None for the claim "more": it holds when the interval lies above 0 and fails when it lies below. With a margin
+            the claim is "not worse by more than that": it holds when the interval lies above -margin, and fails when it lies
+            below 0.
     """
     if estimate.low > (0.0 if margin is None else -margin):
         return True
-    if estimate.high < 0:
-        return False
-    return False if margin is None and reported is not None and estimate.high < reported else None
-
-
-def together(parts: Sequence[bool | None]) -> bool | None:
-    """Decide a claim of several parts: it holds when all do, fails when one does, and is open otherwise."""
-    if any(part is False for part in parts):
-        return False
-    return True if all(part is True for part in parts) else None
+    return False if estimate.high < 0 else None
 
 
 def mean_rank(accuracies: pd.DataFrame, *, ties: str = "min") -> pd.DataFrame:

@@ -4,22 +4,28 @@
     gkp.artifact.claims.verdicts("cifar10", item="Table 2")       # those of one table
     gkp.artifact.claims.verdicts("quick", results)                # digits: the arithmetic runs, no verdict is given
 
-claims.toml has the statements, each with the name of a rule and its parameters; `rules`, `protocol`, `counts` and `printed`
-have the rules; `evidence` finds the experiments that a rule looks at. Costs seconds: finished experiments are read and none is
-computed.
+They stand on three boards, each with its own words; see `decision`. claims.toml has the statements, each with the name of a
+rule and its parameters; `rules`, `protocol`, `counts` and `printed` have the rules; `evidence` and `case` find the experiments
+that a rule looks at. Costs seconds: finished experiments are read and none is computed.
 """
 
 from gkp.artifact.claims.claim import Claim, claims
-from gkp.artifact.claims.decision import KINDS, NO_VERDICT, VERDICTS, Decision, NotRun
-from gkp.artifact.claims.verdicts import verdicts
+from gkp.artifact.claims.decision import BOARDS, KINDS, NO_VERDICT, VERDICTS, Decision, NotRun
+from gkp.artifact.claims.verdicts import MAIN, as_read, headlines, in_full, on_board, verdicts
 
 __all__ = [
+    "BOARDS",
     "KINDS",
+    "MAIN",
     "NO_VERDICT",
     "VERDICTS",
     "Claim",
     "Decision",
     "NotRun",
+    "as_read",
     "claims",
+    "headlines",
+    "in_full",
+    "on_board",
     "verdicts",
 ]

@@ -11,11 +11,13 @@ from gkp.artifact import experiments as grid
 from gkp.artifact.claims.decision import NotRun
 from gkp.artifact.claims.evidence import Index, Net
 from gkp.artifact.experiments.report import Result
+from gkp.artifact.published import NETWORKS
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import Spread
 
 PAPER_EPOCHS = 300  # of fine-tuning on CIFAR-10, in the paper
+ARCHITECTURES = {model: name for name, model in NETWORKS.items()}
 
 
 @dataclass
@@ -122,6 +124,23 @@ class Case:
         """The epochs of fine-tuning that this architecture's networks get here."""
         longest = self.index.tuned(self.model)
         return longest.finetuned if longest else 0
+
+    def network(self) -> str:
+        """The network, and whether the paper reports the claim for it."""
+        name = ARCHITECTURES.get(self.model, self.model)
+        return name if not self.same or self.model in self.same else f"{name} (the paper: {self._papers()})"
+
+    def setting(self) -> str:
+        """The network and its schedule, and how far they are from those for which the paper reports the claim."""
+        name, epochs = ARCHITECTURES.get(self.model, self.model), f"{self.epochs()} epochs"
+        if not self.same:
+            return f"{name}, {epochs}"
+        off = [self._papers()] if self.model not in self.same else []
+        off += [f"{PAPER_EPOCHS} epochs"] if self.epochs() < PAPER_EPOCHS else []
+        return f"{name}, {epochs} ({'the paper: ' + ', '.join(off) if off else 'as in the paper'})"
+
+    def _papers(self) -> str:
+        return ", ".join(ARCHITECTURES.get(model, model) for model in self.same)
 
     def at_paper_scale(self) -> bool:
         """Whether this is the paper's own setting: one of its architectures, trained and fine-tuned as long."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,11 @@ class Claim:
         parameters: Of the rule.
         kind: One of `gkp.artifact.claims.KINDS`; by default that of the rule.
         models: The architectures it may be decided on, best first.
-        same: Those for which the paper reports it: there it can be reproduced, elsewhere only its direction can hold.
+        same: Those for which the paper reports it; none for a control that the paper lacks.
         notebook: Which one shows it.
         gpu: Setting -> trainings that deciding it in the paper's own setting takes; see `gpu_hours`.
         page: Of the camera-ready, or "appendix".
+        family: The table of claims.toml that it stands in, whose p values are corrected together.
     """
 
     id: str
@@ -62,6 +63,12 @@ class Claim:
     notebook: str = "99_verdict"
     gpu: Mapping[str, int] = field(default_factory=dict)
     page: str = "appendix"
+    family: str = ""
+
+    @property
+    def board(self) -> str:
+        """The board it stands on, one of `gkp.artifact.claims.decision.BOARDS`."""
+        return self.rule.board
 
     @property
     def items(self) -> tuple[str, ...]:
@@ -126,7 +133,7 @@ def read_claims(text: str, name: str) -> tuple[Claim, ...]:
             try:
                 if id in found:
                     raise BadInput("there is another of this name")
-                found[id] = _claim(id, {**defaults, **given})
+                found[id] = replace(_claim(id, {**defaults, **given}), family=group)
             except BadInput as error:
                 raise BadInput(f"{name}, claim {group}.{id}: {error}") from None
     return tuple(found.values())

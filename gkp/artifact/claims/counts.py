@@ -16,8 +16,10 @@ from gkp.artifact.claims.case import PAPER_EPOCHS, Case
 from gkp.artifact.claims.decision import (
     COST,
     COUNTED,
-    DIFFERS,
-    DIRECTION,
+    EXACTNESS,
+    FAILS,
+    HOLDS,
+    NOT_REPRODUCED,
     ORDER,
     REPRODUCED,
     TREND,
@@ -51,7 +53,7 @@ def no_experiments(case: Case) -> Decision:
     raise NotRun("no profile has cells of this data set")
 
 
-@rule(VALUE)
+@rule(VALUE, board=EXACTNESS)
 def counts_agree(case: Case, *, network: str, tables: tuple[int | str, ...]) -> Decision:
     """Every printed count of multiply-accumulates and parameters of a network, unpruned and by SR-GKP, is counted here too."""
     frame = pd.concat([published(table) for table in tables])
@@ -63,7 +65,8 @@ def counts_agree(case: Case, *, network: str, tables: tuple[int | str, ...]) -> 
         ours.append(f"{found['MACs']:.3f} M MACs, {found['params']:.3f} M parameters")
         wrong = [key for key in found if found[key] != printed.loc[rate, key]]
         off += [f"{found[key]:.3f} instead of {printed.loc[rate, key]:.3f}" for key in wrong]
-    verdict, reason = (DIFFERS, "; ".join(off)) if off else (REPRODUCED, "counted as the paper counts (gkp.pruning.cost)")
+    verdict = NOT_REPRODUCED if off else REPRODUCED
+    reason = "; ".join(off) or "counted as the paper counts (gkp.pruning.cost)"
     return Decision(verdict, "; ".join(ours), reason, printed.size, 1, COUNTED)
 
 
@@ -87,7 +90,7 @@ def _long(index: Index, model: str, *, net: Net, rate: float = SR.rate, **_: Any
     return [cell for cell in networks if isinstance(cell, PruneCell) and cell.epochs >= PAPER_EPOCHS]
 
 
-@rule(VALUE, _long)
+@rule(VALUE, _long, board=EXACTNESS)
 def superscores_agree(case: Case, *, net: Net, table: int, rate: float = SR.rate) -> Decision:
     """A network's best epoch on the test set in each column is that of a table; only the paper's own setting can say."""
     if not case.at_paper_scale():
@@ -106,11 +109,12 @@ def superscores_agree(case: Case, *, net: Net, table: int, rate: float = SR.rate
     ours = " / ".join(f"{100 * best[key]:.2f}" for key in ATTACKED) + " %"
     interval = " / ".join(f"±{100 * width[key]:.2f}" for key in ATTACKED)
     first, half = best["clean"], width["clean"]
-    verdict = DIFFERS if off else REPRODUCED
-    return Decision(verdict, ours, reason, n, len(logs), interval, first, first - half, first + half)
+    verdict = NOT_REPRODUCED if off else REPRODUCED
+    numbers = first, first - half, first + half
+    return Decision(verdict, ours, reason, n, len(logs), interval, *numbers, setting=case.setting())
 
 
-@rule(VALUE, lambda index, model, *, net, **_: index.measured([net], ["paper"], model))
+@rule(VALUE, lambda index, model, *, net, **_: index.measured([net], ["paper"], model), board=EXACTNESS)
 def public_code_agrees(case: Case, *, net: Net, row: str, keys: Keys) -> Decision:
     """The accuracies of the authors' own network are those that their public code gives.
 
@@ -130,7 +134,8 @@ def public_code_agrees(case: Case, *, net: Net, row: str, keys: Keys) -> Decisio
     reason = f"outside the tolerance: {', '.join(off)}" if off else "the same weights, the same images"
     text = " / ".join(f"{100 * ours[key]:.2f}" for key in keys) + " %"
     interval = " / ".join(f"[{100 * ends[key][0]:.2f}, {100 * ends[key][1]:.2f}]" for key in keys)
-    return Decision(DIFFERS if off else REPRODUCED, text, reason, out.n, 1, interval, ours["clean"], *ends["clean"])
+    verdict, setting = NOT_REPRODUCED if off else REPRODUCED, "the authors' ResNet-20, their weights"
+    return Decision(verdict, text, reason, out.n, 1, interval, ours["clean"], *ends["clean"], setting=setting)
 
 
 def _first_seeds(index: Index, model: str, *, one: Net, other: Net, **_: Any) -> list[Cell]:
@@ -144,9 +149,10 @@ def other_kernels(case: Case, *, one: Net, other: Net, at_least: float) -> Decis
     plans = [_plan(case, net) for net in (one, other)]
     found = overlap(*plans)
     others = 1 - found.share
-    verdict = DIFFERS if others < at_least else REPRODUCED if case.model in case.same else DIRECTION
-    reason = f"{other.label} against {one.label} on {case.model}: {found.differing} of {found.filters} filters keep others"
-    return Decision(verdict, f"{100 * others:.1f} % of the kernels are others", reason, found.filters, 1, COUNTED, others)
+    verdict, setting = FAILS if others < at_least else HOLDS, case.setting()
+    reason = f"{other.label} against {one.label}: {found.differing} of {found.filters} filters keep others"
+    ours = f"{100 * others:.1f} % of the kernels are others"
+    return Decision(verdict, ours, reason, found.filters, 1, COUNTED, others, setting=setting)
 
 
 def _plan(case: Case, net: Net) -> Plan:
@@ -166,12 +172,11 @@ def grouping_cheaper(case: Case, *, at_least: float) -> Decision:
     took = found[0]["grouping"]
     clustering, snaking = sum(took[name] for name in CLUSTERINGS), took["snaking"]
     ratio = clustering / snaking
-    whole = took["layers"] == took["of"] and case.model in case.same
-    verdict = DIFFERS if ratio < at_least else REPRODUCED if whole else DIRECTION
-    layers = f"{took['layers']} of {took['of']} layers of {case.model}"
+    verdict = FAILS if ratio < at_least else HOLDS
+    layers = f"{took['layers']} of {took['of']} layers"
     reason = f"{layers}: all three clusterings {clustering:.3g} s, snaking {snaking:.3g} s, one process"
     interval = "none: one measurement of the clusterings"
-    return Decision(verdict, f"{ratio:,.0f} times", reason, int(took["layers"]), 1, interval, ratio)
+    return Decision(verdict, f"{ratio:,.0f} times", reason, int(took["layers"]), 1, interval, ratio, setting=case.network())
 
 
 def _both(index: Index, model: str, **_: Any) -> list[Cell]:
@@ -189,13 +194,13 @@ def pruning_cheaper(case: Case, *, more_than: float) -> Decision:
             raise NotRun(f"the seconds of pruning by {net.label} were not recorded")
         seconds[net] = min(known)
     ratio = seconds[TMI] / seconds[SR]
-    verdict = DIRECTION if ratio > more_than else DIFFERS
-    reason = f"{case.model}: TMI-GKP {seconds[TMI]:.3g} s, SR-GKP {seconds[SR]:.3g} s, each in a cell of its own"
+    verdict = HOLDS if ratio > more_than else FAILS
+    reason = f"TMI-GKP {seconds[TMI]:.3g} s, SR-GKP {seconds[SR]:.3g} s, each in a cell of its own"
     ours = f"{ratio:,.0f} times" if ratio > 10 else f"{ratio:.1f} times"
-    return Decision(verdict, ours, reason, 1, 1, "none: one measurement each", ratio)
+    return Decision(verdict, ours, reason, 1, 1, "none: one measurement each", ratio, setting=case.network())
 
 
-@rule(TREND)
+@rule(TREND, board=EXACTNESS)
 def checklist_agrees(case: Case) -> Decision:
     """The registry's methods have the types of Table 8, and those that are one-shot there are one-shot here."""
     table = method_checklist().points
@@ -207,7 +212,7 @@ def checklist_agrees(case: Case) -> Decision:
     absent = list(printed.loc[printed["type, here"] == "not implemented", "method"])
     adapted = int(here["fidelity"].str.startswith("adapted").sum())
     low, high = wilson(len(here) - len(other_type), len(here), LEVEL)
-    verdict = DIFFERS if other_type or other else DIRECTION
+    verdict = NOT_REPRODUCED if other_type or other else REPRODUCED
     reason = f"not implemented here: {', '.join(absent)}; {adapted} of {len(here)} adapted, see `gkp methods`"
     ours = f"{len(here)} of {len(printed)} implemented, {len(here) - len(other_type)} of the same type"
     return Decision(verdict, ours, reason, len(printed), 1, COUNTED, len(here) / len(printed), low, high)
@@ -218,14 +223,14 @@ def _untrained() -> torch.nn.Module:
     return build_model("resnet20", seed=0).eval()
 
 
-@rule(TREND)
+@rule(TREND, board=EXACTNESS)
 def same_function(case: Case, *, within: float) -> Decision:
     """The masked dense network and its grouped convolutions have the same logits."""
     pruned = prune(_untrained(), "l2-gkp").eval()
     x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         gap = float((pruned(x) - pruned.compact().eval()(x)).abs().max())
-    verdict = REPRODUCED if gap <= within else DIFFERS
+    verdict = REPRODUCED if gap <= within else NOT_REPRODUCED
     ours = "at most 1e-5 apart" if gap <= within else f"{gap:.1e} apart"  # the digits depend on the processor
     reason = "masked dense and grouped convolutions, ResNet-20, 10 logits of 8 images"
     return Decision(verdict, ours, reason, 8, 1, "none: an identity")
@@ -241,7 +246,7 @@ def snaking_balances(case: Case) -> Decision:
             neighbours = torch.arange(len(of_filter)) * 8 // len(of_filter)
             ratios.append(_unevenness(of_filter, smoothness_snaking(layer.weight, 8)) / _unevenness(of_filter, neighbours))
     best, worst = min(ratios), max(ratios)
-    verdict = DIRECTION if worst < 1 else DIFFERS
+    verdict = HOLDS if worst < 1 else FAILS
     ours = f"the spread between groups is {worst:.2f} times that of neighbours, or less"
     reason, interval = f"{len(ratios)} layers of an untrained ResNet-20, 8 groups", f"{best:.2f} to {worst:.2f} over the layers"
     numbers = round(worst, 3), round(best, 3), round(worst, 3)

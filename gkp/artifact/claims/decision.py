@@ -1,8 +1,14 @@
-"""Verdicts, and the rules that reach them.
+"""Verdicts, the three boards they stand on, and the form of the rules that reach them.
 
-Four words are verdicts on the paper. "reproduced": found again in the paper's own setting. "direction holds": found in a
-setting scaled down from it, which can say no more. "differs": the data contradict it. "not run": what would decide it was not
-run, or what was run leaves it undecided; the reason says which, and what deciding it takes. Digits give no verdict at all.
+| board | question | verdicts |
+|---|---|---|
+| exactness | Does what was published (code, checkpoint, log, counts) come out of our code? | reproduced, not reproduced |
+| claims | Is the statement true where it was measured? | holds, does not hold, no difference, undecided |
+| consistency | Do the paper's own numbers agree with each other? | consistent, inconsistent |
+
+A claim says in its setting how far that is from the paper's; it never says of the paper's setting what was not measured there.
+"no difference" is a finding: two one-sided tests bound the difference within a margin. Where nothing was run a verdict is "not
+run", with what running it takes. Digits give no verdict at all.
 """
 
 from __future__ import annotations
@@ -15,8 +21,16 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from gkp.errors import BadInput
 
-REPRODUCED, DIRECTION, DIFFERS, NOT_RUN = "reproduced", "direction holds", "differs", "not run"
-VERDICTS = (REPRODUCED, DIRECTION, DIFFERS, NOT_RUN)
+EXACTNESS, CLAIMS, CONSISTENCY = BOARDS = ("exactness", "claims", "consistency")
+REPRODUCED, NOT_REPRODUCED = "reproduced", "not reproduced"
+HOLDS, FAILS, SAME, UNDECIDED = "holds", "does not hold", "no difference", "undecided"
+CONSISTENT, INCONSISTENT = "consistent", "inconsistent"
+NOT_RUN = "not run"
+VERDICTS = {  # by board; "not run" last
+    EXACTNESS: (REPRODUCED, NOT_REPRODUCED, NOT_RUN),
+    CLAIMS: (HOLDS, FAILS, SAME, UNDECIDED, NOT_RUN),
+    CONSISTENCY: (CONSISTENT, INCONSISTENT, NOT_RUN),
+}
 NO_VERDICT = "not a verdict: digits show that the pipeline works"
 VALUE, ORDER, TREND, COST, INTERNAL = KINDS = ("value", "order at equal MACs", "direction", "cost ratio", "internal")
 COUNTED = "none: counted, not measured"
@@ -31,7 +45,7 @@ class Decision:
     """What the data say of a claim.
 
     Attributes:
-        verdict: One of `VERDICTS`, or `NO_VERDICT`.
+        verdict: One of `VERDICTS` of its board, or `NO_VERDICT`.
         ours: What was found, as text in the units of the statement.
         reason: Why the verdict follows.
         n: Images, networks or printed numbers behind it.
@@ -39,6 +53,9 @@ class Decision:
         interval: Of `ours`, as text.
         value: The first number of `ours`, a fraction or a quotient; NaN where there is none.
         low, high: Its interval; NaN where there is none.
+        setting: The network and the schedule it was measured in, and how far they are from the paper's; "" where none was.
+        margin: A difference within this, a fraction, counts as none; NaN where no difference is tested.
+        p: Two-sided p of "there is no difference", of the first difference; NaN where none is tested.
     """
 
     verdict: str
@@ -50,6 +67,9 @@ class Decision:
     value: float = math.nan
     low: float = math.nan
     high: float = math.nan
+    setting: str = ""
+    margin: float = math.nan
+    p: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -57,12 +77,14 @@ class Rule:
     """How claims of one form are decided; claims.toml names it and gives its parameters.
 
     Attributes:
+        board: The board its claims stand on, one of `BOARDS`.
         kind: The kind of the claims it decides, one of `KINDS`, unless a claim says otherwise.
         decide: From the evidence (a `Case`) and the parameters, by keyword, to the `Decision`; raises `NotRun`.
         find: From the experiments of a profile (an `Index`), an architecture and the parameters to those that decide it,
             none where the profile has no experiments for it.
     """
 
+    board: str
     kind: str
     decide: Callable[..., Decision]
     find: Callable[..., list]
@@ -77,9 +99,11 @@ class Rule:
         return arguments(self.decide, given, f"rule {self.name}")
 
 
-def rule(kind: str, find: Callable[..., list] | None = None) -> Callable[[Callable[..., Decision]], Rule]:
+def rule(
+    kind: str, find: Callable[..., list] | None = None, *, board: str = CLAIMS
+) -> Callable[[Callable[..., Decision]], Rule]:
     """Make a `Rule` of the function that decides; without `find` it needs no experiments."""
-    return lambda decide: Rule(kind, decide, find or _nothing)
+    return lambda decide: Rule(board, kind, decide, find or _nothing)
 
 
 def _nothing(index: Any, model: str, **parameters: Any) -> list:

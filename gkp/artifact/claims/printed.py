@@ -1,7 +1,7 @@
 """Rules that hold the paper against itself: statements against its own printed numbers, without running anything.
 
-"reproduced" says that a statement follows from the printed numbers, "differs" that they contradict it. One training run
-is behind each printed number and no interval around it.
+"consistent" says that a statement follows from the printed numbers, "inconsistent" that they contradict it. One training run is
+behind each printed number and no interval around it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import wraps
 
 from gkp.artifact.claims.case import Case
-from gkp.artifact.claims.decision import DIFFERS, INTERNAL, REPRODUCED, Decision, Rule, rule
+from gkp.artifact.claims.decision import CONSISTENCY, CONSISTENT, INCONSISTENT, INTERNAL, Decision, Rule, rule
 from gkp.artifact.published import ATTACKED, LOG, RANKED, mean_ranks, published, superscores
 
 Answer = tuple[bool, str, str, int]  # holds, ours, reason, how many printed numbers
@@ -22,9 +22,9 @@ def consistent(answer: Callable[..., Answer]) -> Rule:
     @wraps(answer)
     def decide(case: Case, **parameters: object) -> Decision:
         holds, ours, reason, n = answer(**parameters)
-        return Decision(REPRODUCED if holds else DIFFERS, ours, reason, n, 1, "none printed")
+        return Decision(CONSISTENT if holds else INCONSISTENT, ours, reason, n, 1, "none printed")
 
-    return rule(INTERNAL)(decide)
+    return rule(INTERNAL, board=CONSISTENCY)(decide)
 
 
 @consistent

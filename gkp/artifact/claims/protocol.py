@@ -12,12 +12,12 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from gkp.artifact.claims.case import Case
-from gkp.artifact.claims.decision import DIFFERS, DIRECTION, NOT_RUN, TREND, Decision, NotRun, rule
-from gkp.artifact.claims.evidence import CONTINUED, Index, Keys, Net
+from gkp.artifact.claims.decision import TREND, Decision, NotRun, rule
+from gkp.artifact.claims.evidence import BASELINE, CONTINUED, Index, Keys, Net
 from gkp.artifact.claims.rules import conclude
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import PruneCell
-from gkp.evaluation.statistics import LEVEL, difference, wilson
+from gkp.evaluation.statistics import LEVEL, Estimate, difference, wilson
 
 RESAMPLES = 1000
 
@@ -47,11 +47,13 @@ def pixels_leave_accuracy(case: Case, *, net: Net, key: str, above: float) -> De
     if key not in pixel.rows():
         raise NotRun(f"{case.model} was not evaluated under {key} in pixel space")
     low, high = pixel.interval()[key]
-    verdict = DIRECTION if low > above else DIFFERS if high < above else NOT_RUN
+    holds = True if low > above else False if high < above else None
     ours = f"{100 * paper.accuracy()[key]:.1f} % in normalised units, {100 * pixel.accuracy()[key]:.1f} % in pixels"
-    reason = f"{case.model}, {net.label}; 8/255 in normalised units is about 1.6/255 in pixels"
+    detail = f"{net.label}; 8/255 in normalised units is about 1.6/255 in pixels"
+    setting = f"{case.network()}, unpruned" if net == BASELINE else ""
+    found = Estimate(pixel.accuracy()[key], low, high, pixel.n, 1)
     interval = f"[{100 * low:.1f}, {100 * high:.1f}] in pixels"
-    return Decision(verdict, ours, reason, pixel.n, 1, interval, pixel.accuracy()[key], low, high)
+    return conclude(case, holds, detail, ours=ours, interval=interval, n=pixel.n, seeds=1, estimate=found, setting=setting)
 
 
 @rule(TREND, lambda index, model, **_: [cell for p in ("paper", "pixel") for cell in _evaluated(index, model, p)])
@@ -111,6 +113,8 @@ def survives_autoattack(case: Case, *, net: Net, above: float) -> Decision:
     (key,) = (spec.key for spec in out.attacks)
     right = int((out.right[0] & out.rows()[key]).sum())
     low, high = wilson(right, out.n, LEVEL)
-    verdict = DIRECTION if low > above else DIFFERS if right / out.n <= above else NOT_RUN
+    holds = True if low > above else False if right / out.n <= above else None
     ours, interval = f"{100 * right / out.n:.1f} %", f"[{100 * low:.1f}, {100 * high:.1f}]"
-    return Decision(verdict, ours, f"{case.model}, {key} in pixel space", out.n, 1, interval, right / out.n, low, high)
+    found = Estimate(right / out.n, low, high, out.n, 1)
+    detail = f"{key} in pixel space, without attack and under it"
+    return conclude(case, holds, detail, ours=ours, interval=interval, n=out.n, seeds=1, estimate=found)

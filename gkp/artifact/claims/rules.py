@@ -14,12 +14,12 @@ import numpy as np
 
 from gkp.artifact.claims.case import Case
 from gkp.artifact.claims.decision import (
-    DIFFERS,
-    DIRECTION,
-    NOT_RUN,
+    FAILS,
+    HOLDS,
     ORDER,
-    REPRODUCED,
+    SAME,
     TREND,
+    UNDECIDED,
     Decision,
     NotRun,
     arguments,
@@ -30,9 +30,11 @@ from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.groups import RATE, UNPRUNED
 from gkp.artifact.published import gain, names_here
 from gkp.errors import BadInput
-from gkp.evaluation.statistics import Estimate, difference, holm, judge, together
+from gkp.evaluation.statistics import Estimate, difference, holm, judge
 
 SAME_MACS = 0.01  # relative: "equal MACs"
+SAME_ACCURACY = 0.01  # differences within a point count as none, unless the paper states a smaller one: then half of that
+SURE = 0.05
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,19 @@ class Contrast:
                 raise BadInput(f"the printed difference of {fields['name']} cannot be read: {error}") from None
         return cls(**fields)
 
+    @property
+    def equal_within(self) -> float:
+        """The largest difference that counts as none."""
+        small = self.reported is not None and abs(self.reported) < SAME_ACCURACY
+        return abs(self.reported or 0) / 2 if small else SAME_ACCURACY
+
+    def verdict(self, estimate: Estimate, tests: int) -> str:
+        """What the difference says of "more", or with a margin of "not less by more than this"; one of so many at once."""
+        if (holds := judge(estimate, margin=self.margin)) is not None:
+            return HOLDS if holds else FAILS
+        none = self.margin is None and estimate.equivalence_p(self.equal_within, tests) < SURE
+        return SAME if none else UNDECIDED
+
     def estimate(self, case: Case, tests: int) -> Estimate:
         """The difference with its interval, one of so many that hold together. Raises NotRun for what is not finished."""
         sides = [[case.rows(net, self.part, self.keys) for net in nets] for nets in (self.more, self.less)]
@@ -98,7 +113,7 @@ def contrasts(case: Case, *, contrasts: tuple[Contrast, ...]) -> Decision:
     """One or several orders: the claim holds when all do."""
     found = [part.estimate(case, len(contrasts)) for part in contrasts]
     pairs = list(zip(contrasts, found, strict=True))
-    states = [judge(est, margin=part.margin, reported=part.reported) for part, est in pairs]
+    states = [part.verdict(est, len(contrasts)) for part, est in pairs]
     return conclude(
         case,
         together(states),
@@ -108,12 +123,14 @@ def contrasts(case: Case, *, contrasts: tuple[Contrast, ...]) -> Decision:
         estimate=found[0],
         n=min(est.n for est in found),
         seeds=min(est.seeds for est in found),
+        margin=contrasts[0].equal_within if contrasts[0].margin is None else contrasts[0].margin,
+        p=found[0].p(len(contrasts)),
     )
 
 
 def conclude(
     case: Case,
-    holds: bool | None,
+    verdict: str | bool | None,
     detail: str,
     *,
     ours: str,
@@ -121,14 +138,27 @@ def conclude(
     n: int,
     seeds: int,
     estimate: Estimate | None = None,
+    setting: str = "",
+    **more: float,
 ) -> Decision:
-    """The decision for a claim that holds, fails, or is open (None), in the setting of this case."""
-    verdict = {True: REPRODUCED if case.at_paper_scale() else DIRECTION, False: DIFFERS, None: NOT_RUN}[holds]
-    setting = f"on {case.model}, {case.epochs()} epochs, last epoch"
-    spread = "" if seeds > 1 else ", one seed of some rows"
-    reason = f"{'undecided: ' if holds is None else ''}{detail} ({setting}{spread})"
+    """The decision in the setting of this case. verdict: the word, or whether the claim holds, None where that is open."""
+    word = verdict if isinstance(verdict, str) else {True: HOLDS, False: FAILS, None: UNDECIDED}[verdict]
     numbers = (estimate.value, estimate.low, estimate.high) if estimate else (np.nan, np.nan, np.nan)
-    return Decision(verdict, ours, reason, n, seeds, interval, *numbers)
+    seeded = "" if seeds > 1 else ", one seed of some rows"
+    return Decision(word, ours, detail, n, seeds, interval, *numbers, setting=setting or case.setting() + seeded, **more)
+
+
+def together(parts: Sequence[str]) -> str:
+    """The verdict on a claim of several parts.
+
+    It holds when all do; it does not when one does not, or when some hold and others show no difference.
+    """
+    found = set(parts)
+    if FAILS in found:
+        return FAILS
+    if UNDECIDED in found:
+        return UNDECIDED
+    return found.pop() if len(found) == 1 else FAILS
 
 
 def _with_rivals(
@@ -150,14 +180,14 @@ def best_or_second(
     if len(rivals) < at_least:
         raise NotRun(f"only {len(rivals)} of the methods to compare with are finished on {case.model}")
     check_macs(case, [who, *rivals])
-    states: list[bool | None] = []
+    states: list[str] = []
     told, places, seeds, n = [], [], [], 0
     for key in keys:
         own, spread = case.rows(who, "paper", [key]), case.spread("paper", [key])
         gaps = {net: difference(case.rows(net, "paper", [key]), own, spread=spread, tests=len(rivals)) for net in rivals}
         ahead = sum(gap.value > 0 for gap in gaps.values())
         better = [net.label for net, gap in gaps.items() if gap.low > 0]
-        states.append(False if len(better) > 1 else True if ahead < 2 else None)
+        states.append(FAILS if len(better) > 1 else HOLDS if ahead < 2 else UNDECIDED)
         beaten = f", significantly behind {', '.join(better)}" if better else ""
         places.append(f"{key}: rank {ahead + 1} of {len(rivals) + 1}")
         told.append(f"{places[-1]} with {100 * np.mean(own):.1f} %{beaten}")
@@ -180,9 +210,9 @@ def equal_but_fragile(case: Case, *, keys: Keys, part: str = "paper", close: flo
     `keys`, Holm-corrected for all such pairs.
     """
     nets = case.available((net for net in case.index.methods(case.model) if net.method != UNPRUNED), part)
+    nets = _of_one_budget(case, nets)
     if len(nets) < 4:
         raise NotRun(f"only {len(nets)} pruned networks are finished on {case.model}")
-    check_macs(case, nets)
     clean = {net: float(np.mean(case.rows(net, part, ["clean"]))) for net in nets}
     pairs = [(a, b, key) for a, b in combinations(nets, 2) if abs(clean[a] - clean[b]) <= close for key in keys]
     if not pairs:
@@ -211,6 +241,13 @@ def _holm(gaps: Sequence[Estimate]) -> np.ndarray:
     return holm([gap.p(len(gaps)) for gap in gaps])
 
 
+def _of_one_budget(case: Case, nets: Sequence[Net]) -> list[Net]:
+    """Those whose multiply-accumulates are within 1 % of the median: a method that removes whole blocks may miss the budget."""
+    macs = {net: case.first(net)["paper_macs"] for net in nets}
+    middle = float(np.median(list(macs.values()))) if macs else 0.0
+    return [net for net in nets if abs(macs[net] - middle) <= 2 * SAME_MACS * middle]
+
+
 def check_macs(case: Case, nets: Sequence[Net]) -> None:
     """Raises NotRun unless all these networks cost the same multiply-accumulates, by the paper's counter, within 1 %."""
     macs = {net.label: case.first(net)["paper_macs"] for net in nets}
@@ -219,9 +256,7 @@ def check_macs(case: Case, nets: Sequence[Net]) -> None:
         raise NotRun(f"{high} has {macs[high]:,} MACs and {low} {macs[low]:,}: not the same budget, so no order is claimed")
 
 
-def _says(state: bool | None, est: Estimate, part: Contrast) -> str:
-    bound = "" if part.margin is None else f", {100 * part.margin:.1f} allowed"
-    words = {True: "holds", False: "fails" if est.high < 0 else "no difference as large as reported", None: "open"}[state]
-    if state is False and est.low < 0 < est.high and part.reported is not None:
-        words += f" ({100 * part.reported:+.1f})"
-    return f"{est.text}{bound}: {words}"
+def _says(state: str, est: Estimate, part: Contrast) -> str:
+    bound = f", within {100 * part.equal_within:.1f} counts as none" if part.margin is None else ""
+    allowed = "" if part.margin is None else f", {100 * part.margin:.1f} allowed"
+    return f"{est.text}{allowed or bound}: {state}"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
 from gkp.artifact.claims.case import Case, case_of
 from gkp.artifact.claims.claim import Claim, claims
-from gkp.artifact.claims.decision import NO_VERDICT, NOT_RUN, Decision, NotRun
+from gkp.artifact.claims.decision import BOARDS, NO_VERDICT, NOT_RUN, UNDECIDED, VERDICTS, Decision, NotRun
 from gkp.artifact.claims.gpu_hours import hours_in_words
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.report import Result
@@ -19,21 +22,16 @@ from gkp.artifact.experiments.todo import family
 from gkp.artifact.published import FIGURES, TABLES
 from gkp.artifact.tables.table import Table
 from gkp.errors import BadInput
+from gkp.evaluation.statistics import holm
 
-SHOWN = [
-    "item",
-    "statement",
-    "reported",
-    "ours",
-    "n",
-    "seeds",
-    "interval",
-    "tolerance",
-    "verdict",
-    "reason",
-    "command",
-    "minutes",
-]
+FACTS = (  # columns of `points`, in this order
+    *("id", "board", "item", "statement", "reported", "ours", "n", "seeds", "interval", "setting", "margin", "p", "p_holm"),
+    *("tolerance", "verdict", "reason", "command", "minutes", "stated_minutes", "kind", "page", "value", "low", "high"),
+)
+MAIN = (  # the claims that most readers come for
+    *("fragility", "free-benign", "free-robustness-control", "sr-over-tmi", "sr-over-l2-gkp", "best-or-second-resnet56"),
+    *("snaking-cheaper", "robust-to-strong-attacks"),
+)
 ITEMS = (*(f"Table {n}" for n in TABLES), *(f"Figure {n}" for n in FIGURES), "text")
 
 
@@ -58,9 +56,11 @@ def verdicts(
         store: Where finished experiments are; by default where `gkp.artifact.experiments.run` keeps them.
 
     Returns:
-        Columns id, item, statement, reported, ours, n, seeds, interval, tolerance, verdict, reason, command, and minutes.
-        In `points` also kind, page, value, low, high (fractions, or the quotient of a cost ratio) and stated_minutes,
-        estimated from the work; minutes are those recorded, once all experiments of the claim are finished.
+        What people read has five columns (statement, reported, ours with interval and n, setting, verdict) and below them, for
+        each claim, the reason, what counts as agreement, the command and the minutes. `points` has everything: `FACTS`. value,
+        low, high are fractions, or the quotient of a cost ratio; margin and p are as in `Decision`, p_holm is corrected for all
+        claims of the same table of claims.toml; minutes are those recorded once all experiments of the claim are finished,
+        stated_minutes are estimated from the work.
 
     Raises:
         BadInput: For an unknown profile, item or notebook.
@@ -73,19 +73,73 @@ def verdicts(
     everything = not wanted and notebook is None
     chosen = [claim for claim in claims() if everything or set(wanted) & set(claim.items) or claim.notebook == notebook]
     case = case_of(profile, results, store)
-    points = pd.DataFrame([_row(claim, case, profile) for claim in chosen])
+    points = _with_holm(pd.DataFrame([_row(claim, case, profile) for claim in chosen]))
     about = [*wanted, *([notebook] if notebook else [])]
     title = f"Verdicts · {', '.join(about) or 'every claim'} · profile {profile}"
-    shown = points.set_index("id")[SHOWN]
-    return Table(title, shown.assign(minutes=shown["minutes"].map("{:.0f}".format)), points)
+    notes = {str(row["id"]): _note(row) for row in _rows(points)}
+    return Table(title, as_read(points), points[list(FACTS)], notes)
+
+
+def on_board(table: Table, board: str) -> Table:
+    """Those verdicts of a table that stand on one board. Raises BadInput for a board that there is none of."""
+    if board not in BOARDS:
+        raise BadInput(f"there is no board {board!r}; there are {', '.join(BOARDS)}")
+    points = table.points[table.points["board"] == board]
+    return Table(f"{board.capitalize()} · {table.title}", as_read(points), points, {i: table.notes[i] for i in points["id"]})
+
+
+def as_read(points: pd.DataFrame) -> pd.DataFrame:
+    """The five columns that people read, by id."""
+    shown = points[["id", "statement", "reported", "setting", "verdict"]].set_index("id")
+    shown.insert(2, "ours", [in_full(row) for row in _rows(points)])
+    return shown
+
+
+def in_full(row: Mapping[str, Any]) -> str:
+    """What was found with its interval, number of images and seeds; why nothing was, if nothing was."""
+    text = {name: "" if pd.isna(row[name]) else str(row[name]) for name in ("ours", "interval", "reason")}
+    if not text["ours"]:
+        return re.split(r", about|[;(]", text["reason"])[0].strip()  # the rest is in the notes
+    interval = "" if text["interval"].startswith("none") else text["interval"]
+    seeds = f"{int(row['seeds'])} seeds" if row["seeds"] > 1 else ""
+    return "; ".join(filter(None, [text["ours"], interval, f"n {int(row['n']):,}" if row["n"] else "", seeds]))
+
+
+def headlines(points: pd.DataFrame) -> list[str]:
+    """One sentence for each board: how many claims have which verdict."""
+    found = []
+    for board in BOARDS:
+        given = Counter(points.loc[points["board"] == board, "verdict"])
+        words = [word for word in (*VERDICTS[board], NO_VERDICT) if given[word]]
+        if words:
+            found.append(f"{board.capitalize()}: {', '.join(f'{given[word]} {word}' for word in words)}.")
+    return found
+
+
+def _rows(points: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in points.to_dict("records")]
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    return f"{row['reason']}. Agreement: {row['tolerance']}. {row['minutes']:,.0f} minutes: `{row['command']}`"
+
+
+def _with_holm(points: pd.DataFrame) -> pd.DataFrame:
+    """Add p_holm: each p corrected for all that stand in the same table of claims.toml."""
+    corrected = points.groupby("family")["p"].transform(lambda p: _holm(p) if p.notna().any() else p) if len(points) else ()
+    return points.assign(p_holm=corrected)
+
+
+def _holm(p: pd.Series) -> pd.Series:
+    known = p.dropna()
+    return pd.Series(holm(known.to_numpy()), known.index).reindex(p.index)
 
 
 def _row(claim: Claim, case: Case, profile: str) -> dict[str, object]:
     decision, cells = decide(claim, case)
     stated = claim.minutes_of(cells)
     minutes = {"minutes": _recorded(cells, case) or stated, "stated_minutes": stated}
-    facts = {**vars(claim), **vars(decision), **minutes, "command": claim.command(profile)}
-    return {name: facts[name] for name in ("id", *SHOWN, "stated_minutes", "kind", "page", "value", "low", "high")}
+    return {**vars(claim), "board": claim.board, **vars(decision), **minutes, "command": claim.command(profile)}
 
 
 def decide(claim: Claim, case: Case) -> tuple[Decision, list[Cell]]:
@@ -111,7 +165,7 @@ def decide(claim: Claim, case: Case) -> tuple[Decision, list[Cell]]:
 
 def _stamped(decision: Decision, claim: Claim, case: Case) -> Decision:
     """The decision with the cost of what would settle it, and without a verdict where all data are embedded."""
-    if decision.verdict == NOT_RUN and decision.n:  # it was run and says too little
+    if decision.verdict == UNDECIDED:
         needs = f"; the paper's own setting: {hours_in_words(claim.gpu_hours)}" if claim.gpu_hours else ""
         decision = replace(decision, reason=f"{decision.reason}; more images or seeds would decide{needs}")
     return replace(decision, verdict=NO_VERDICT) if case.index.embedded else decision

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -20,11 +21,13 @@ class Table:
         title: What it shows, with n, seeds and kind of interval.
         shown: Text, for people.
         points: One number a row, for machines; networks by `gkp.artifact.results.row_name`.
+        notes: More to say of a row, by its name; in a notebook they are folded.
     """
 
     title: str
     shown: pd.DataFrame
     points: pd.DataFrame
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, name: str, folder: str | Path | None = None) -> Path:
         """Write `points` as `name`.csv.
@@ -42,7 +45,9 @@ class Table:
         return target / f"{name}.csv"
 
     def _repr_html_(self) -> str:
-        return f"<b>{self.title}</b>{self.shown.to_html(escape=True)}"
+        items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(note)}</dd>" for name, note in self.notes.items())
+        fold = f"<details><summary>Reasons, costs, commands</summary><dl>{items}</dl></details>" if items else ""
+        return f"<b>{escape(self.title)}</b>{self.shown.to_html(escape=True)}{fold}"
 
     def __repr__(self) -> str:
         return f"{self.title}\n{self.shown.to_string()}"
