@@ -163,7 +163,7 @@ def _prune(
     from gkp.checkpoints import save_model
     from gkp.data.sources import load_dataset
     from gkp.pruning.cost import cost
-    from gkp.pruning.coupling import find_input_shape
+    from gkp.pruning.probe import find_input_shape
     from gkp.pruning.prune import prune
 
     own, rate = dict(map(_named_value, options)), given["rate"]
