@@ -160,7 +160,7 @@ class Couplings:
         if others and self._trace.padded & set(members):
             return f"writes into the same residual stream as {others[0]}, which is padded with channels of its own"
         goes = torch.zeros(len(streams), dtype=torch.bool)
-        for layer, gone in removed.items():
+        for layer, gone in ((layer, gone) for layer, gone in removed.items() if len(gone)):
             goes[self._trace.first[layer] + gone] = True
         for i in members:
             if not goes[i]:
