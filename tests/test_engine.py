@@ -21,6 +21,7 @@ from gkp.engine import cache
 from gkp.engine import compile as face
 from gkp.errors import BadInput, ModelWarning
 from gkp.networks.build import build_model
+from gkp.pruning.blocks import BlockSpec
 from gkp.pruning.filters import FilterSpec
 from gkp.pruning.grouped import GroupedSpec
 from gkp.pruning.methods.cc.spec import LowRankSpec
@@ -98,14 +99,18 @@ def between(net: nn.Module) -> Plan:
     return Plan({**specs, "layer3.0.conv1": BetweenSpec(torch.arange(30), torch.arange(41))}, (3, 32, 32))
 
 
-FORMS = (grouped, overlapping, filters, low_rank, between)
+def blocks(net: nn.Module) -> Plan:
+    return Plan({name: BlockSpec() for name in ("layer1.0", "layer2.0", "layer3.1")}, (3, 32, 32))
+
+
+FORMS = (grouped, overlapping, filters, low_rank, between, blocks)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_masked_and_compact_networks_give_the_logits_of_the_masked_twin(resnet, form):
     twin = PrunedModel(resnet, form(resnet)).eval()
     fast = gkp.compile(small := twin.compact())
-    assert not fast.fallbacks and not gkp.compile(twin).fallbacks
+    assert not fast.fallbacks and not gkp.compile(twin).fallbacks, fast.fallbacks
     for n in (1, 9):
         assert apart(twin, images(n)) <= 1e-5
         assert apart(twin, images(n), fast) <= 1e-5
@@ -113,9 +118,10 @@ def test_masked_and_compact_networks_give_the_logits_of_the_masked_twin(resnet, 
     assert gradient_errors(small, images(5)).median() < 1e-5
 
 
-@pytest.mark.parametrize("name", ["resnet20", "vgg16_bn"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet20 centre", "resnet20 projection", "vgg16_bn"])
 def test_dense_networks_give_the_same_logits_and_gradients(name):
-    net = lively(build_model(name))
+    architecture, _, shortcut = name.partition(" ")
+    net = lively(build_model(architecture, shortcut=shortcut or "append"))
     assert not gkp.compile(net).fallbacks
     assert apart(net, images(3)) <= 1e-4
     assert gradient_errors(net, images(3)).median() < 1e-5
@@ -170,6 +176,10 @@ def test_pools_flattening_and_linear_layers_are_those_of_torch():
     assert not gkp.compile(net).fallbacks
     assert apart(net, images(9, 7, 9)) <= 1e-6
     assert gradient_errors(net, images(9, 7, 9)).median() < 1e-6
+    flat = OneLayer(conv, nn.ReLU(), nn.Flatten(), nn.Linear(5 * 7 * 9, 4)).eval()
+    assert not gkp.compile(flat).fallbacks
+    assert apart(flat, images(9, 7, 9)) <= 1e-6
+    assert gradient_errors(flat, images(9, 7, 9)).median() < 1e-6
     pooled = OneLayer(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)).eval()
     assert not gkp.compile(pooled).fallbacks
     assert apart(pooled, images(9, 7, 9)) <= 1e-6
