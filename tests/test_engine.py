@@ -15,12 +15,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from toys import noise
 
 import gkp
+from gkp.artifact.experiments.kinds import EvaluateCell, TrainCell
+from gkp.data.dataset import Dataset
 from gkp.engine import cache
 from gkp.engine import compile as face
 from gkp.errors import BadInput, ModelWarning
 from gkp.networks.build import build_model
+from gkp.networks.classifier import PAPER_MEAN, PAPER_STD
 from gkp.pruning.blocks import BlockSpec
 from gkp.pruning.filters import FilterSpec
 from gkp.pruning.grouped import GroupedSpec
@@ -260,6 +264,42 @@ def test_a_compiled_network_can_be_attacked_counted_and_benchmarked(resnet):
         normalised = (x - resnet.mean) / resnet.std
         assert (fast.from_normalised(normalised) - resnet(x)).abs().max() < 1e-5
     assert torch.equal(fast.mean, resnet.mean) and fast.num_classes == 10
+
+
+def test_an_evaluation_by_the_engine_has_the_outcomes_of_torch_and_says_so(resnet, tmp_path):
+    small = gkp.prune(resnet, "sr-gkp").eval().compact()
+    pixels = torch.randint(256, (24, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        labels = small(pixels / 255).argmax(1)
+    data = Dataset("noise", "test", pixels, labels, 10, PAPER_MEAN, PAPER_STD)
+    for options in ({"attacks": "fgsm,pgd", "eps": "0.5/255"}, {"protocol": "paper"}):
+        theirs = gkp.benchmark(small, data, progress=False, **options)
+        ours = gkp.benchmark(small, data, engine="fast", progress=False, **options)
+        assert (theirs.right != ours.right).sum() <= 2  # at a tie
+        assert theirs.engine == "torch" and "engine" not in theirs.versions
+        assert ours.engine == "fast" and "numba" in ours.versions and ours.model_sha256 == theirs.model_sha256
+        assert type(ours).load(ours.save(tmp_path / options.get("protocol", "pixel"))).engine == "fast"
+        with pytest.raises(BadInput, match="engine"):
+            ours.merge(theirs)
+
+
+def test_an_engine_that_is_not_there_or_would_not_run_is_refused_before_an_evaluation(resnet, monkeypatch):
+    with pytest.raises(BadInput, match="unknown engine 'quick'; known: torch, fast"):
+        gkp.benchmark(resnet, noise(4, side=32), engine="quick")
+    with pytest.raises(BadInput, match=r"cannot run this network \(torch\.fx cannot trace it"):
+        gkp.benchmark(Branches(), noise(4), engine="fast")
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(BadInput, match=r'numba not installed.*pip install "gkp\[fast\]"'):
+        gkp.benchmark(resnet, noise(4, side=32), engine="fast")
+
+
+def test_the_engine_is_a_field_of_an_evaluation_cell_that_changes_no_known_id():
+    net = TrainCell(model="resnet20")
+    plain, fast = EvaluateCell(net=net), EvaluateCell(net=net, engine="fast")
+    assert plain.id == EvaluateCell(net=net, engine="torch").id
+    assert fast.hash != plain.hash and fast.label.endswith("-fast") and fast.part == "pixel-fast"
+    with pytest.raises(BadInput, match="unknown engine 'quick'"):
+        EvaluateCell(net=net, engine="quick")
 
 
 # --- fallbacks ------------------------------------------------------------------------------------------------------
