@@ -163,7 +163,7 @@ def _prune(
     from gkp.checkpoints import save_model
     from gkp.data.sources import load_dataset
     from gkp.pruning.cost import cost
-    from gkp.pruning.coupling import find_input_shape
+    from gkp.pruning.probe import find_input_shape
     from gkp.pruning.prune import prune
 
     own, rate = dict(map(_named_value, options)), given["rate"]
@@ -189,6 +189,9 @@ def _prune(
 @click.option("--eps", metavar="EPS[,EPS]", help="Radii, e.g. 8/255,4/255.  [default: 0.25 to 8 of 255]")
 @click.option("--batch-size", default=200, help="Changes speed, never outcomes but autoattack's.")
 @click.option("--resume", "checkpoint", type=FOLDER, metavar="FOLDER", help="Keep finished images here and go on from them.")
+@click.option(
+    "--engine", type=click.Choice(["torch", "fast"]), default="torch", help="fast: compiled code, pip install gkp[fast]."
+)
 @click.option("--allow-nondeterministic", is_flag=True, help="Evaluate although logits change from pass to pass.")
 @out_option(help="Folder for the outcome of every image.")
 @json_option

@@ -15,12 +15,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from toys import noise
 
 import gkp
+from gkp.artifact.experiments.kinds import EvaluateCell, TrainCell
+from gkp.data.dataset import Dataset
 from gkp.engine import cache
 from gkp.engine import compile as face
 from gkp.errors import BadInput, ModelWarning
 from gkp.networks.build import build_model
+from gkp.networks.classifier import PAPER_MEAN, PAPER_STD
+from gkp.pruning.blocks import BlockSpec
 from gkp.pruning.filters import FilterSpec
 from gkp.pruning.grouped import GroupedSpec
 from gkp.pruning.methods.cc.spec import LowRankSpec
@@ -98,14 +103,18 @@ def between(net: nn.Module) -> Plan:
     return Plan({**specs, "layer3.0.conv1": BetweenSpec(torch.arange(30), torch.arange(41))}, (3, 32, 32))
 
 
-FORMS = (grouped, overlapping, filters, low_rank, between)
+def blocks(net: nn.Module) -> Plan:
+    return Plan({name: BlockSpec() for name in ("layer1.0", "layer2.0", "layer3.1")}, (3, 32, 32))
+
+
+FORMS = (grouped, overlapping, filters, low_rank, between, blocks)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_masked_and_compact_networks_give_the_logits_of_the_masked_twin(resnet, form):
     twin = PrunedModel(resnet, form(resnet)).eval()
     fast = gkp.compile(small := twin.compact())
-    assert not fast.fallbacks and not gkp.compile(twin).fallbacks
+    assert not fast.fallbacks and not gkp.compile(twin).fallbacks, fast.fallbacks
     for n in (1, 9):
         assert apart(twin, images(n)) <= 1e-5
         assert apart(twin, images(n), fast) <= 1e-5
@@ -113,9 +122,10 @@ def test_masked_and_compact_networks_give_the_logits_of_the_masked_twin(resnet, 
     assert gradient_errors(small, images(5)).median() < 1e-5
 
 
-@pytest.mark.parametrize("name", ["resnet20", "vgg16_bn"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet20 centre", "resnet20 projection", "vgg16_bn"])
 def test_dense_networks_give_the_same_logits_and_gradients(name):
-    net = lively(build_model(name))
+    architecture, _, shortcut = name.partition(" ")
+    net = lively(build_model(architecture, shortcut=shortcut or "append"))
     assert not gkp.compile(net).fallbacks
     assert apart(net, images(3)) <= 1e-4
     assert gradient_errors(net, images(3)).median() < 1e-5
@@ -170,6 +180,10 @@ def test_pools_flattening_and_linear_layers_are_those_of_torch():
     assert not gkp.compile(net).fallbacks
     assert apart(net, images(9, 7, 9)) <= 1e-6
     assert gradient_errors(net, images(9, 7, 9)).median() < 1e-6
+    flat = OneLayer(conv, nn.ReLU(), nn.Flatten(), nn.Linear(5 * 7 * 9, 4)).eval()
+    assert not gkp.compile(flat).fallbacks
+    assert apart(flat, images(9, 7, 9)) <= 1e-6
+    assert gradient_errors(flat, images(9, 7, 9)).median() < 1e-6
     pooled = OneLayer(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)).eval()
     assert not gkp.compile(pooled).fallbacks
     assert apart(pooled, images(9, 7, 9)) <= 1e-6
@@ -250,6 +264,42 @@ def test_a_compiled_network_can_be_attacked_counted_and_benchmarked(resnet):
         normalised = (x - resnet.mean) / resnet.std
         assert (fast.from_normalised(normalised) - resnet(x)).abs().max() < 1e-5
     assert torch.equal(fast.mean, resnet.mean) and fast.num_classes == 10
+
+
+def test_an_evaluation_by_the_engine_has_the_outcomes_of_torch_and_says_so(resnet, tmp_path):
+    small = gkp.prune(resnet, "sr-gkp").eval().compact()
+    pixels = torch.randint(256, (24, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        labels = small(pixels / 255).argmax(1)
+    data = Dataset("noise", "test", pixels, labels, 10, PAPER_MEAN, PAPER_STD)
+    for options in ({"attacks": "fgsm,pgd", "eps": "0.5/255"}, {"protocol": "paper"}):
+        theirs = gkp.benchmark(small, data, progress=False, **options)
+        ours = gkp.benchmark(small, data, engine="fast", progress=False, **options)
+        assert (theirs.right != ours.right).sum() <= 2  # at a tie
+        assert theirs.engine == "torch" and "engine" not in theirs.versions
+        assert ours.engine == "fast" and "numba" in ours.versions and ours.model_sha256 == theirs.model_sha256
+        assert type(ours).load(ours.save(tmp_path / options.get("protocol", "pixel"))).engine == "fast"
+        with pytest.raises(BadInput, match="engine"):
+            ours.merge(theirs)
+
+
+def test_an_engine_that_is_not_there_or_would_not_run_is_refused_before_an_evaluation(resnet, monkeypatch):
+    with pytest.raises(BadInput, match="unknown engine 'quick'; known: torch, fast"):
+        gkp.benchmark(resnet, noise(4, side=32), engine="quick")
+    with pytest.raises(BadInput, match=r"cannot run this network \(torch\.fx cannot trace it"):
+        gkp.benchmark(Branches(), noise(4), engine="fast")
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(BadInput, match=r'numba not installed.*pip install "gkp\[fast\]"'):
+        gkp.benchmark(resnet, noise(4, side=32), engine="fast")
+
+
+def test_the_engine_is_a_field_of_an_evaluation_cell_that_changes_no_known_id():
+    net = TrainCell(model="resnet20")
+    plain, fast = EvaluateCell(net=net), EvaluateCell(net=net, engine="fast")
+    assert plain.id == EvaluateCell(net=net, engine="torch").id
+    assert fast.hash != plain.hash and fast.label.endswith("-fast") and fast.part == "pixel-fast"
+    with pytest.raises(BadInput, match="unknown engine 'quick'"):
+        EvaluateCell(net=net, engine="quick")
 
 
 # --- fallbacks ------------------------------------------------------------------------------------------------------

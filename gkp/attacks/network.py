@@ -108,6 +108,14 @@ def predictions_and_losses(model: Model, x: Tensor, y: Tensor, batch_size: int) 
     return logits.argmax(1), LOSSES["ce"](logits, y).to(x.dtype)
 
 
+def home(net: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where the network lives and the floating-point type it computes in (CPU and float32 if it has no tensors)."""
+    for tensor in (*net.parameters(), *net.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.float32
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """`model` in eval mode; afterwards every module is in the mode it was in. Raises BadInput if it is no nn.Module."""

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from gkp.engine.graph import Translation, Whole, translate
 from gkp.engine.operations import Stock
-from gkp.errors import BadInput, ModelWarning
+from gkp.errors import BadInput, ModelWarning, need_extra
+from gkp.pruning.twin import CLASSIFIER_NAMES
 
 INSTALL = 'pip install "gkp[fast]"'
 SIZES = 8  # of images, for which plans are kept
-_OF_A_CLASSIFIER = ("architecture", "mean", "std", "num_classes")
 _warned: set[str] = set()
 
 
@@ -47,6 +47,20 @@ def compile(net: nn.Module, *, threads: int | None = None) -> nn.Module:
     return Compiled(copy.deepcopy(net).requires_grad_(False), threads)
 
 
+def compile_all(net: nn.Module) -> Compiled:
+    """Compile `net`, as `compile` does, where the outcome must be the engine's.
+
+    Raises:
+        BadInput: There is no numba, or the engine must leave the whole network to torch.
+    """
+    need_extra("fast", "numba")
+    _check(net)
+    fast = Compiled(copy.deepcopy(net).requires_grad_(False))
+    if reason := fast.fallbacks.get("network"):
+        raise BadInput(f'the engine cannot run this network ({reason}); leave out engine="fast"')
+    return fast
+
+
 def _check(net: nn.Module) -> None:
     if not isinstance(net, nn.Module):
         raise BadInput(f"compile takes a torch.nn.Module, not a {type(net).__name__}")
@@ -70,7 +84,7 @@ def _missing() -> str | None:
 
 
 class Compiled(nn.Module):
-    """What `compile` returns: it has the weights of the network as buffers, and its `mean`, `std` and so on as attributes.
+    """What `compile` returns: it has the network's weights as buffers, and `CLASSIFIER_NAMES` as attributes.
 
     Args:
         source: The network, to itself.
@@ -136,15 +150,17 @@ class Compiled(nn.Module):
             parts = self._plans[size] = plan(self._translation, size)
         return parts
 
-    def from_normalised(self, z: Tensor) -> Tensor:
-        """Logits of images that are normalised already, as `gkp.networks.classifier.Classifier` has it."""
+    def _from_normalised(self, z: Tensor) -> Tensor:
         if self._inside is None:
             inside = Compiled(_FromNormalised(self.compiled_from).eval(), self.threads)
             object.__setattr__(self, "_inside", inside)
         return self._inside(z)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.compiled_from, name) if name in _OF_A_CLASSIFIER else super().__getattr__(name)
+        if name not in CLASSIFIER_NAMES:
+            return super().__getattr__(name)
+        found = getattr(self.compiled_from, name)
+        return self._from_normalised if name == "from_normalised" else found
 
     # What would change the weights, behind the engine's back
 

@@ -17,6 +17,8 @@ from gkp.engine.layout import MapShape
 from gkp.engine.operations import Conv, Flatten, Linear, Load, MaxPool, Mean, Operation, Shortcut
 from gkp.engine.program import Buffer, Builder, Program, Weights
 
+_MASKING = (layout.COMBINE, layout.UNMEAN, layout.UNPOOL)  # steps that multiply by the ReLU's derivative, as convolutions do
+
 
 def backward(segment: Segment) -> Program:
     """The program from the gradients of a segment's outputs to those of its inputs, one for each of its loads, in order."""
@@ -69,16 +71,16 @@ class _Backward:
     def _emit(self, value: int, op: int, source: Buffer, other: Buffer | None, **fields: int) -> Buffer:
         """Append a step that makes a contribution to the gradient of `value`, adding `other`."""
         target = self.builder.buffer(self.segment.layout(value), 1)
-        fields |= self._fields(value, other)
+        fields |= self._fields(value, other, masks=op in _MASKING)
         self.builder.step(op, source, target, **fields)
         self._arrived(value, target, other)
         if op == layout.COMBINE:
             self.builder.release(source)
         return target
 
-    def _fields(self, value: int, other: Buffer | None) -> dict[str, int]:
-        """What to add, and the signs to mask with if this contribution is the last."""
-        last = value in self.rectified and self.to_come[value] == 0 and not self.waiting[value]
+    def _fields(self, value: int, other: Buffer | None, masks: bool = True) -> dict[str, int]:
+        """What to add, and the signs to mask with if this contribution is the last and its step can."""
+        last = masks and value in self.rectified and self.to_come[value] == 0 and not self.waiting[value]
         if last:
             self.rectified.discard(value)
         return {"other": -1 if other is None else other.place, "read": self.segment.signs[value] if last else -1}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from gkp.engine.operations import Conv, Load, Operation, Shortcut, Stock
+from gkp.engine.operations import Conv, Load, MaxPool, Operation, Shortcut, Stock
 from gkp.engine.rules import FUNCTIONS, MODULES, Ref, Unknown
 
 
@@ -154,6 +154,13 @@ class Translation:
         """The convolution that made `ref`, if what comes now can become a part of it."""
         conv = self.producer(ref, Conv) if isinstance(ref, Ref) else None
         return None if conv is None or conv.relu else conv
+
+    def rectified(self, value: int) -> bool:
+        """Whether a value has no negative numbers because it comes from a ReLU."""
+        made = next((o for o in self.operations if o.output == value), None)
+        if isinstance(made, Shortcut | MaxPool):
+            return self.rectified(made.inputs[0])
+        return isinstance(made, Conv) and made.relu
 
     def move_to_end(self, operation: Operation) -> None:
         """An operation that has absorbed a later one is due when that one was."""

@@ -85,6 +85,8 @@ def _batch_norm(t: Translation, node: fx.Node, module: nn.BatchNorm2d, x: Any) -
 
 def _relu(t: Translation, node: fx.Node, *inputs: Any) -> Ref:
     x = next((i for i in inputs if isinstance(i, Ref)), None)
+    if x is not None and t.rectified(x.value):
+        return t.alias(node, x)
     conv = t.open_conv(x)
     if conv is None or x is None:
         raise Unknown("ReLU that does not directly follow a convolution")
@@ -132,6 +134,15 @@ def _select(t: Translation, node: fx.Node, x: Any, dim: Any, index: Any) -> Ref:
         conv.select(channels)
         return t.alias(node, x)
     return replace(t.alias(node, x), channels=channels if x.channels is None else x.channels[channels])
+
+
+def _slice(t: Translation, node: fx.Node, x: Any, where: Any) -> Ref:
+    step = where[-1].step if isinstance(where, tuple) and len(where) == 4 and isinstance(where[-1], slice) else None
+    pixels = slice(None, None, step)
+    if not isinstance(step, int) or step < 1 or where != (slice(None), slice(None), pixels, pixels):
+        raise Unknown("a part of a tensor other than every n-th pixel")
+    source = t.plain_map(x, node)
+    return t.add(node, "map", lambda output: Shortcut([source.value], output, stride=step))
 
 
 def _identity(t: Translation, node: fx.Node, module: Any, x: Any) -> Ref:
@@ -227,6 +238,7 @@ FUNCTIONS: dict[Any, Callable[..., Ref]] = {
     **dict.fromkeys((operator.truediv, torch.div, "div"), _normalise(divide=True)),
     **dict.fromkeys((torch.index_select, "index_select"), _select),
     **dict.fromkeys((torch.flatten, "flatten"), _flatten),
+    operator.getitem: _slice,
     F.pad: _pad,
     F.adaptive_avg_pool2d: _adaptive,
 }

@@ -150,7 +150,12 @@ def _unmean(p, base, signs, across, piece):
 
 @njit(nogil=True)
 def _combine(p, base, signs, across, piece):
-    """The sum of two gradients (or one), times ReLU's."""
+    """The sum of two gradients (or one), times ReLU's if they are of maps."""
+    if at(p, L.OUT_PITCH) == 0:  # vectors
+        for c in range(at(p, L.OUT_CHANNELS)):
+            other = get(base + F * (at(p, L.OTHER) + c)) if at(p, L.OTHER) >= 0 else ZERO
+            put(base + F * (at(p, L.TARGET) + c), get(base + F * (at(p, L.SOURCE) + c)) + other)
+        return
     for c in range(at(p, L.OUT_CHANNELS)):
         for y in range(at(p, L.OUT_HEIGHT)):
             place = c * at(p, L.OUT_PLANE) + (y + 1) * at(p, L.OUT_PITCH)

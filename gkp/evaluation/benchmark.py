@@ -34,6 +34,8 @@ from gkp.attacks.gradient import single_step
 from gkp.attacks.network import Model, evaluating, logits_and_gradient, logits_of
 from gkp.attacks.options import ATTACKS
 from gkp.data.dataset import Dataset, to_unit
+from gkp.engine.compile import compile_all
+from gkp.errors import BadInput
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
 from gkp.evaluation.protocols import (
     Attacks,
@@ -55,6 +57,7 @@ from gkp.evaluation.subject import (
     state_sha256,
 )
 
+ENGINES = ("torch", "fast")
 _WINDOW = 10  # batches of images held at once, so that a batch of survivors can be refilled from them
 # With a checkpoint a window is kept when it is finished. It grows from _FEWEST images (smaller batches cost as much, see
 # `gkp.attacks.network.MIN_ROWS`; the dearest attack, Square, takes 17 s an image) to what takes about _SECONDS.
@@ -78,6 +81,7 @@ def benchmark(
     allow_nondeterministic: bool = False,
     device: str | torch.device | None = None,
     progress: bool | None = None,
+    engine: str = "torch",
 ) -> Outcomes:
     """The outcome of the first `n_examples` images (all by default), or of `indices`, under every attack of `protocol`.
 
@@ -94,6 +98,8 @@ def benchmark(
     machine, whatever the batch size. It may be deleted once the outcomes are saved.
     allow_nondeterministic: evaluate a network whose logits change from pass to pass: outcomes are then one draw.
     device: where to compute; a network elsewhere is copied. progress: a bar on stderr; None: only when that is a terminal.
+    engine: "torch", or "fast" for `gkp.compile` (on the CPU), which rounds otherwise: a few images in a thousand, at a tie of a
+    ReLU or of two classes, may come out differently. It is recorded in `versions`.
     Gives a ModelWarning for a network that returns probabilities. Raises BadInput for whatever does not fit: see the message.
     """
     began = time.perf_counter()
@@ -108,13 +114,17 @@ def benchmark(
         pgd_random_start=pgd_random_start,
         batch_size=int(batch_size),
     )
-    with torch.inference_mode(False), evaluating(model), on_device(model, device) as net:
+    if engine not in ENGINES:
+        raise BadInput(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+    with torch.inference_mode(False), evaluating(model), on_device(model, device) as given:
+        net = compile_all(given) if engine == "fast" else given
         check_fit(net, data)
         logits = check_behaviour(net, data, allow_nondeterministic=allow_nondeterministic)
-        space = space_of(net, data, protocol, fold=not allow_nondeterministic and any(asks_often(spec) for spec in specs))
+        fold = engine == "torch" and not allow_nondeterministic and any(asks_often(spec) for spec in specs)
+        space = space_of(net, data, protocol, fold=fold)
         facts: dict[str, Any] = {
             "protocol": protocol, "bounds": space.bounds, "dataset": data.name, "split": data.split,
-            "data_sha256": data.sha256, "model_sha256": state_sha256(net), "seed": int(seed), "versions": _versions(),
+            "data_sha256": data.sha256, "model_sha256": state_sha256(given), "seed": int(seed), "versions": _versions(engine),
         }  # fmt: skip
         pieces = None
         if checkpoint is not None:
@@ -311,7 +321,8 @@ def _at(rows: list[int], columns: np.ndarray) -> tuple[np.ndarray, ...]:
     return np.ix_(np.array(rows), columns)
 
 
-def _versions() -> dict[str, str]:
+def _versions(engine: str) -> dict[str, str]:
     """Of what outcomes rest on."""
+    fast = {} if engine == "torch" else {"engine": engine, "numba": version("numba")}
     known = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    return known | {name: version(name) for name in ("pyautoattack",) if find_spec(name)}
+    return known | {name: version(name) for name in ("pyautoattack",) if find_spec(name)} | fast

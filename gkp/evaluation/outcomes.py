@@ -126,6 +126,11 @@ class Outcomes:
             getattr(self, name).setflags(write=False)
 
     @property
+    def engine(self) -> str:
+        """What computed them: "torch" or "fast", see `gkp.benchmark`."""
+        return self.versions.get("engine", "torch")
+
+    @property
     def n(self) -> int:
         """How many images."""
         return len(self.indices)

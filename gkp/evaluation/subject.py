@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gkp.attacks.network import logits_of, probe
+from gkp.attacks.network import home, logits_of, probe
 from gkp.data.dataset import Dataset, to_unit
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput, ModelWarning
@@ -87,14 +87,6 @@ def check_behaviour(net: nn.Module, data: Dataset, *, allow_nondeterministic: bo
             stacklevel=3,
         )
     return first.cpu()
-
-
-def home(net: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where the network lives and the floating-point type it computes in (CPU and float32 if it has no tensors)."""
-    for tensor in (*net.parameters(), *net.buffers()):
-        if tensor.is_floating_point():
-            return tensor.device, tensor.dtype
-    return torch.device("cpu"), torch.float32
 
 
 @contextmanager

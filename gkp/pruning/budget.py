@@ -7,15 +7,15 @@ found by bisection. Counting a plan runs on the meta device and takes 20 ms for 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
 
 from gkp.errors import BadInput
 from gkp.pruning.cost import Cost, cost, count, macs_of_layers
-from gkp.pruning.coupling import Couplings, find_input_shape, shape_copy
+from gkp.pruning.coupling import Couplings
 from gkp.pruning.plan import Plan
+from gkp.pruning.probe import cheap_copy, copy_of, find_input_shape
 
 TOLERANCE = 0.01  # of the budget: "the same MACs within 1 %"
 CLOSE = 0.001  # of the budget: close enough to stop
@@ -39,7 +39,7 @@ def grouped_kernel_macs(net: nn.Module, layers: Iterable[str], rate: float, *, i
         raise BadInput(f"rate must lie between 0 and 1, not {rate}; the paper uses 7/16 = 0.4375 and 10/16 = 0.625")
     shape = tuple(input_shape or find_input_shape(net))
     macs = macs_of_layers(net, input_shape=shape)
-    return round(cost(net, input_shape=shape).paper_macs - rate * sum(macs[name] for name in layers))
+    return round(cost(net, input_shape=shape).paper_macs - rate * sum(macs.get(name, 0) for name in layers))
 
 
 def match_macs(
@@ -117,12 +117,12 @@ class Counter:
 
     def __init__(self, net: nn.Module, input_shape: Sequence[int] | None = None):
         self.input_shape = tuple(input_shape or find_input_shape(net))
-        self._shapes = shape_copy(net)
+        self._shapes = cheap_copy(net, self.input_shape)
         self._couplings = Couplings(net, self.input_shape)
 
     def __call__(self, plan: Plan) -> Cost:
         """The cost of the compact network by `plan`. Raises BadInput if the two do not fit."""
-        small = copy.deepcopy(self._shapes)
+        small = copy_of(self._shapes)
         plan.compact_in_place(small, self._couplings)
         return count(small, self.input_shape)
 

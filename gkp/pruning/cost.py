@@ -1,11 +1,12 @@
 """The cost of a network: parameters, multiply-accumulates by our counter and by the paper's, and measured latency.
 
-Ours counts one MAC for each multiplication of a convolution or linear layer. The paper's tables also count biases, 2 per
-BatchNorm output, 1 per ReLU *module* output, and kernel area x outputs for MaxPool2d and AvgPool2d (functional ReLUs, additions
-and adaptive pools are free). With that rule the ResNet and VGG numbers of its tables come out to the last digit. Two things to
-know: its unpruned ImageNet ResNet-50 has ReLU modules and its rebuilt, pruned one functional ReLUs, so 9.6 M of the 1,397 M
-"saved" are ReLUs no longer counted; and VGG-16 unpruned gives 314.433 M where the paper prints 313.433, surely a misprint,
-since the pruned 178.184 agrees.
+Ours counts one MAC for each multiplication of a convolution (1-d, 2-d, 3-d, transposed, as a layer or a function), a linear
+layer, a matrix product or attention, operation by operation (torch.utils.flop_counter); operations without a formula there are
+listed in `Cost.left_out`. The paper's tables also count biases, 2 per BatchNorm output, 1 per ReLU *module* output, and kernel
+area x outputs for MaxPool2d and AvgPool2d (functional ReLUs, additions and adaptive pools are free). With that rule the ResNet
+and VGG numbers of its tables come out to the last digit. Two things to know: its unpruned ImageNet ResNet-50 has ReLU modules
+and its rebuilt, pruned one functional ReLUs, so 9.6 M of the 1,397 M "saved" are ReLUs no longer counted; and VGG-16 unpruned
+gives 314.433 M where the paper prints 313.433, surely a misprint, since the pruned 178.184 agrees.
 
 One image is sent through a copy of the network: 10 ms for ResNet-20. (Shapes alone would do, but the first use of the meta
 device makes torch import its compiler, 2 s.) MACs mislead on CPUs: a stock grouped convolution of CIFAR width is 2-7 times
@@ -14,17 +15,20 @@ slower than the dense one it came from. Look at `latency` before you claim a spe
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from gkp.errors import BadInput
-from gkp.networks.classifier import Classifier, GlobalAvgPool
+from gkp.networks.classifier import GlobalAvgPool
 from gkp.pruning.grouped import GroupedKernelConv2d
+from gkp.pruning.probe import copy_of, image_for, send, undisturbed, without_norms
 from gkp.pruning.twin import PrunedModel
 
 
@@ -36,11 +40,13 @@ class Cost:
         params: Number of parameters.
         macs: Multiply-accumulates for one image.
         paper_macs: The same by the paper's counter.
+        left_out: Operations with multiplications that are not counted, each once.
     """
 
     params: int
     macs: int
     paper_macs: int
+    left_out: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -72,46 +78,45 @@ def cost(net: nn.Module, *, input_shape: Sequence[int] = (3, 32, 32)) -> Cost:
     Raises:
         BadInput: An image of that shape does not pass through the network.
     """
-    return count(_small(copy.deepcopy(net)), input_shape)
+    return count(_small(copy_of(net)), input_shape)
 
 
 def macs_of_layers(net: nn.Module, *, input_shape: Sequence[int] = (3, 32, 32)) -> dict[str, int]:
     """Multiply-accumulates of each convolution and linear layer by name; arguments and errors as in `cost`."""
-    small = _small(copy.deepcopy(net)).eval()
+    small = _small(copy_of(net)).eval()
     macs: dict[str, int] = {}
 
     def listen(name: str, layer: nn.Module) -> None:
         def add(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            macs[name] = macs.get(name, 0) + _count(module, inputs, output)[0]
+            macs[name] = macs.get(name, 0) + _macs(module, output)
 
         layer.register_forward_hook(add)
 
     for name, module in small.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             listen(name, module)
-    _forward_zeros(small, (1, *input_shape))
+    with _asking():
+        send(small, input_shape)
     return macs
 
 
 def count(small: nn.Module, input_shape: Sequence[int]) -> Cost:
     """The cost of a dense or compact network, which this spoils (hooks, stubs); it may be on the meta device."""
     small.eval()
-    totals = {"macs": 0, "paper_macs": 0}
+    extras = {"paper": 0}
 
     def add(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        macs, extra = _count(module, inputs, output)
-        totals["macs"] += macs
-        totals["paper_macs"] += macs + extra
+        extras["paper"] += _paper_extra(module, inputs, output)
 
     rebuilt = any(isinstance(module, GroupedKernelConv2d) for module in small.modules())
     uncounted = rebuilt and getattr(small, "relus_uncounted_when_pruned", False)
-    for module in small.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.weight is not None and module.weight.is_meta:
-            module.forward = _same  # type: ignore[assignment, method-assign]  # takes half of the time and changes no shape
+    for module in without_norms(small).modules():
         if not (uncounted and isinstance(module, nn.ReLU)):
             module.register_forward_hook(add)
-    _forward_zeros(small, (1, *input_shape))
-    return Cost(sum(p.numel() for p in small.parameters()), **totals)
+    with _asking(), _Counting() as counting:
+        send(small, input_shape)
+    macs = counting.flops // 2
+    return Cost(sum(p.numel() for p in small.parameters()), macs, macs + extras["paper"], tuple(counting.left_out))
 
 
 def latency(
@@ -133,10 +138,9 @@ def latency(
     """
     from torch.utils import benchmark  # late: it looks for a CUDA toolkit and complains where there is none
 
-    frozen = copy.deepcopy(net).eval()
-    batch = (batch_size, *input_shape)
-    _forward_zeros(frozen, batch)
-    x = torch.zeros(batch, device=next(frozen.parameters(), torch.zeros(())).device)
+    frozen = copy_of(net).eval()
+    send(frozen, input_shape, batch_size)
+    x = image_for(frozen, input_shape, batch_size)
     with torch.inference_mode():
         timer = benchmark.Timer("net(x)", globals={"net": frozen, "x": x}, num_threads=threads)
         measured = timer.blocked_autorange(min_run_time=seconds)
@@ -148,42 +152,73 @@ def _small(net: nn.Module) -> nn.Module:
     return net.compact() if isinstance(net, PrunedModel) else net
 
 
-def _same(x: Tensor) -> Tensor:
-    return x
+_aten = torch.ops.aten
+# Operations with multiplications for which the library has no formula.
+_NO_FORMULA = frozenset(
+    "mkldnn_rnn_layer _thnn_fused_lstm_cell _thnn_fused_gru_cell _cudnn_rnn miopen_rnn _trilinear _cdist_forward _fft_r2c "  # noqa: SIM905
+    "_fft_c2r _fft_c2c _transformer_encoder_layer_fwd _native_multi_head_attention _weight_int4pack_mm _int_mm "
+    "_scaled_dot_product_flash_attention_for_cpu _addmm_activation addbmm".split()
+)
 
 
-def _count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> tuple[int, int]:
-    """Multiply-accumulates of one call of `module`, and what the paper's counter counts beside them."""
+class _Counting(TorchDispatchMode):
+    """Counts the floating-point operations of what runs within, two to a MAC."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+        self.left_out: dict[str, None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, packet = kwargs or {}, func._overloadpacket
+        if packet not in flop_registry:
+            with self:
+                found = func.decompose(*args, **kwargs)
+            if found is not NotImplemented:
+                return found
+        output = func(*args, **kwargs)
+        if packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **kwargs, out_val=output)
+        elif packet in (_aten.mv, _aten.addmv, _aten.dot):
+            matrix = args[1] if packet is _aten.addmv else args[0]
+            self.flops += 2 * matrix.numel()
+        elif func.namespace not in ("aten", "prim", "prims") or packet.__name__ in _NO_FORMULA:
+            self.left_out[f"{func.namespace}.{packet.__name__}"] = None
+        return output
+
+
+@contextmanager
+def _asking() -> Iterator[None]:
+    """One forward pass in which attention is made of matrix products, so that they are seen."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with undisturbed(), torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _macs(module: nn.Module, output: Any) -> int:
+    """Multiply-accumulates of one call of a convolution or linear layer."""
+    assert isinstance(module.weight, Tensor)
+    return int(output.numel() * module.weight[0].numel()) if isinstance(output, Tensor) else 0
+
+
+def _paper_extra(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> int:
+    """What the paper's counter counts of one call of `module` beside its multiply-accumulates."""
     if not isinstance(output, Tensor):
-        return 0, 0
+        return 0
     outputs = output.numel()
     if isinstance(module, nn.Conv2d | nn.Linear):
-        return outputs * module.weight[0].numel(), outputs if module.bias is not None else 0
+        return outputs if module.bias is not None else 0
     if isinstance(module, nn.BatchNorm2d):
-        return 0, 2 * outputs
+        return 2 * outputs
     if isinstance(module, nn.ReLU):
-        return 0, outputs
+        return outputs
     if isinstance(module, GlobalAvgPool):
-        return 0, inputs[0].numel()
+        return int(inputs[0].numel())
     if isinstance(module, nn.AvgPool2d | nn.MaxPool2d):
         kernel = module.kernel_size if isinstance(module.kernel_size, tuple) else (module.kernel_size,) * 2
-        return 0, outputs * kernel[0] * kernel[1]
-    return 0, 0
-
-
-def _forward_zeros(net: nn.Module, shape: tuple[int, ...]) -> None:
-    """One forward pass. Raises BadInput if such images do not pass; errors of the meta device itself pass through."""
-    parameter = next(net.parameters(), torch.zeros(()))
-    problem = ""
-    if isinstance(net, Classifier) and shape[1] != net.mean.shape[1]:  # its normalisation would broadcast them
-        problem = f"it takes {net.mean.shape[1]} channels"
-    else:
-        try:
-            with torch.inference_mode():
-                net(torch.zeros(shape, device=parameter.device))
-        except (RuntimeError, ValueError) as error:
-            if parameter.is_meta and "meta" in str(error).lower():
-                raise
-            problem = str(error).splitlines()[0]
-    if problem:
-        raise BadInput(f"images of shape {shape[1:]} do not pass through {type(net).__name__}: {problem}")
+        return int(outputs * kernel[0] * kernel[1])
+    return 0

@@ -1,28 +1,24 @@
 """Couplings of filters: with a filter go the BatchNorm channel behind it and the input slices of the layers that read it.
 
-They are found by tracing the network with torch-pruning's DependencyGraph on the meta device (shapes only: 0.1 s for
-ResNet-110), which works for our networks and other people's alike. It does not follow channels through padding or grouped
-convolutions; what cannot be cut exactly is refused with the reason.
+They are found by following every filter through one forward pass (`gkp.pruning.tracing`), which works for our networks and
+other people's alike; what cannot be cut exactly is refused with the reason.
 """
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.networks.build import INPUT_SIDE
-from gkp.networks.classifier import Classifier, convolutions, eval_mode
+from gkp.networks.classifier import convolutions
+from gkp.pruning.probe import find_input_shape
+from gkp.pruning.tracing import BATCH_NORMS, OUTPUT, Trace, trace
 
-SIDES = (32, 64, 224, 28, 96, 128, 299)  # pixels a side to try on a network of unknown input; any that passes shows the same
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 Axis = Literal["out", "in"]
 
 
@@ -50,18 +46,15 @@ class Couplings:
     """
 
     def __init__(self, net: nn.Module, input_shape: Sequence[int] | None = None):
-        self._net = shape_copy(net).eval().requires_grad_(True)
-        self._names = {module: name for name, module in self._net.named_modules()}
+        self._net = net
+        self._convs = convolutions(net)
         self._shape = input_shape
-        self._reasons: dict[str, str] = {}
         self._known: dict[str, list[tuple[Cut, Tensor]]] = {}
-        self._padded: set[str] = set()  # convolutions whose channels are padded with others on their way
+        self._places: list[tuple[str, Axis]] = []
 
     def reason(self, name: str) -> str:
         """The reason why filters of the convolution `name` cannot go whole by themselves, or an empty string."""
-        if name not in self._reasons:
-            self._reasons[name] = self._reason(name)
-        return self._reasons[name]
+        return self._reason(name) or self._others(name) or self._obstacle(name)
 
     def cuts(self, removed: Mapping[str, Tensor]) -> list[Cut]:
         """Everything that goes with removed filters.
@@ -69,7 +62,7 @@ class Couplings:
         The channels of a residual stream can go if every convolution that writes into it loses the same filters.
 
         Args:
-            removed: Filters `(R,)` by name of convolution, ascending.
+            removed: Filters `(R,)` by name of convolution.
 
         Returns:
             One cut per layer and axis.
@@ -79,132 +72,140 @@ class Couplings:
         """
         gone: dict[tuple[str, Axis], list[Tensor]] = {}
         for name, filters in removed.items():
-            if not len(filters) or (name, "out") in gone:  # the latter goes with another one of its stream
+            if not len(filters):
                 continue
-            reason, coupled = self._unfit(name), []
-            if not reason:
-                for one, of_filter in self.followers(name):
-                    channels = one.channels[torch.isin(of_filter, filters)].unique()
-                    coupled.append((Cut(one.layer, one.axis, channels), of_filter))
-                reason = self._obstacle(name, coupled, removed)
-            if reason:
+            if reason := self._reason(name) or self._others(name, removed) or self._obstacle(name):
                 raise BadInput(f"whole filters of {name} cannot go: it {reason}; leave it out with layers=")
-            for one, _ in coupled:
-                gone.setdefault((one.layer, one.axis), []).append(one.channels)
+            for one, of_filter in self.followers(name):
+                gone.setdefault((one.layer, one.axis), []).append(one.channels[torch.isin(of_filter, filters)])
         return [Cut(layer, axis, torch.cat(channels).unique()) for (layer, axis), channels in gone.items()]
 
     def followers(self, name: str) -> list[tuple[Cut, Tensor]]:
         """The channels that go with the filters of `name`: per layer a cut, and for each of its channels the filter."""
         if name not in self._known:
-            conv = self._net.get_submodule(name)
-            assert isinstance(conv, nn.Conv2d)
-            self._known[name] = self._coupled(name, list(range(conv.out_channels)))
+            places, streams, channels = self._channels
+            first, width = self._trace.first[name], self._convs[name].out_channels
+            own = torch.full((len(self._streams) + 1,), -1)  # the filter of `name` in each stream
+            own[self._streams[first : first + width].flip(0)] = torch.arange(width).flip(0)
+            chosen = (own[streams] >= 0).nonzero().flatten()
+            found = []
+            for place in places[chosen].unique().tolist():
+                here = chosen[places[chosen] == place]
+                layer, axis = self._places[place]
+                found.append((Cut(layer, axis, channels[here]), own[streams[here]]))
+            self._known[name] = sorted(found, key=lambda entry: (entry[0].layer, entry[0].axis) != (name, "out"))
         return self._known[name]
 
     def norm_of(self, name: str) -> str | None:
         """The BatchNorm that reads all channels of the convolution `name` and no others, if there is one."""
-        channels = len(self.followers(name)[0][1])
+        width = self._convs[name].out_channels
         for one, of_filter in self.followers(name):
             norm = self._net.get_submodule(one.layer)
-            alone = isinstance(norm, BATCH_NORMS) and norm.num_features == channels
-            if alone and torch.equal(one.channels[of_filter.argsort()], torch.arange(channels)):
+            alone = isinstance(norm, BATCH_NORMS) and norm.num_features == width == len(of_filter)
+            if alone and torch.equal(one.channels[of_filter.argsort()], torch.arange(width)):
                 return one.layer
         return None
 
     @cached_property
-    def _graph(self) -> Any:
-        tp = _torch_pruning()
-        shape = tuple(self._shape or find_input_shape(self._net))
-        image = torch.empty(1, *shape, device="meta")
-        try:
-            with torch.enable_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return tp.DependencyGraph().build_dependency(self._net, example_inputs=image, verbose=False)
-        except Exception as error:  # whatever tracing meets in a foreign forward
-            kind, problem = type(self._net).__name__, (str(error) or type(error).__name__).splitlines()[0]
-            raise BadInput(f"cannot trace {kind} on images of shape {shape}: {problem}; give input_shape=(C, H, W)") from error
+    def _trace(self) -> Trace:
+        return trace(self._net, self._shape or find_input_shape(self._net))
 
-    def _coupled(self, name: str, filters: list[int]) -> list[tuple[Cut, Tensor]]:
-        """The channels that go with these filters, see `followers`; targets without a name are operations, which have none."""
-        graph, conv = self._graph, self._net.get_submodule(name)
-        group = graph.get_pruning_group(conv, _torch_pruning().prune_conv_out_channels, idxs=filters)
-        found = []
-        for item in group:
-            if "Pad" in item.dep.target.name:
-                self._padded.add(name)
-            if item.dep.target.module in self._names:
-                axis: Axis = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
-                cut = Cut(self._names[item.dep.target.module], axis, torch.tensor(item.idxs))
-                found.append((cut, torch.tensor(item.root_idxs)))
-        return found
+    @cached_property
+    def _streams(self) -> Tensor:
+        return self._trace.streams()
 
-    def _unfit(self, name: str) -> str:
-        """The reason why the convolution `name` has no filters to prune, or an empty string."""
-        conv = self._net.get_submodule(name)
-        assert isinstance(conv, nn.Conv2d)
-        if conv.groups != 1:
-            return f"is a grouped convolution (groups={conv.groups})"
-        return "" if conv in self._graph.module2node else "takes no part in the forward pass"
+    @cached_property
+    def _channels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every channel that belongs to a stream: where it is in `_places`, its stream, and its number in its layer."""
+        rows = []
+        for layer in self._trace.called:
+            module = self._net.get_submodule(layer)
+            passes = isinstance(module, BATCH_NORMS) or (isinstance(module, nn.Conv2d) and module.groups > 1)
+            if layer in self._trace.reads:
+                rows.append(self._entered(layer, "out" if passes else "in", self._trace.reads[layer]))
+            if layer in self._trace.first:
+                start = self._trace.first[layer]
+                rows.append(self._entered(layer, "out", torch.arange(start, start + _outputs(module))))
+        places, streams, channels = (torch.cat(column) for column in zip(*rows, strict=True))
+        return places, streams, channels
+
+    def _entered(self, layer: str, axis: Axis, filters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self._places.append((layer, axis))
+        streams = self._streams[filters].where(filters >= 0, len(self._streams))
+        return torch.full_like(filters, len(self._places) - 1), streams, torch.arange(len(filters))
 
     def _reason(self, name: str) -> str:
-        if reason := self._unfit(name):
-            return reason
-        conv = self._net.get_submodule(name)
-        assert isinstance(conv, nn.Conv2d)
-        coupled = self._coupled(name, sorted({0, conv.out_channels - 1}))  # two will do, and large groups are slow
-        for one, _ in coupled:
-            if one.axis == "out" and one.layer != name and _has_filters(self._net.get_submodule(one.layer)):
-                self._reasons.setdefault(one.layer, f"writes into the same residual stream as {name}")
-        return self._obstacle(name, coupled)
+        """The reason why the convolution `name` has no filters to prune, or an empty string."""
+        if self._convs[name].groups != 1:
+            return f"is a grouped convolution (groups={self._convs[name].groups})"
+        return "" if name in self._trace.called else "takes no part in the forward pass"
 
-    def _obstacle(self, name: str, coupled: list[tuple[Cut, Tensor]], removed: Mapping[str, Tensor] | None = None) -> str:
-        """The reason why the layers coupled to filters of `name` cannot be cut exactly, or an empty string.
+    def _others(self, name: str, removed: Mapping[str, Tensor] | None = None) -> str:
+        """The reason why the residual stream that `name` writes into does not narrow, or an empty string.
 
         removed: The filters that go, by name of convolution; None if those of `name` go alone.
         """
-        read = False
-        for one, _ in coupled:
-            layer, axis, module = one.layer, one.axis, self._net.get_submodule(one.layer)
-            if (layer == name and axis == "out") or isinstance(module, BATCH_NORMS):
-                continue
-            if isinstance(module, nn.Conv2d) and module.groups > 1:
-                if module.groups != module.in_channels or module.groups != module.out_channels:
-                    return f"is read by the grouped convolution {layer}"
-            elif not isinstance(module, nn.Conv2d | nn.Linear):
-                return f"is read by {layer}, a {type(module).__name__}, which cannot be cut exactly"
-            elif axis == "out":
-                if removed is None or layer not in removed or not torch.equal(removed[layer], one.channels):
-                    return f"writes into the same residual stream as {layer}" + " and loses other filters" * (
-                        removed is not None
-                    )
-                if name in self._padded:
-                    return f"writes into the same residual stream as {layer}, which is padded with channels of its own"
-            else:
-                read = True
-        return "" if read else "is read by no other layer"
+        first, streams = self._trace.first[name], self._streams
+        width = self._convs[name].out_channels
+        filters = torch.arange(width) if removed is None else removed[name]
+        together = torch.isin(streams, streams[first + filters])
+        if removed is None:
+            together[first : first + width] = False
+        members = together.nonzero().flatten().tolist()
+        others = [self._trace.owners[i] for i in members if self._trace.owners[i] != name]
+        if removed is None:
+            own = streams[first : first + width]
+            itself = "is added to other channels of its own" if len(own.unique()) < width else ""
+            return f"writes into the same residual stream as {others[0]}" if others else itself
+        if others and self._trace.padded & set(members):
+            return f"writes into the same residual stream as {others[0]}, which is padded with channels of its own"
+        goes = torch.zeros(len(streams), dtype=torch.bool)
+        for layer, gone in ((layer, gone) for layer, gone in removed.items() if len(gone)):
+            goes[self._trace.first[layer] + gone] = True
+        for i in members:
+            if not goes[i]:
+                return f"writes into the same residual stream as {self._trace.owners[i]} and loses other filters"
+        return ""
+
+    def _obstacle(self, name: str) -> str:
+        """The reason why what reads the filters of `name` cannot be cut exactly, or an empty string."""
+        found = self.followers(name)
+        reasons = [self._trace.reasons.get(one.layer, "") for one, _ in found if one.axis == "out" and one.layer in self._convs]
+        reason = next((reason for reason in reasons if reason), "")
+        if reason in ("", OUTPUT) and not any(one.axis == "in" for one, _ in found):
+            return "is read by no other layer"
+        return reason
 
 
-def _has_filters(module: nn.Module) -> bool:
-    """Whether a layer makes channels of its own: a convolution that is not depthwise, or a linear layer."""
-    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+def _outputs(module: nn.Module) -> int:
+    return int(module.out_channels if isinstance(module, nn.Conv2d) else module.out_features)  # type: ignore[arg-type]
 
 
 def cut(net: nn.Module, cuts: Sequence[Cut]) -> None:
     """Cut the channels out of the layers of `net`, in place."""
-    tp = _torch_pruning()
     for one in cuts:
         layer = net.get_submodule(one.layer)
-        trainable = {name: p.requires_grad for name, p in layer.named_parameters(recurse=False)}
         if isinstance(layer, BATCH_NORMS):
-            tp.prune_batchnorm_out_channels(layer, one.channels.tolist())
-        elif isinstance(layer, nn.Linear):
-            (tp.prune_linear_in_channels if one.axis == "in" else tp.prune_linear_out_channels)(layer, one.channels.tolist())
+            _cut(layer, one.channels, 0, ["num_features"])
         elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
-            tp.prune_depthwise_conv_out_channels(layer, one.channels.tolist())
+            _cut(layer, one.channels, 0, ["in_channels", "out_channels", "groups"])
         else:
-            (tp.prune_conv_in_channels if one.axis == "in" else tp.prune_conv_out_channels)(layer, one.channels.tolist())
-        for name, p in layer.named_parameters(recurse=False):
-            p.requires_grad_(trainable[name])
+            widths = ("in_channels", "out_channels") if isinstance(layer, nn.Conv2d) else ("in_features", "out_features")
+            _cut(layer, one.channels, int(one.axis == "in"), [widths[one.axis == "out"]])
+
+
+def _cut(layer: nn.Module, channels: Tensor, dim: int, widths: Sequence[str]) -> None:
+    """Cut channels out of the parameters and buffers of a layer that are as wide in this dimension as the layer is."""
+    width = int(getattr(layer, widths[0]))
+    keep = torch.ones(width, dtype=torch.bool)
+    keep[channels] = False
+    kept = keep.nonzero().flatten()
+    for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+        if tensor.ndim > dim and tensor.shape[dim] == width:  # the bias of a reader stays
+            small = tensor.detach().index_select(dim, kept.to(tensor.device))
+            setattr(layer, name, nn.Parameter(small, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small)
+    for attribute in widths:
+        setattr(layer, attribute, len(kept))
 
 
 def zeros(net: nn.Module, cuts: Sequence[Cut]) -> dict[str, Tensor]:
@@ -225,38 +226,3 @@ def zeros(net: nn.Module, cuts: Sequence[Cut]) -> dict[str, Tensor]:
             full = f"{one.layer}.{name}" if one.layer else name
             masks[full] = masks[full] | gone.view(shape) if full in masks else gone.view(shape)
     return masks
-
-
-def shape_copy(net: nn.Module) -> nn.Module:
-    """A copy of `net` on the meta device: shapes without numbers, so that tracing and counting take milliseconds."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in net.parameters()}
-    memo.update((id(b), torch.empty_like(b, device="meta")) for b in net.buffers())
-    return copy.deepcopy(net, memo)
-
-
-def find_input_shape(net: nn.Module) -> tuple[int, int, int]:
-    """(C, H, W) of images that pass through `net`: those it was made for (our networks), or else the first of `SIDES`.
-
-    Raises:
-        BadInput: None does.
-    """
-    if isinstance(net, Classifier):
-        side = INPUT_SIDE.get(net.architecture.name, 32)
-        return 3, side, side
-    channels = next((conv.in_channels for conv in convolutions(net).values()), 3)
-    device = next((p.device for p in net.parameters()), None)
-    with eval_mode(net), torch.no_grad():
-        for side in SIDES:
-            try:
-                net(torch.zeros(1, channels, side, side, device=device))
-            except (RuntimeError, ValueError):
-                continue
-            return channels, side, side
-    raise BadInput(f"no usual image size passes through {type(net).__name__}; give input_shape=(C, H, W)")
-
-
-def _torch_pruning() -> Any:
-    with warnings.catch_warnings():  # late: it takes 1.6 s to import, and torch.jit complains of it
-        warnings.simplefilter("ignore")
-        import torch_pruning
-    return torch_pruning

@@ -146,10 +146,10 @@ def kept_count(in_channels: int, rate: float, layer: str = "the layer") -> int:
         raise BadInput(f"rate must lie between 0 and 1, not {rate}; the paper uses 7/16 = 0.4375 and 10/16 = 0.625")
     kept = (1 - rate) * in_channels
     if abs(kept - round(kept)) > 1e-6 or not 0 < round(kept) < in_channels:
-        unit = Fraction(1, min(in_channels, 16))
+        unit = Fraction(1, 16 if in_channels % 16 == 0 else in_channels)
         nearest = float(max(unit, min(1 - unit, round(rate / unit) * unit)))
         raise BadInput(
             f"rate {rate:g} leaves {kept:g} of {in_channels} grouped kernels in {layer}; "
-            f"use a multiple of {unit}, e.g. {nearest:g}"
+            f"use a multiple of {unit}, e.g. {nearest:.12g}"
         )
     return round(kept)

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
 
+import torch
 from torch import nn
 
 from gkp.errors import BadInput
-from gkp.networks.classifier import Vgg16Bn, convolutions
+from gkp.networks.classifier import Classifier, Vgg16Bn, convolutions
 from gkp.pruning.blocks import blocks_of
 from gkp.pruning.coupling import Couplings
+from gkp.pruning.exact import TIME_LIMIT, sound_layers
+from gkp.pruning.filters import FilterSpec
+from gkp.pruning.plan import Plan
+from gkp.pruning.probe import find_input_shape
+from gkp.pruning.tracing import trace
+from gkp.pruning.twin import PrunedModel
 
 Layers = Iterable[str] | Callable[[str, nn.Conv2d], bool] | None
 Chosen = tuple[dict[str, nn.Conv2d], dict[str, str]]  # the convolutions to prune; the others with the reason
 
 
-def choose_layers(net: nn.Module, layers: Layers, groups: int) -> Chosen:
+def choose_layers(net: nn.Module, layers: Layers, groups: int, input_shape: Sequence[int] | None = None) -> Chosen:
     """The convolutions of `net` to prune kernel by kernel, and the ones left out with the reason.
 
     Args:
         net: The dense network.
         layers: As in `gkp.prune`. None: the paper's (our networks), or every ungrouped convolution whose filters divide by
-            `groups` except the image layer.
+            `groups` except image layers, those that no other layer comes before.
         groups: Number of equal filter groups.
+        input_shape: (C, H, W) of the images; None for a usual one.
 
     Raises:
         BadInput: A layer that was asked for does not fit, or nothing is left.
@@ -30,30 +40,39 @@ def choose_layers(net: nn.Module, layers: Layers, groups: int) -> Chosen:
     every = convolutions(net)
     asked = getattr(net, "prunable", None) if layers is None else layers
     if asked is None:
-        left_out = {name: reason for name, conv in every.items() if (reason := _unfit(name, conv, every, groups))}
+        left_out = {**_apart(net, every, input_shape)}
+        left_out.update({name: reason for name, conv in every.items() if (reason := _unfit(conv, groups))})
         chosen = [name for name in every if name not in left_out]
+        left_out = {name: left_out[name] for name in every if name in left_out}
     else:
         chosen = _named(every, asked)
         left_out = {name: "not asked for" for name in every if name not in chosen}
         for name in chosen:
-            if reason := _unfit(name, every[name], {}, groups):
+            if reason := _unfit(every[name], groups):
                 raise BadInput(f"{name} {reason}; use groups that divide its filters, or leave it out with layers=")
-    return _some(net, every, chosen), left_out
+    return _some(net, every, chosen, left_out), left_out
 
 
-def choose_filter_layers(net: nn.Module, layers: Layers, input_shape: Sequence[int] | None = None) -> Chosen:
+def choose_filter_layers(
+    net: nn.Module, layers: Layers, input_shape: Sequence[int] | None = None, *, time_limit: float = TIME_LIMIT
+) -> Chosen:
     """The convolutions of `net` to prune filter by filter, and the ones left out with the reason.
+
+    In networks that are not ours they are tried: half of their filters are removed, and the compact network is compared with
+    the masked one.
 
     Args:
         net: The dense network.
         layers: As in `gkp.prune`. None: all whose filters can go whole, that is without touching a residual stream.
         input_shape: (C, H, W) of the images; None for a usual one.
+        time_limit: Seconds that trying them may take.
 
     Raises:
         BadInput: A layer that was asked for does not fit, or nothing is left.
     """
     every = convolutions(net)
     couplings = Couplings(net, input_shape)
+    left_out: dict[str, str] = {}
     if layers is None:
         left_out = {name: reason for name in every if (reason := couplings.reason(name))}
         chosen = [name for name in every if name not in left_out]
@@ -63,7 +82,14 @@ def choose_filter_layers(net: nn.Module, layers: Layers, input_shape: Sequence[i
         for name in chosen:
             if reason := couplings.reason(name):
                 raise BadInput(f"whole filters of {name} cannot go: it {reason}; leave it out with layers=")
-    return _some(net, every, chosen), left_out
+    if not isinstance(net, Classifier):
+        sound, faulty = _tried(net, chosen, input_shape, time_limit)
+        if layers is not None and faulty:
+            name, reason = next(iter(faulty.items()))
+            raise BadInput(f"whole filters of {name} cannot go: it {reason}; leave it out with layers=")
+        left_out |= faulty
+        chosen = [name for name in chosen if name in sound]
+    return _some(net, every, chosen, left_out), left_out
 
 
 def choose_block_layers(net: nn.Module, layers: Layers, input_shape: Sequence[int] | None = None) -> Chosen:
@@ -92,13 +118,93 @@ def choose_block_layers(net: nn.Module, layers: Layers, input_shape: Sequence[in
         wanted = f"ask for {', '.join(with_it)} together, or leave it out" if with_it else "leave it out"
         raise BadInput(f"{alone[0]} is no residual block of its own, and only whole blocks go; {wanted} with layers=")
     reason = "is in no residual block" if layers is None else "not asked for"
-    return _some(net, every, chosen), {name: reason for name in every if name not in chosen}
+    left_out = {name: reason for name in every if name not in chosen}
+    return _some(net, every, chosen, left_out), left_out
 
 
-def _some(net: nn.Module, every: Mapping[str, nn.Conv2d], chosen: Iterable[str]) -> dict[str, nn.Conv2d]:
+def whole_kernels(convs: Mapping[str, nn.Conv2d], left_out: Mapping[str, str], rate: float, layers: Layers) -> Chosen:
+    """The layers in which `rate` leaves whole kernels, if no rate does so in all of them and none was asked for.
+
+    Args:
+        convs, left_out: What `choose_layers` returned.
+        rate: Share of kernels removed.
+        layers: As in `gkp.prune`.
+
+    Raises:
+        BadInput: The rate does not fit; the message names one that does.
+    """
+    odd = [name for name, conv in convs.items() if not _is_whole(rate * conv.in_channels)]
+    if not odd or not 0 < rate < 1:
+        return dict(convs), dict(left_out)
+    widths = {convs[name].in_channels for name in convs}
+    common, name = math.gcd(*widths), odd[0]
+    inputs = convs[name].in_channels
+    what = (
+        f"rate {rate:g} leaves {(1 - rate) * convs[name].in_channels:g} of {convs[name].in_channels} grouped kernels in {name}"
+    )
+    if common > 1:
+        raise BadInput(f"{what}; use a multiple of {_unit(common)}, e.g. {_nearest(rate, common):.12g}")
+    if layers is not None or len(odd) == len(convs):
+        raise BadInput(
+            f"{what}, and no rate fits layers of {', '.join(map(str, sorted(widths)))} inputs at once; leave some out with "
+            f"layers=, e.g. all but those of {inputs}, which {_nearest(rate, inputs):.12g} fits"
+        )
+    reasons = {name: f"has {convs[name].in_channels} inputs, of which rate {rate:g} leaves no whole number" for name in odd}
+    return {name: conv for name, conv in convs.items() if name not in reasons}, {**left_out, **reasons}
+
+
+def _is_whole(value: float) -> bool:
+    return abs(value - round(value)) <= 1e-6
+
+
+def _unit(width: int) -> Fraction:
+    """The step between rates to name for layers of multiples of `width` inputs."""
+    return Fraction(1, 16 if width % 16 == 0 else width)
+
+
+def _nearest(rate: float, width: int) -> float:
+    unit = _unit(width)
+    return float(max(unit, min(1 - unit, round(rate / unit) * unit)))
+
+
+def _apart(net: nn.Module, every: Mapping[str, nn.Conv2d], input_shape: Sequence[int] | None) -> dict[str, str]:
+    """Image layers and layers that take no part, with that as the reason; the first layer if no image size is known."""
+    try:
+        seen = trace(net, input_shape or find_input_shape(net), filters=False)
+    except BadInput:
+        if input_shape is not None:
+            raise
+        return dict.fromkeys(list(every)[:1], "is the image layer")
+    idle = {name: "takes no part in the forward pass" for name in every if name not in seen.called}
+    return idle | dict.fromkeys(seen.stems, "is the image layer")
+
+
+def _tried(
+    net: nn.Module, names: Sequence[str], input_shape: Sequence[int] | None, seconds: float
+) -> tuple[list[str], dict[str, str]]:
+    """The layers whose filters can go together exactly, and the others with the reason."""
+    generator = torch.Generator().manual_seed(0)
+    shape = tuple(input_shape or find_input_shape(net)) if names else None
+    specs, every = {}, convolutions(net)
+    for name in names:
+        width = every[name].out_channels
+        kept = torch.randperm(width, generator=generator)[: (width + 1) // 2]
+        specs[name] = FilterSpec(kept.sort().values)
+
+    def trial(some: Sequence[str]) -> PrunedModel:
+        return PrunedModel(net, Plan({name: specs[name] for name in some}, shape))
+
+    return sound_layers(names, trial, shape, seconds=seconds)
+
+
+def _some(
+    net: nn.Module, every: Mapping[str, nn.Conv2d], chosen: Iterable[str], left_out: Mapping[str, str]
+) -> dict[str, nn.Conv2d]:
     convs = {name: every[name] for name in chosen}
     if not convs:
-        raise BadInput(f"no layer to prune in {type(net).__name__}; its convolutions: {', '.join(every) or 'none'}")
+        why = ", ".join(f"{name} {left_out[name]}" if name in left_out else name for name in list(every)[:3])
+        more = f" and {len(every) - 3} others" if len(every) > 3 else ""
+        raise BadInput(f"no layer to prune in {type(net).__name__}; its convolutions: {why or 'none'}{more}")
     return convs
 
 
@@ -113,12 +219,10 @@ def _named(every: Mapping[str, nn.Conv2d], layers: Iterable[str] | Callable[[str
     return wanted
 
 
-def _unfit(name: str, conv: nn.Conv2d, every: Mapping[str, nn.Conv2d], groups: int) -> str:
-    """The reason why `conv` cannot be pruned, or an empty string. The first convolution of `every` is the image layer."""
+def _unfit(conv: nn.Conv2d, groups: int) -> str:
+    """The reason why `conv` cannot be pruned kernel by kernel, or an empty string."""
     if conv.groups != 1:
         return f"is a grouped convolution already (groups={conv.groups})"
-    if every and name == next(iter(every)):
-        return "is the image layer"
     if groups < 1 or conv.out_channels % groups:
         return f"has {conv.out_channels} filters, which do not divide by {groups} groups"
     return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from gkp.errors import BadInput
 from gkp.pruning import coupling
 from gkp.pruning.coupling import Couplings, Cut
+from gkp.pruning.probe import copy_of
 from gkp.pruning.spec import Spec, spec_from_json
 
 
@@ -113,7 +113,7 @@ class Plan(Mapping[str, Spec]):
 
     def compact(self, net: nn.Module) -> nn.Module:
         """A copy of the dense `net` whose pruned layers are really small."""
-        small = copy.deepcopy(net)
+        small = copy_of(net)
         self.compact_in_place(small)
         return small
 

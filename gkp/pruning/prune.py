@@ -7,7 +7,7 @@ network and whose `plan(net)` then says what stays.
 
 from __future__ import annotations
 
-import copy
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,9 +20,10 @@ from gkp.errors import BadInput
 from gkp.pruning.budget import TOLERANCE, check_budget, grouped_kernel_macs
 from gkp.pruning.callback import PruningCallback
 from gkp.pruning.cost import cost
-from gkp.pruning.coupling import find_input_shape
-from gkp.pruning.layers import Chosen, Layers, choose_block_layers, choose_filter_layers, choose_layers
+from gkp.pruning.exact import TIME_LIMIT, difference, sound_layers
+from gkp.pruning.layers import Chosen, Layers, choose_block_layers, choose_filter_layers, choose_layers, whole_kernels
 from gkp.pruning.plan import Plan, plan_of
+from gkp.pruning.probe import copy_of, find_input_shape
 from gkp.pruning.registry import MethodInfo, make_method, method_info
 from gkp.pruning.twin import PrunedModel
 from gkp.training.callback import Callback
@@ -46,6 +47,7 @@ class TrainingMethod(Protocol):
     # A method may also have `network(net) -> nn.Module`: what is trained in place of `net`, with its names of layers.
 
 
+@torch.inference_mode(mode=False)
 def prune(
     net: nn.Module,
     method: str = "sr-gkp",
@@ -57,9 +59,13 @@ def prune(
     data: Dataset | None = None,
     input_shape: Sequence[int] | None = None,
     budget: float | None = None,
+    time_limit: float = TIME_LIMIT,
     **options: Any,
 ) -> PrunedModel:
     """Prune a network in one shot; `net` itself is left as it was.
+
+    What is returned was checked: on random images, the compact network computes what the masked twin does. A layer where it
+    does not is left out with the reason.
 
     Args:
         net: A trained network: one of ours, or any other made of ungrouped convolutions.
@@ -75,6 +81,7 @@ def prune(
         data: A training split, for methods that look at images (`gkp.methods()` says which).
         input_shape: (C, H, W) of the images, if it is not a usual one.
         budget: Other paper_macs to match, or, below 1, a fraction of the dense network's. Not for grouped kernel methods.
+        time_limit: Seconds that finding the layers that cannot be pruned exactly may take; what is not tried then is left out.
         options: The method's own, e.g. alpha, beam_width, check_every and beta for sr-gkp; round_to=8 for filter methods.
 
     Returns:
@@ -83,24 +90,59 @@ def prune(
 
     Raises:
         BadInput: Unknown method or option, a rate or groups that do not fit a layer, no layer, NaN or Inf weights, missing
-            data, or a budget that the method cannot reach or does not keep.
+            data, a budget that the method cannot reach or does not keep, or a layer that was asked for and cannot be pruned
+            exactly.
     """
     info = _info_for(net, method)
+    net = copy_of(net) if any(p.is_inference() for p in net.parameters()) else net
     if info.procedure != "one-shot":
         raise BadInput(f"{method} prunes while it trains ({info.procedure}); use gkp.pruning.prune.train_pruned")
     shape = tuple(input_shape) if input_shape is not None else None
-    convs, left_out = layers_for(info, net, layers, groups, shape)
-    target = target_macs(info, net, convs, layers, rate, budget, shape)
+    convs, left_out = layers_for(info, net, layers, groups, shape, time_limit)
+    if info.family == "grouped kernel":
+        convs, left_out = whole_kernels(convs, left_out, rate, layers)
     shared = {"rate": rate, "groups": groups, "seed": seed, "data": data, "input_shape": shape}
-    shared |= {"budget": target} if info.family != "grouped kernel" or budget is not None else {}
-    fitting = {k: v for k, v in shared.items() if k in info.options or (k == "budget" and budget is not None)}
-    planner = make_method(method, **fitting, **options)
-    check_inputs(info, net, convs, data)
-    pruned = PrunedModel(net, planner.plan(net, convs), left_out)
+    while True:
+        target = target_macs(info, net, convs, layers, rate, budget, shape)
+        shared |= {"budget": target} if info.family != "grouped kernel" or budget is not None else {}
+        fitting = {k: v for k, v in shared.items() if k in info.options or (k == "budget" and budget is not None)}
+        planner = make_method(method, **fitting, **options)
+        check_inputs(info, net, convs, data)
+        pruned = PrunedModel(net, planner.plan(net, convs), left_out)
+        faulty = faulty_layers(pruned, net, shape, time_limit)
+        if not faulty:
+            break
+        if layers is not None or len(faulty) == len(pruned.plan):
+            raise BadInput(f"{_first(faulty)}; leave it out with layers=, or prune another kind of network")
+        left_out |= faulty
+        convs = {name: conv for name, conv in convs.items() if name not in faulty}
     _check_kept(pruned, planner, target, shape, method)
     return planner.initialise(pruned) if hasattr(planner, "initialise") else pruned
 
 
+def faulty_layers(pruned: PrunedModel, net: nn.Module, shape: tuple[int, ...] | None, seconds: float) -> dict[str, str]:
+    """The layers to leave out, with the reason, so that the compact network computes the same as the masked twin.
+
+    Args:
+        pruned: The masked twin.
+        net: The dense network that it was made from.
+        shape: (C, H, W) of the images; None for a usual one, and if none is known each layer is compared by itself.
+        seconds: As in `gkp.pruning.exact.sound_layers`.
+    """
+    if shape is None:
+        with contextlib.suppress(BadInput):
+            shape = find_input_shape(net)
+    if not (reason := difference(pruned, shape)):
+        return {}
+
+    def trial(names: Sequence[str]) -> PrunedModel:
+        return PrunedModel(net, Plan({name: pruned.plan[name] for name in names}, pruned.plan.input_shape))
+
+    faulty = sound_layers(pruned.plan, trial, shape, seconds=seconds)[1]
+    return faulty or dict.fromkeys(pruned.plan, f"is not pruned exactly: {reason}")
+
+
+@torch.inference_mode(mode=False)
 def train_pruned(
     net: nn.Module,
     method: str,
@@ -143,7 +185,7 @@ def train_pruned(
     if info.procedure == "one-shot":
         raise BadInput(f"{method} prunes in one shot; use gkp.prune, then gkp.training.loop.train")
     shape = tuple(input_shape) if input_shape is not None else None
-    trained = copy.deepcopy(net)
+    trained = copy_of(net)
     convs, left_out = layers_for(info, trained, layers, input_shape=shape)
     target = target_macs(info, trained, convs, layers, rate, budget, shape)
     shared = {"rate": rate, "seed": seed, "input_shape": shape, "budget": target}
@@ -165,20 +207,27 @@ def train_pruned(
     )
     plan = pruning.plan(trained)
     pruned = PrunedModel(trained, plan, {name: reason for name, reason in left_out.items() if name not in plan})
+    if reason := difference(pruned, shape or find_input_shape(trained)):
+        raise BadInput(f"{method} does not prune {type(net).__name__} exactly: {reason}; leave layers out with layers=")
     _check_kept(pruned, planner, target, shape, method)
     return pruned, log
 
 
 def layers_for(
-    info: MethodInfo, net: nn.Module, layers: Layers, groups: int = 8, input_shape: tuple[int, ...] | None = None
+    info: MethodInfo,
+    net: nn.Module,
+    layers: Layers,
+    groups: int = 8,
+    input_shape: tuple[int, ...] | None = None,
+    time_limit: float = TIME_LIMIT,
 ) -> Chosen:
     """The convolutions that this method prunes, and the others with the reason; see `prune`."""
     if info.family == "filter":
-        chosen = choose_filter_layers(net, layers, input_shape)
+        chosen = choose_filter_layers(net, layers, input_shape, time_limit=time_limit)
     elif info.family == "residual block":
         chosen = choose_block_layers(net, layers, input_shape)
     else:
-        chosen = choose_layers(net, layers, groups if "groups" in info.options else 1)
+        chosen = choose_layers(net, layers, groups if "groups" in info.options else 1, input_shape)
     if plan_of(net):
         raise BadInput("this network is pruned already; prune the network it was made from")
     return chosen
@@ -206,8 +255,12 @@ def target_macs(
         raise
     if budget is not None:
         return budget if budget >= 1 else budget * cost(net, input_shape=shape).paper_macs
-    same = convs if grouped or layers is not None else choose_layers(net, None, 1)[0]
+    same = convs if grouped or layers is not None else choose_layers(net, None, 1, shape)[0]
     return grouped_kernel_macs(net, same, rate, input_shape=shape)
+
+
+def _first(faulty: Mapping[str, str]) -> str:
+    return next(f"{name} {reason}" for name, reason in faulty.items())
 
 
 def check_inputs(info: MethodInfo, net: nn.Module, convs: Mapping[str, nn.Conv2d], data: Dataset | None) -> None:

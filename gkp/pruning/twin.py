@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from gkp.pruning.grouped import GroupedKernelConv2d, GroupedSpec
 from gkp.pruning.plan import Plan, plan_of, replace_layer
+from gkp.pruning.probe import copy_of
 
 CLASSIFIER_NAMES = ("architecture", "mean", "std", "num_classes", "from_normalised")  # of gkp.networks.classifier.Classifier
 
@@ -36,9 +36,10 @@ class PrunedModel(nn.Module):
         BadInput: Plan and network do not fit.
     """
 
+    @torch.inference_mode(mode=False)
     def __init__(self, net: nn.Module, plan: Plan, left_out: Mapping[str, str] | None = None):
         super().__init__()
-        self.net = copy.deepcopy(net)
+        self.net = copy_of(net)
         self.plan = plan
         self.left_out = dict(left_out or {})
         self.off_budget: float | None = None
@@ -71,10 +72,11 @@ class PrunedModel(nn.Module):
             self.apply_masks()
         return self.net(x)
 
+    @torch.inference_mode(mode=False)
     def compact(self) -> nn.Module:
         """A new, really smaller module that computes the same function (logits within 1e-5), in the same mode."""
         self.apply_masks()
-        small = copy.deepcopy(self.net)
+        small = copy_of(self.net)
         self.plan.shrink(small, self._cuts)
         return small.train(self.training)
 
@@ -87,7 +89,7 @@ def masked_twin(small: nn.Module) -> nn.Module:
     plan = plan_of(small)
     if isinstance(small, PrunedModel) or not plan or not all(isinstance(spec, GroupedSpec) for spec in plan.values()):
         return small
-    dense = copy.deepcopy(small)
+    dense = copy_of(small)
     for name in plan:
         layer = dense.get_submodule(name)
         assert isinstance(layer, GroupedKernelConv2d)

@@ -15,6 +15,7 @@ from typing import Any
 from gkp.artifact.experiments.cell import Cell, later, not_hashed
 from gkp.data.pinned import data_hashes
 from gkp.data.variants import parse_variant
+from gkp.errors import BadInput
 from gkp.training.recipe import Hyperparameters
 
 # How long a pass over one image takes relative to ResNet-20 at 32x32 pixels, to scale estimates; multiply-accumulates.
@@ -170,6 +171,7 @@ class EvaluateCell(Cell):
         eps: Radii; None for the protocol's own.
         attacks: Names, or dictionaries of the fields of `gkp.evaluation.outcomes.AttackSpec`; None for the protocol's own.
         variant: A changed test set, such as "high-frequency-0.3": a name of `gkp.data.variants`, BadInput for another.
+        engine: What computes it, "torch" or "fast".
         purpose: A word for the id.
     """
 
@@ -184,17 +186,24 @@ class EvaluateCell(Cell):
     attacks: tuple[str | Mapping[str, Any], ...] | None = None
     true_labels: bool = False
     variant: str = later("")
+    engine: str = later("torch")
     purpose: str = not_hashed("")
 
     def __post_init__(self) -> None:
         if self.variant:
             parse_variant(self.variant)  # a misspelt one is refused here, not hours later in a worker
+        if self.engine not in ("torch", "fast"):
+            raise BadInput(f"unknown engine {self.engine!r} of an evaluation; known: torch, fast")
 
     @property
     def part(self) -> str:
         """The role in tables and claims: "paper" or "pixel", or `purpose` where a protocol's own attacks have one ("start");
         "frequency" without attack, on the plain test set and on its high frequencies; the name of another changed test set;
-        or the attacks asked for, such as "cascade" or "autoattack"."""
+        or the attacks asked for, such as "cascade" or "autoattack". With "-fast" behind it where the engine computes it."""
+        return self._asked if self.engine == "torch" else f"{self._asked}-{self.engine}"
+
+    @property
+    def _asked(self) -> str:
         if self.variant and (self.attacks != () or not self.variant.startswith("high-frequency-")):
             return self.variant
         if self.attacks is None:
@@ -206,7 +215,8 @@ class EvaluateCell(Cell):
         n = "" if self.examples is None else f"-n{self.examples}"
         what = self.purpose or self.protocol
         changed = f"-{self.variant}" if self.variant not in ("", what) else ""
-        return f"{self.net.label}-{what}{changed}{n}"
+        engine = "" if self.engine == "torch" else f"-{self.engine}"
+        return f"{self.net.label}-{what}{changed}{n}{engine}"
 
     @property
     def data(self) -> dict[str, str]:

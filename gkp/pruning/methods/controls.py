@@ -6,7 +6,6 @@ As a method, "scratch" (Liu et al. 2019) is the shape that a grouped kernel meth
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from gkp.networks.build import initialised
 from gkp.networks.classifier import Classifier
 from gkp.pruning.methods.filter_method import FilterMethod
 from gkp.pruning.plan import Plan
+from gkp.pruning.probe import copy_of
 from gkp.pruning.registry import make_method, method_info, register
 from gkp.pruning.twin import PrunedModel
 
@@ -73,7 +73,7 @@ def scratch(pruned: PrunedModel, *, seed: int = 0) -> PrunedModel:
     elif any(spec.restructures for spec in pruned.plan.values()) and not _dense(pruned):
         raise BadInput(f"the dense shape of this {type(pruned.net).__name__} is not known; initialise and prune it again")
     else:
-        net = copy.deepcopy(pruned.net)
+        net = copy_of(pruned.net)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for module in net.modules():

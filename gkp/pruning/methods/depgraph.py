@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gkp.pruning.coupling import BATCH_NORMS, Couplings
+from gkp.pruning.coupling import Couplings
 from gkp.pruning.methods.filter_method import FilterMethod
 from gkp.pruning.methods.training_method import Penalty, SparseMethod
 from gkp.pruning.registry import register
+from gkp.pruning.tracing import BATCH_NORMS
 
 
 @register(

@@ -10,7 +10,6 @@ One core: ResNet-20 9 s, half of it the gradient; ResNet-56 16 s and the gradien
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,12 +20,12 @@ from torch.nn import functional as F
 from gkp.data.dataset import Dataset
 from gkp.errors import BadInput
 from gkp.pruning.cost import macs_of_layers
-from gkp.pruning.coupling import find_input_shape
 from gkp.pruning.methods.cc.rates import exponential, savings
 from gkp.pruning.methods.cc.sensitivity import STEP, Removal, channel_sensitivity, rank_sensitivity, redundancy_curve
 from gkp.pruning.methods.cc.spec import LowRankConv2d, LowRankSpec
 from gkp.pruning.methods.filter_method import Budgeted
 from gkp.pruning.plan import Plan
+from gkp.pruning.probe import copy_of, find_input_shape
 from gkp.pruning.registry import register
 
 __all__ = [
@@ -117,7 +116,7 @@ def mean_gradients(
 
     Taken in evaluation mode on a copy of `net`.
     """
-    twin = copy.deepcopy(net).eval()
+    twin = copy_of(net).eval()
     weights = [twin.get_submodule(name).get_parameter("weight").requires_grad_(True) for name in convs]
     total = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
     batches = 0

@@ -15,6 +15,8 @@ STEEPEST = 1e-6  # of a fit that does not rise; its layer then gives all it may
 def exponential(saved: Tensor, metric: Tensor) -> tuple[float, float]:
     """Fit a * exp(b * saved) to a layer's redundancy curve: a line through log metric, weighted by its root. Returns (a, b)."""
     y = metric.double().numpy()
+    if y.max(initial=0) <= 0:  # a layer of zeros loses nothing
+        return 1e-10, STEEPEST
     slope, intercept = np.polyfit(saved.double().numpy(), np.log(y + 1e-10), 1, w=y**0.25)  # polyfit squares its weights
     return float(np.exp(intercept)), max(float(slope), STEEPEST)
 

@@ -1,0 +1,173 @@
+"""Ask a network that is not ours: copies of it, on the meta device where that works, and images that it takes.
+
+Nothing here changes the network, its stored activations or the global generators of random numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gkp.attacks.network import home
+from gkp.errors import BadInput
+from gkp.networks.build import INPUT_SIDE
+from gkp.networks.classifier import Classifier, convolutions
+
+# Pixels a side to try on a network of unknown input; any that passes shows the same.
+SIDES = (32, 64, 224, 28, 96, 128, 299, 256, 384, 16, 48, 112, 160, 192, 240, 320, 448, 512)
+_CHANNELS = 8  # different numbers of image channels that are tried at most
+
+
+class _Copying(TorchFunctionMode):
+    """Within, copy.deepcopy takes tensors that hang on a graph too, detached; with a device, every tensor goes there."""
+
+    def __init__(self, device: str | None = None):
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) in memo:
+            return memo[id(tensor)]
+        if self._device is not None:
+            copied = torch.empty_like(tensor, device=self._device, requires_grad=False)
+        elif tensor.requires_grad and not tensor.is_leaf:
+            copied = tensor.detach().clone()
+        else:
+            return func(*args, **(kwargs or {}))
+        memo[id(tensor)] = copied
+        return copied
+
+
+def copy_of(net: nn.Module) -> nn.Module:
+    """A deep copy of `net`, also of one that keeps activations, with ordinary tensors also under `torch.inference_mode`.
+
+    Raises:
+        BadInput: Something in the network cannot be copied.
+    """
+    return _copied(net, {}, None)
+
+
+def shape_copy(net: nn.Module) -> nn.Module:
+    """A copy of `net` on the meta device: shapes without numbers, so that tracing and counting take milliseconds."""
+    with torch.inference_mode(False):
+        memo: dict[int, Any] = {
+            id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in net.parameters()
+        }
+    return _copied(net, memo, "meta")
+
+
+def _copied(net: nn.Module, memo: dict[int, Any], device: str | None) -> nn.Module:
+    try:
+        with torch.inference_mode(False), _Copying(device):
+            return copy.deepcopy(net, memo)
+    except Exception as error:  # whatever a foreign attribute says to being copied
+        raise BadInput(
+            f"cannot copy this {type(net).__name__}: {reason_of(error)}; take out of it what copy.deepcopy refuses"
+        ) from error
+
+
+def cheap_copy(net: nn.Module, shape: Sequence[int]) -> nn.Module:
+    """A copy on the meta device, in eval mode, if images of this shape pass through it there, or else an ordinary one.
+
+    Raises:
+        BadInput: Such images do not pass through the network at all.
+    """
+    found = shape_copy(net).eval()
+    if isinstance(net, Classifier) or not problem_with(found, shape):  # ours are known to
+        return found
+    found = copy_of(net).eval()
+    send(found, shape)
+    return found
+
+
+def without_norms(net: nn.Module) -> nn.Module:
+    """`net` itself, which is on the meta device, with BatchNorms that do nothing: half of the time, and the same shapes."""
+    for module in net.modules():
+        if type(module) is nn.BatchNorm2d and any(p.is_meta for p in module.parameters()):
+            module.forward = _same  # type: ignore[method-assign, assignment]
+    return net
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def problem_with(net: nn.Module, shape: Sequence[int]) -> str:
+    """The reason why an image of this shape does not pass through `net`, in the mode that it is in; "" if it does."""
+    try:
+        send(net, shape)
+    except BadInput as refused:
+        return reason_of(refused.__cause__ or refused)
+    return ""
+
+
+def send(net: nn.Module, shape: Sequence[int], n: int = 1) -> Any:
+    """What `net`, in the mode that it is in, returns for `n` grey images of this shape.
+
+    Raises:
+        BadInput: They do not pass through it.
+    """
+    who, images = type(net).__name__, f"images of shape {tuple(shape)}"
+    if isinstance(net, Classifier) and shape[0] != net.mean.shape[1]:  # its normalisation would broadcast them
+        raise BadInput(f"{images} do not pass through {who}: it takes {net.mean.shape[1]} channels")
+    try:
+        with undisturbed(), torch.inference_mode(False), torch.no_grad():
+            return net(image_for(net, shape, n))
+    except Exception as error:  # whatever a foreign forward says
+        raise BadInput(f"{images} do not pass through {who}: {reason_of(error)}; give input_shape=(C, H, W)") from error
+
+
+def image_for(net: nn.Module, shape: Sequence[int], n: int = 1) -> Tensor:
+    """Grey images `(n, *shape)` of the type and on the device that `net` computes in."""
+    device, dtype = home(net)
+    return torch.full((n, *shape), 0.5, device=device, dtype=dtype)
+
+
+def find_input_shape(net: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) of images that pass through `net`: those it was made for (our networks), or else the first of `SIDES`.
+
+    Raises:
+        BadInput: None does.
+    """
+    if isinstance(net, Classifier):
+        side = INPUT_SIDE.get(net.architecture.name, 32)
+        return 3, side, side
+    first = [conv.in_channels for conv in convolutions(net).values()]
+    channels = list(dict.fromkeys([*first[:1], 3, 1, *sorted(set(first))]))[:_CHANNELS]
+    for make in (shape_copy, copy_of):
+        twin = make(net).eval()
+        for count in channels:
+            for side in SIDES:
+                if not problem_with(twin, (count, side, side)):
+                    return count, side, side
+    raise BadInput(f"no usual image size passes through {type(net).__name__}; give input_shape=(C, H, W)")
+
+
+@contextmanager
+def undisturbed(seed: int = 0) -> Iterator[None]:
+    """Within, the global generators start from `seed`; afterwards they are where they were."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  (the global one is what is saved)
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices=list(gpus)):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed cards that are not in use yet
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
