@@ -37,6 +37,7 @@ METHODS = (  # every built-in method that can be given what it needs: written do
 SEEDED = (UNPRUNED, "sr-gkp", "l2-gkp", "random-gkp", "l1norm-b")  # the rows that get three seeds
 HIGH = (UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "fpgm", "sfp", "hrank")
 ONE_SHOT = ("sr-gkp", "l2-gkp", "l1norm-b", "fpgm-one-shot", "hrank")  # of these; FPGM and SFP prune while they train
+NOT_FOR = {"vgg16_bn": {"dhp"}}  # methods that are made for residual networks alone
 SCRATCH = "scratch"  # no row of its own: `PruneCell.scratch` trains the shape that another method finds
 TENTH = (  # the rows that get a tenth of the paper's schedule, the most telling ones first
     *(UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "tmi-gkp", "fpgm", "cc", "hrank"),
@@ -84,7 +85,7 @@ class Scale:
 
     def pruned(self, net: Network, methods: Iterable[str], **fields: Any) -> list[PruneCell]:
         """The network pruned by each of these methods that is registered, in this order."""
-        known = {UNPRUNED, *registered()}
+        known = {UNPRUNED, *registered()} - NOT_FOR.get(net.model, set())
         return [
             PruneCell(net=net, method=method, **{**self.finetune, **self.own.get(method, {}), **fields})
             for method in methods

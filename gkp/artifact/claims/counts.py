@@ -201,8 +201,13 @@ def pruning_cheaper(case: Case, *, more_than: float) -> Decision:
 
 
 @rule(TREND, board=EXACTNESS)
-def checklist_agrees(case: Case) -> Decision:
-    """The registry's methods have the types of Table 8, and those that are one-shot there are one-shot here."""
+def checklist_agrees(case: Case, *, but_for: tuple[str, ...] = ()) -> Decision:
+    """The registry's methods have the types of Table 8, and those that are one-shot there are one-shot here.
+
+    Args:
+        case: The evidence.
+        but_for: Methods whose printed type is not that of their printed rows.
+    """
     table = method_checklist().points
     printed = table[table["type, published"] != ""]
     here = printed[printed["type, here"] != "not implemented"]
@@ -212,8 +217,10 @@ def checklist_agrees(case: Case) -> Decision:
     absent = list(printed.loc[printed["type, here"] == "not implemented", "method"])
     adapted = int(here["fidelity"].str.startswith("adapted").sum())
     low, high = wilson(len(here) - len(other_type), len(here), LEVEL)
-    verdict = NOT_REPRODUCED if other_type or other else REPRODUCED
-    reason = f"not implemented here: {', '.join(absent)}; {adapted} of {len(here)} adapted, see `gkp methods`"
+    verdict = NOT_REPRODUCED if set(other_type) - set(but_for) or other else REPRODUCED
+    of_type = [f"of another type: {', '.join(other_type)}"] if other_type else []
+    missing = [f"not implemented here: {', '.join(absent)}"] if absent else []
+    reason = "; ".join([*missing, *of_type, f"{adapted} of {len(here)} adapted, see `gkp methods`"])
     ours = f"{len(here)} of {len(printed)} implemented, {len(here) - len(other_type)} of the same type"
     return Decision(verdict, ours, reason, len(printed), 1, COUNTED, len(here) / len(printed), low, high)
 
