@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gkp.errors import BadInput
     from gkp.evaluation.benchmark import benchmark
     from gkp.pruning.cost import cost, latency
+    from gkp.pruning.export import export
     from gkp.pruning.plan import Plan
     from gkp.pruning.prune import prune
     from gkp.pruning.registry import methods
@@ -34,6 +35,7 @@ __all__ = [
     "benchmark",
     "compile",
     "cost",
+    "export",
     "latency",
     "load_dataset",
     "load_model",
@@ -51,6 +53,7 @@ _HOME = {
     "benchmark": "evaluation.benchmark",
     "compile": "engine.compile",
     "cost": "pruning.cost",
+    "export": "pruning.export",
     "latency": "pruning.cost",
     "load_dataset": "data.sources",
     "load_model": "checkpoints",
