@@ -12,6 +12,7 @@ from gkp.attacks.network import logits_and_gradient, logits_of
 from gkp.evaluation.folding import folded
 from gkp.evaluation.subject import state_sha256
 from gkp.networks.build import build_model
+from gkp.pruning.grouped import GroupedKernelConv2d, GroupedSpec
 
 
 def norms(net: nn.Module) -> int:
@@ -48,7 +49,8 @@ NETS = {
 def test_every_batchnorm_is_folded_and_the_network_computes_the_same(name):
     net, x = NETS[name]().double().eval(), images(8, (3, 32, 32)).double()  # float64: no ReLU is near enough to its kink
     fast, y = folded(net, x), own_labels(net, x)
-    assert norms(net) > 0 and norms(fast) == 0 and not fast.training
+    assert norms(net) > 0 and norms(fast) == 0 and not any(module.training for module in fast.modules())
+    assert not any(isinstance(module, GroupedKernelConv2d) for module in fast.modules())
     fresh = images(8, (3, 32, 32), seed=7).double()
     for found, expected in zip(logits_and_gradient(fast, fresh, y), logits_and_gradient(net, fresh, y), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
@@ -114,6 +116,16 @@ def test_where_folding_would_change_the_function_or_cannot_be_established_the_ne
 def test_a_network_without_batchnorm_comes_back_itself():
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval()
     assert folded(net, images(2)) is net
+
+
+def test_grouped_kernels_without_a_batchnorm_are_made_dense():
+    conv, x = nn.Conv2d(16, 16, 3, bias=True), images(20, (16, 8, 8))
+    groups, kept = torch.arange(16) % 4, torch.stack([torch.arange(k, k + 5) for k in (0, 3, 7, 11)])
+    net = nn.Sequential(GroupedSpec(groups, kept).compact(conv), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    fast = folded(net, x)
+    assert fast is not net and isinstance(net[0], GroupedKernelConv2d)
+    assert [type(module) for module in fast.children()] == [nn.Conv2d, nn.AdaptiveAvgPool2d, nn.Flatten]
+    torch.testing.assert_close(logits_of(fast, x), logits_of(net, x))
 
 
 def test_a_few_images_are_enough_to_compare_on():
