@@ -82,7 +82,7 @@ def test_the_paper_protocol_works_on_normalised_images_in_one_clip_box(name, low
     data.images[:, :, 0, 0], data.images[:, :, 1, 1] = 4, 255  # -2.4216 and 2.5 once normalised
     out = benchmark(net, data, protocol="paper")
     seen = torch.cat([z.flatten() for z in net.normalised[1:]])
-    assert out.bounds == pytest.approx((low, high)) and len(net.in_pixels) == 3  # asked before
+    assert out.bounds == pytest.approx((low, high)) and len(net.in_pixels) == 5  # asked before
     assert seen.max().item() == pytest.approx(min(high, 2.5 + 0.1))
     assert seen.min().item() == pytest.approx(max(low, -2.4216 - 0.1), abs=1e-4)
     expected = (data.pixels() - torch.tensor(data.mean).view(1, 3, 1, 1)) / torch.tensor(data.std).view(1, 3, 1, 1)
@@ -111,7 +111,7 @@ def test_a_pruned_twin_is_attacked_by_the_papers_path_too():
     calls = []
     twin.register_forward_hook(lambda *_: calls.append(1))
     out = benchmark(twin, data, protocol="paper")
-    assert list(out.accuracy()) == PAPER_KEYS and len(calls) == 3  # the checks of its logits; attacks enter behind them
+    assert list(out.accuracy()) == PAPER_KEYS and len(calls) == 5  # the checks of its logits; attacks enter behind them
 
 
 def test_the_paper_protocol_gives_four_figures_and_true_labels_on_request():
@@ -178,8 +178,8 @@ def test_fgsm_shares_one_gradient_among_all_radii():
     net = Counted()
     benchmark(net, noise(40), attacks="fgsm", batch_size=20)
     assert net.backwards == 2  # one a batch
-    # beforehand 3 calls; then for 2 batches the clean pass and 6 radii
-    assert len(net.in_pixels) == 3 + 2 * (1 + 6)
+    # beforehand 5 calls; then for 2 batches the clean pass and 6 radii
+    assert len(net.in_pixels) == 5 + 2 * (1 + 6)
 
 
 def test_long_attacks_run_on_a_folded_twin_and_the_network_itself_judges_them(monkeypatch):

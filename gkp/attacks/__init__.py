@@ -17,6 +17,7 @@ What happens to an image depends on the image, its id and the seed, never on its
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,12 @@ from gkp.attacks.balls import NORMS, Bounds
 from gkp.attacks.cascade import cascade
 from gkp.attacks.gradient import fgsm, pgd, single_step
 from gkp.attacks.network import (
+    ALIKE,
+    HALF,
     LOSSES,
     MIN_ROWS,
     Model,
+    apart_from_others,
     evaluating,
     input_gradient,
     logits_and_gradient,
@@ -39,6 +43,7 @@ from gkp.attacks.network import (
 )
 from gkp.attacks.options import (
     ATTACKS,
+    check_bounds,
     check_images,
     check_labels,
     check_options,
@@ -46,7 +51,7 @@ from gkp.attacks.options import (
     parse_eps,
 )
 from gkp.attacks.square import square
-from gkp.errors import BadInput
+from gkp.errors import BadInput, ModelWarning
 
 __all__ = [
     "ATTACKS",
@@ -93,18 +98,28 @@ ATTACKS.update(
 def attack(model: nn.Module, x: Tensor, y: Tensor, name: str, *, eps: float | str, seed: int = 0, **options: Any) -> Tensor:
     """Images of the same shape as `x`, within `eps` of it, found by the attack `name`, a key of ATTACKS.
 
-    x: (N, C, H, W) float in [0, 1]; y: (N,) int64 true labels; eps: radius in pixel units, 8 / 255 or "8/255".
+    x: (N, C, H, W) float in [0, 1], or in `bounds`; half precision comes back as float32, in which the attack computes whatever
+    the network's type. y: (N,) int64 true labels; eps: radius in the units of `x`, 8 / 255 or "8/255" for pixels in [0, 1].
     options: the attack's own, e.g. steps=20, norm="l2". The network is put in eval mode for the attack and restored, module by
     module; parameters, their .grad, buffers and the global generators stay as they are.
     Raises BadInput for anything that does not fit: name, option, eps, images, labels, a network without finite logits.
     """
     check_options(name, options)
-    options = {**options, "eps": parse_eps(eps, norm=options.get("norm", "linf"))}
-    check_images(x, y, options.get("bounds", (0.0, 1.0)))
+    bounds = check_bounds(options.get("bounds", (0.0, 1.0)))
+    options = {**options, "eps": parse_eps(eps, norm=options.get("norm", "linf"), bounds=bounds)}
+    check_images(x, y, bounds)
+    x = x.float() if x.dtype in HALF else x
     if "ids" in options:
         options["ids"] = checked_ids(options["ids"], len(x))
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
         raise BadInput(f"seed must be an integer in 0..2**64-1, not {seed!r}")
     with evaluating(model):
         check_labels(y, probe(model, x))
+        if len(x) > 1 and (apart := apart_from_others(model, x)) > ALIKE:
+            warnings.warn(
+                f"logits of an image differ by {apart:.2g} of the largest with the images beside it (BatchNorm without running "
+                "statistics, noise): what is found depends on the batch; give a network to which each image is alone",
+                ModelWarning,
+                stacklevel=2,
+            )
         return ATTACKS[name](model, x.detach(), y, seed=int(seed), **options)

@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gkp.attacks.balls import Bounds
-from gkp.attacks.network import Model, probe
+from gkp.attacks.network import Model, asked, probe
 from gkp.attacks.options import known_norm
 from gkp.errors import BadInput, ModelWarning, need_extra
 
@@ -111,7 +112,13 @@ def build(
 
     chosen = None if attacks is None else list(attacks)
     attack = AutoAttack(
-        model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, seed=seed, version=version, attacks=chosen, device=device
+        partial(asked, model),
+        norm={"linf": "Linf", "l2": "L2"}[norm],
+        eps=eps,
+        seed=seed,
+        version=version,
+        attacks=chosen,
+        device=device,
     )
     targeted = [name for name in attack.attacks_to_run if name in _TARGETED]
     if classes < 4 and targeted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -60,12 +61,40 @@ Model = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> logits (N, K)
 # CPU convolutions sum in another order for very small batches (below 4 images on one thread, 12 on two: measured), which
 # changes the last bits and, through the sign, whole pixels. Batches smaller than this are topped up with copies.
 MIN_ROWS = 16
+HALF = (torch.float16, torch.bfloat16)
+ALIKE = 1e-4  # logits of one image, asked twice, may differ by this share of the largest
 
 
 def logits_of(model: Model, x: Tensor) -> Tensor:
     """Logits (N, K) of `x`, no graph kept. Raises BadInput when they are not finite."""
     with torch.no_grad():
-        return _checked_logits(model(_topped_up(x)), len(x))
+        return _checked_logits(asked(model, _topped_up(x)), len(x))
+
+
+def asked(model: Model, x: Tensor) -> Tensor:
+    """What `model` answers to images `x`, which stay as they are whatever it does to its input.
+
+    A network in half precision gets the images in its own type and its logits come back in float32, so that everything around
+    it is computed in float32.
+    """
+    images = x.clone()
+    if isinstance(model, nn.Module) and (dtype := home(model)[1]) in HALF:
+        images = images.to(dtype)
+    logits = model(images)
+    return logits.float() if isinstance(logits, Tensor) and logits.dtype in HALF else logits
+
+
+def apart_from_others(model: Model, x: Tensor, logits: Tensor | None = None) -> float:
+    """How much the logits of the first images change when they are asked alone and in another order, as a share of the largest.
+
+    BatchNorm without running statistics and noise do that; otherwise it is 0, or rounding.
+    logits: Those of `x`, at most MIN_ROWS images, if they are known.
+    """
+    x = x[:MIN_ROWS]
+    logits = logits_of(model, x) if logits is None else logits
+    alone, turned = logits_of(model, x[:1]), logits_of(model, x.flip(0)).flip(0)
+    apart = torch.maximum((alone - logits[:1]).abs().max(), (turned - logits).abs().max())
+    return float((apart / logits.abs().max().clamp_min(torch.finfo(logits.dtype).tiny)).detach())
 
 
 def logits_and_gradient(model: Model, x: Tensor, y: Tensor | None, *, loss: str = "ce") -> tuple[Tensor, Tensor]:
@@ -84,7 +113,7 @@ def climb(model: Model, x: Tensor, y: Tensor | None, loss: Loss) -> tuple[Tensor
     """Logits (N, K), losses (N,) and the gradient (N, C, H, W) of each loss, as `logits_and_gradient` for any loss."""
     with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
         leaf = _topped_up(x).detach().clone().requires_grad_(True)
-        logits = _checked_logits(model(leaf), len(x))
+        logits = _checked_logits(asked(model, leaf), len(x))
         labels = logits.detach().argmax(1) if y is None else y.clone()
         if not logits.requires_grad:
             raise BadInput("the logits carry no gradient; give a network that does not detach them or wrap itself in no_grad")
@@ -110,10 +139,16 @@ def predictions_and_losses(model: Model, x: Tensor, y: Tensor, batch_size: int) 
 
 def home(net: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Where the network lives and the floating-point type it computes in (CPU and float32 if it has no tensors)."""
-    for tensor in (*net.parameters(), *net.buffers()):
+    for tensor in chain(net.parameters(), net.buffers()):
         if tensor.is_floating_point():
             return tensor.device, tensor.dtype
     return torch.device("cpu"), torch.float32
+
+
+def images_home(net: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where images for `net` are to be and of which type: its own, or float32 for a network in half precision."""
+    device, dtype = home(net)
+    return device, torch.float32 if dtype in HALF else dtype
 
 
 @contextmanager

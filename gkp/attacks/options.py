@@ -48,8 +48,11 @@ def members(attacks: Sequence[str | Mapping[str, Any]]) -> list[tuple[str, dict[
     return found
 
 
-def parse_eps(eps: float | str, *, norm: str = "linf") -> float:
-    """The radius as a number: 8 / 255 from 8 / 255 or "8/255". Raises BadInput for one that is no radius in pixel units."""
+def parse_eps(eps: float | str, *, norm: str = "linf", bounds: Bounds = (0.0, 1.0)) -> float:
+    """The radius as a number: 8 / 255 from 8 / 255 or "8/255".
+
+    Raises BadInput for one that is no radius in the units of images within `bounds`.
+    """
     hint = 'write pixel units as 8 / 255 or "8/255"'
     value: Any = eps
     if isinstance(eps, str):
@@ -62,7 +65,10 @@ def parse_eps(eps: float | str, *, norm: str = "linf") -> float:
         raise BadInput(f"eps {eps!r} is not a finite number; {hint}")
     if value < 0:
         raise BadInput(f"eps {eps!r} is negative; {hint}")
-    if value > 1 and known_norm(norm) == "linf":
+    low, high = bounds
+    if value > high - low and known_norm(norm) == "linf":
+        if (low, high) != (0.0, 1.0):
+            raise BadInput(f"eps {eps!r} is above {high - low:g}, the whole range of images in [{low:g}, {high:g}]")
         raise BadInput(f'eps {eps!r} is above 1, the whole range of a pixel; for {value:g} of 255 levels write "{value:g}/255"')
     return float(value)
 
@@ -74,13 +80,28 @@ def check_images(x: Tensor, y: Tensor, bounds: Bounds = (0.0, 1.0)) -> None:
         raise BadInput(f"images are {what}; give a float tensor in [0, 1], e.g. images.float() / 255")
     if x.ndim != 4 or 0 in x.shape:
         raise BadInput(f"images have the shape {tuple(x.shape)}; give (N, C, H, W) with at least one image")
-    low, high = bounds
+    low, high = check_bounds(bounds)
     if not bool(((x >= low) & (x <= high)).all()):  # NaN fails both
         span = "NaN among them" if bool(x.isnan().any()) else f"they run from {x.min():.4g} to {x.max():.4g}"
-        raise BadInput(f"images must lie in [{low:g}, {high:g}], {span}; give pixels / 255, the network normalises inside")
+        mend = "give pixels / 255, the network normalises inside" if (low, high) == (0.0, 1.0) else "give other bounds="
+        raise BadInput(f"images must lie in [{low:g}, {high:g}], {span}; {mend}")
     if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != x.shape[:1]:
         what = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        if isinstance(y, Tensor) and y.ndim == 2 and len(y) == len(x):
+            mend = "y.squeeze(1).long()" if y.shape[1] == 1 else "y.argmax(1), if they are one-hot"
+            raise BadInput(f"labels are {what}; give one int64 label per image: {mend}")
         raise BadInput(f"labels are {what}; give an int64 tensor of shape ({len(x)},), one label per image")
+
+
+def check_bounds(bounds: Any) -> Bounds:
+    """The bounds as two numbers. Raises BadInput unless they are finite and the first is below the second."""
+    try:
+        low, high = (float(bound) for bound in bounds)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadInput(f"bounds are {bounds!r}; give two numbers, the least and the largest value of a pixel") from error
+    if not -math.inf < low < high < math.inf:
+        raise BadInput(f"bounds are {bounds!r}; give two finite numbers, the smaller one first")
+    return low, high
 
 
 def check_labels(y: Tensor, classes: int) -> None:

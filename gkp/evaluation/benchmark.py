@@ -52,7 +52,7 @@ from gkp.evaluation.subject import (
     check_fit,
     check_sizes,
     chosen_images,
-    home,
+    images_home,
     on_device,
     state_sha256,
 )
@@ -129,7 +129,7 @@ def benchmark(
         pieces = None
         if checkpoint is not None:
             rows = {f"row {spec.key}": asdict(spec) for spec in specs}
-            options = {"device": home(net)[0].type, "allow_nondeterministic": allow_nondeterministic}
+            options = {"device": images_home(net)[0].type, "allow_nondeterministic": allow_nondeterministic}
             identity = {**facts, "rows": [spec.key for spec in specs], **rows, **options}
             pieces = Pieces(checkpoint, identity, np.zeros(0) if allow_nondeterministic else logits.flatten().numpy())
         with tqdm(
@@ -138,7 +138,7 @@ def benchmark(
             desc=f"{data.name} {protocol}",
             disable=None if progress is None else not progress,
         ) as bar:
-            run = _Run(space, data, specs, int(seed), int(batch_size), home(net), chosen, bar, pieces)
+            run = _Run(space, data, specs, int(seed), int(batch_size), images_home(net), chosen, bar, pieces)
             run.finish()
     labels = data.labels[torch.from_numpy(chosen)].cpu().numpy().copy()
     seconds = round(time.perf_counter() - began, 3)
@@ -156,7 +156,7 @@ def predict(model: nn.Module, dataset: str | Dataset, *, batch_size: int = 500) 
     check_sizes(batch_size, seed=0)
     with evaluating(model), on_device(model, None) as net:
         check_fit(net, data)
-        device, dtype = home(net)
+        device, dtype = images_home(net)
         batches = data.batches(batch_size, device=device)
         return torch.cat([logits_of(net, x.to(dtype)).cpu() for x, _ in batches])
 

@@ -34,7 +34,7 @@ from gkp.evaluation.subject import (
     check_fit,
     check_sizes,
     chosen_images,
-    home,
+    images_home,
     on_device,
 )
 
@@ -227,15 +227,15 @@ class _Carrier:
         clean = torch.stack([self._right(net, self._pixels(net, where), where) for net in nets])
         rows = []
         for net in nets:
-            x, y = self._pixels(net, where), self.data.labels[where].to(home(net)[0])
+            x, y = self._pixels(net, where), self.data.labels[where].to(images_home(net)[0])
             found = adversarial(
                 net, x, y, self.spec, seed=self.seed, ids=where, bounds=(0.0, 1.0), batch_size=self.batch_size
             ).cpu()
-            rows.append(torch.stack([self._right(other, found.to(*home(other)), where) for other in nets]))
+            rows.append(torch.stack([self._right(other, found.to(*images_home(other)), where) for other in nets]))
         return clean, torch.stack(rows)
 
     def _pixels(self, net: nn.Module, where: Tensor) -> Tensor:
-        device, dtype = home(net)
+        device, dtype = images_home(net)
         return to_unit(self.data.images[where].to(device)).to(dtype)
 
     def _right(self, net: nn.Module, x: Tensor, where: Tensor) -> Tensor:

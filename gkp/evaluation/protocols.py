@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from gkp.attacks.balls import Bounds
-from gkp.attacks.network import Model
+from gkp.attacks.network import Model, asked
 from gkp.attacks.options import check_options, parse_eps
 from gkp.data.dataset import Dataset
 from gkp.errors import BadInput
 from gkp.evaluation.folding import folded
 from gkp.evaluation.outcomes import AttackSpec
-from gkp.evaluation.subject import first_images, home
+from gkp.evaluation.subject import first_images, images_home
 
 PROTOCOLS = ("paper", "pixel")
 PIXEL_EPS = tuple(k / 255 for k in (0.25, 0.5, 1, 2, 4, 8))  # naturally trained networks are told apart below 8 / 255
@@ -58,7 +58,7 @@ def space_of(net: nn.Module, data: Dataset, protocol: str, *, fold: bool = False
     if protocol == "pixel":
         twin = folded(net, first_images(net, data)) if fold else net
         return Space(lambda x: x, net, (0.0, 1.0), attacks_all=False, twin=None if twin is net else twin)
-    device, dtype = home(net)
+    device, dtype = images_home(net)
     mean, std = (torch.tensor(numbers, device=device, dtype=dtype).view(1, -1, 1, 1) for numbers in (data.mean, data.std))
     lows = [(0 - m) / s for m, s in zip(data.mean, data.std, strict=True)]
     highs = [(1 - m) / s for m, s in zip(data.mean, data.std, strict=True)]
@@ -69,7 +69,7 @@ def space_of(net: nn.Module, data: Dataset, protocol: str, *, fold: bool = False
     else:
 
         def model(z: Tensor) -> Tensor:
-            return net(z * std + mean)
+            return asked(net, z * std + mean)
 
     return Space(lambda x: (x - mean) / std, model, bounds, attacks_all=True)
 
@@ -164,4 +164,5 @@ def _radii(eps: Radii | None, norm: str) -> Iterable[float]:
 
 
 def _same(numbers: object, expected: Tensor) -> bool:
-    return isinstance(numbers, Tensor) and torch.equal(numbers.flatten(), expected.flatten())
+    alike = isinstance(numbers, Tensor) and numbers.dtype == expected.dtype
+    return alike and torch.equal(numbers.flatten(), expected.flatten())  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gkp.attacks.network import home, logits_of, probe
+from gkp.attacks.network import ALIKE, apart_from_others, images_home, logits_of, probe
 from gkp.data.dataset import Dataset, to_unit
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput, ModelWarning
@@ -79,6 +79,13 @@ def check_behaviour(net: nn.Module, data: Dataset, *, allow_nondeterministic: bo
                 f"{what}; take the randomness out (dropout, noise), or pass allow_nondeterministic=True to keep one draw"
             )
         warnings.warn(f"{what}; the outcomes are one draw and cannot be repeated", ModelWarning, stacklevel=3)
+    if apart <= 1e-4 * first.abs().max().item() and (others := apart_from_others(net, x, first)) > ALIKE:
+        what = f"logits of an image depend on the images beside it: alone, they differ by {others:.2g} of the largest"
+        if not allow_nondeterministic:
+            raise BadInput(
+                f"{what}; give BatchNorm running statistics, or pass allow_nondeterministic=True for outcomes of these batches"
+            )
+        warnings.warn(f"{what}; the outcomes are those of these batches", ModelWarning, stacklevel=3)
     if bool((first >= 0).all()) and bool(((first.sum(1) - 1).abs() < 1e-3).all()):
         warnings.warn(
             "the network seems to return probabilities (no row has a negative entry, every row sums to 1): cross-entropy then "
@@ -92,7 +99,7 @@ def check_behaviour(net: nn.Module, data: Dataset, *, allow_nondeterministic: bo
 @contextmanager
 def on_device(model: nn.Module, device: str | torch.device | None) -> Iterator[nn.Module]:
     """`model` itself if it is on `device`, otherwise a copy of it there."""
-    here, _ = home(model)
+    here, _ = images_home(model)
     try:
         wanted = here if device is None else torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -115,7 +122,7 @@ def state_sha256(model: nn.Module) -> str:
 
 def first_images(net: nn.Module, data: Dataset) -> Tensor:
     """(n, C, H, W) in [0, 1], 16 at most, as the network takes them: what it is asked about before an evaluation."""
-    device, dtype = home(net)
+    device, dtype = images_home(net)
     return to_unit(data.images[:_ASKED].to(device)).to(dtype)
 
 

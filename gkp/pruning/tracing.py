@@ -219,6 +219,8 @@ class _Tracer(TorchDispatchMode):
             labels = _moved(func, args, kwargs)
             if labels is not None:
                 self._check_move(name, args, given, labels)
+        elif name.endswith("_like") or name.startswith("new_"):  # of its shape only
+            labels = [None] * len(made)
         elif name in _COPIES and made[0].shape == given[0].shape:
             labels = [_labels(given[0])]
         elif torch.Tag.pointwise in func.tags and len(made) == 1:
@@ -339,6 +341,8 @@ def _moved(func: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
     try:
         if name in ("view", "_unsafe_view", "_reshape_alias"):  # labels are spread out without memory of their own
             return [args[0].reshape(args[1])]
+        if any(isinstance(value, Tensor) and value.is_meta for value in tree_leaves((args, kwargs))):
+            return None  # places that are not known without numbers
         return tree_leaves(func(*args, **kwargs))
     except (RuntimeError, TypeError, IndexError):
         return None

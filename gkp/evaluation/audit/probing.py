@@ -21,7 +21,7 @@ from gkp.errors import ModelWarning
 from gkp.evaluation.audit.evidence import Gradients, InputPath, Probe, Row
 from gkp.evaluation.benchmark import adversarial, benchmark, predict
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
-from gkp.evaluation.subject import home
+from gkp.evaluation.subject import images_home
 
 _SHORT = {"steps": 3, "queries": 10, "restarts": 2}  # enough to see how an attack behaves
 
@@ -86,7 +86,7 @@ class Subject:
 
     def images(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Images in [0, 1] as the network takes them, their labels, and their ids."""
-        (device, dtype), ids = home(self.model), torch.from_numpy(positions)
+        (device, dtype), ids = images_home(self.model), torch.from_numpy(positions)
         return self.data.pixels(ids).to(device, dtype), self.data.labels[ids].to(device), ids
 
     def batches(self, positions: np.ndarray) -> list[np.ndarray]:

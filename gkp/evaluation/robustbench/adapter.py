@@ -29,7 +29,7 @@ from gkp.attacks.network import Model, evaluating, logits_of
 from gkp.attacks.options import parse_eps
 from gkp.data.dataset import Dataset
 from gkp.errors import BadInput, need_extra
-from gkp.evaluation.subject import as_dataset, check_fit, check_sizes, chosen_images, home
+from gkp.evaluation.subject import as_dataset, check_fit, check_sizes, chosen_images, images_home
 
 THREAT_MODELS = {"Linf": "linf", "L2": "l2"}  # RobustBench's names and ours
 _KNOWN_NAMES = ("cifar10", "cifar100", "imagenet")
@@ -82,7 +82,7 @@ def robustbench_benchmark(
     images = data.first(len(chosen_images(data, n_examples)))
     with torch.inference_mode(False), evaluating(model):
         check_fit(model, images)
-        device, dtype = home(model)
+        device, dtype = images_home(model)
         if dtype != torch.float32:
             raise BadInput(f"RobustBench computes in float32, the network in {dtype}; give net.float()")
         options = {"seed": int(seed), "version": version, "attacks_to_run": attacks_to_run}
