@@ -37,7 +37,7 @@ class DepGraphOneShot(FilterMethod):
         """The mean over coupled layers of the squared norm of a filter's group, divided by the layer's largest."""
         couplings = Couplings(net, self.input_shape)
         means = {name: torch.stack(group_squares(net, couplings, name)).mean(dim=0).detach() for name in convs}
-        return {name: mean / mean.max() for name, mean in means.items()}
+        return {name: mean / mean.max().clamp_min(torch.finfo(mean.dtype).tiny) for name, mean in means.items()}
 
 
 @register(
