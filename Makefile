@@ -41,8 +41,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make reproduce   run the notebooks; tables, figures and executed notebooks go to build/PROFILE/'
-	@echo '                   PROFILE=quick|cifar10|paper   what to run on which data (quick: digits, no network)'
+	@echo 'make reproduce   show what was measured on CIFAR-10, then run the pipeline live on digits; page: build/report/'
+	@echo '                   PROFILE=quick|cifar10|paper   the notebooks on this data (quick: digits), to build/PROFILE/'
 	@echo '                   ONLY=00_start_here            one notebook (default: all)'
 	@echo '                   JOBS=N                        workers side by side'
 	@echo '                   FORCE=1                       notebooks that are up to date too'
@@ -62,8 +62,11 @@ help:
 	@echo '  VENV=DIR      use this environment instead; VENV= (empty) uses the active one'
 	@echo '  GKP_DATA=DIR  where CIFAR-10 and checkpoints are looked for first'
 
+# Without a profile, or what only one of them can mean, it shows what is committed and runs one notebook live.
+CHOSEN := $(filter-out file,$(origin PROFILE))$(ONLY)$(COMPUTE)
+
 reproduce: $(ENV)
-	@"$(PY)" -m gkp reproduce --profile '$(PROFILE)' $(if $(JOBS),--jobs '$(JOBS)') $(if $(ONLY),--only '$(ONLY)') $(if $(filter-out 0,$(FORCE)),--force) $(if $(COMPUTE),$(if $(filter 0,$(COMPUTE)),--no-compute,--compute)) --out 'build/$(basename $(notdir $(PROFILE)))'
+	@"$(PY)" -m gkp reproduce $(if $(CHOSEN),--profile '$(PROFILE)') $(if $(JOBS),--jobs '$(JOBS)') $(if $(ONLY),--only '$(ONLY)') $(if $(filter-out 0,$(FORCE)),--force) $(if $(COMPUTE),$(if $(filter 0,$(COMPUTE)),--no-compute,--compute)) $(if $(CHOSEN),--out 'build/$(basename $(notdir $(PROFILE)))')
 
 # One worker a core, eight at most, one thread each; the tests of a file stay together and in order.
 test: $(ENV)

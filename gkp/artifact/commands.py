@@ -104,7 +104,7 @@ def _status(profile: str, groups: Sequence[str], only: str | None, as_json: bool
 
 
 @_command("gkp reproduce --profile quick --only 00_start_here")
-@_profile
+@click.option("--profile", help="quick, cifar10, paper, or a file of yours.  [default: a first look at cifar10 and quick]")
 @click.option("--only", help="Part of a notebook's name.")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Workers side by side.  [default: the number of cores]")
 @out_option(help="Folder for notebooks, figures, tables.  [default: build/PROFILE]")
@@ -114,11 +114,17 @@ def _status(profile: str, groups: Sequence[str], only: str | None, as_json: bool
     help="Compute missing cells, or show only finished ones.  [default: compute, but not cifar10, which is committed]",
 )
 @click.option("--force", is_flag=True, help="Execute notebooks that are up to date too; cells stay cached.")
-def _reproduce(profile: str, **options: Any) -> None:
-    """Run the notebooks."""
-    from gkp.artifact.notebooks import reproduce
+def _reproduce(profile: str | None, **options: Any) -> None:
+    """Run the notebooks; without a profile, show what is committed and run one of them live."""
+    chosen = {name: value for name, value in options.items() if name in ("only", "out", "compute") and value is not None}
+    if profile is None and not chosen:
+        from gkp.artifact.first_look import first_look
 
-    reproduce(profile, **options)
+        first_look(jobs=options["jobs"], force=options["force"])
+    else:
+        from gkp.artifact.notebooks import reproduce
+
+        reproduce(profile or "quick", **options)
 
 
 @_command("gkp verify --json")

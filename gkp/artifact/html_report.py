@@ -1,25 +1,38 @@
-"""`gkp html`: all executed notebooks as one folder of HTML that needs nothing else, with an index.
+"""`gkp html`: all executed notebooks as one folder of HTML that needs nothing else, with a first page.
 
+The first page has the headlines, the main claims, and every claim with its evidence, to be searched, filtered and sorted.
 Figures are inside the files and nothing is loaded from anywhere, so the report can be read without a network and attached to
 a review. Formulas are shown as they are typed. Cost: two seconds, and one a notebook.
 """
 
 from __future__ import annotations
 
+import base64
 import shutil
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from gkp.artifact import claims
 from gkp.artifact.executed import read_notebook, sources, was_executed
+from gkp.artifact.page import render
 from gkp.artifact.profiles import check_profile
+from gkp.artifact.readme import CAPTION, FIGURE
 from gkp.artifact.verify import VERDICTS, root_of
 from gkp.errors import BadInput
 
 # The template of JupyterLab without what it loads from elsewhere: figures and tables need no script.
 _LEFT_OUT = ("html_head_js", "jupyter_widgets", "html_head_js_mathjax", "html_head_js_mermaidjs")
+COLUMNS = (  # of the table of all claims: column of verdicts.csv, heading, kind
+    *(("statement", "claim", "text"), ("board", "board", "text"), ("item", "in the paper", "text")),
+    *(("reported", "reported", "text"), ("ours", "ours", "text"), ("interval", "95 % interval", "text")),
+    *(("n", "n", "number"), ("seeds", "seeds", "number"), ("setting", "setting", "text"), ("verdict", "verdict", "text")),
+    ("minutes", "minutes", "number"),
+)
 _TEMPLATE = "{%- extends 'lab/index.html.j2' -%}" + "".join(f"{{% block {name} %}}{{% endblock %}}" for name in _LEFT_OUT)
 
 
@@ -49,20 +62,16 @@ def html_report(profile: str = "quick", *, out: Path | None = None, root: Path |
     root = root_of(root)
     files, lead = _executed(root, profile)
     titles = {file: sources(read_notebook(file))[0][1].splitlines()[0].lstrip("# ") for file in files}
-    rows = "\n".join(f"| [{file.stem}]({file.stem}.html) | {title} |" for file, title in titles.items())
-    index = f"# gkp, the reproducible artifact of SR-GKP\n\n{lead}\n\n| notebook | what it shows |\n|---|---|\n{rows}\n"
-    if (verdicts := root / "data" / VERDICTS).exists():
-        table = pd.read_csv(verdicts, keep_default_na=False, dtype=str).to_html(index=False, border=0)
-        index += f"\n## Verdicts, from the committed CIFAR-10 cells\n\n{table}\n"
     pages = {file.stem: (titles[file], nbformat.read(file, as_version=4)) for file in files}
-    first = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(index)])
+    index = _index(root, lead, [(file.stem, title) for file, title in titles.items()])
     exporter = HTMLExporter(embed_images=True, raw_template=_TEMPLATE)
     out = out or root / "build" / "html"
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        for name, (title, book) in {**pages, "index": (f"gkp: {profile}", first)}.items():
+        (partial / "index.html").write_text(index, encoding="utf-8")
+        for name, (title, book) in pages.items():
             body, _ = exporter.from_notebook_node(book, resources={"metadata": {"name": title}})
             (partial / f"{name}.html").write_text(body, encoding="utf-8")
         shutil.rmtree(out, ignore_errors=True)
@@ -72,6 +81,35 @@ def html_report(profile: str = "quick", *, out: Path | None = None, root: Path |
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Report(out / "index.html", tuple(out / f"{name}.html" for name in pages))
+
+
+def _index(root: Path, lead: str, notebooks: Sequence[tuple[str, str]]) -> str:
+    """Return the first page; the verdicts are those of the committed CIFAR-10 cells, whatever the notebooks show."""
+    found: dict[str, Any] = {"headlines": [], "main": [], "claims": [], "choices": {}, "figure": ""}
+    if (file := root / "data" / VERDICTS).exists():
+        points = pd.read_csv(file, keep_default_na=False)
+        rows = [_claim(row) for row in pd.read_csv(file).to_dict("records")]
+        by_id = {row["id"]: row for row in rows}
+        found |= {
+            "headlines": claims.headlines(points),
+            "main": [by_id[name] for name in claims.MAIN if name in by_id],
+            "claims": rows,
+            "choices": {name: sorted({row[name] for row in rows}) for name in ("board", "verdict")},
+        }
+    if (drawn := root / FIGURE).exists():
+        found["figure"] = "data:image/png;base64," + base64.b64encode(drawn.read_bytes()).decode()
+    title = "SR-GKP: one less reason for filter pruning? The reproducible artifact"
+    return render("report.html.j2", title=title, lead=lead, notebooks=notebooks, columns=COLUMNS, caption=CAPTION, **found)
+
+
+def _claim(row: Mapping[Hashable, Any]) -> dict[str, Any]:
+    """Return a row of verdicts.csv with what the page shows of it."""
+    given = {str(name): "" if pd.isna(value) else value for name, value in row.items()}
+    numbers = {"n": f"{int(given['n'] or 0):,}", "seeds": f"{int(given['seeds'] or 0)}", "minutes": f"{given['minutes']:,.0f}"}
+    found = claims.in_full({str(name): value for name, value in row.items()})
+    notebook = next(word.removeprefix("ONLY=") for word in str(given["command"]).split() if word.startswith("ONLY="))
+    shown = {**given, **numbers, "ours": given["ours"] or found}
+    return {**given, "found": found, "notebook": notebook, "shown": shown}
 
 
 def _executed(root: Path, profile: str) -> tuple[list[Path], str]:

@@ -7,8 +7,6 @@ open. HTML, CSS and script are in leaderboard.html.j2. Cost: a second, and a fra
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +15,13 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import matplotlib
 import pandas as pd
 from markupsafe import Markup, escape
 
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.figures.figure import PALETTE, panels
+from gkp.artifact.page import render
 from gkp.artifact.results import STRONG, evaluations, load_networks, paper_name
 from gkp.artifact.tables.table import Table, not_run
 from gkp.attacks.options import parse_eps
@@ -101,10 +99,9 @@ def leaderboard(entries: Sequence[Mapping[str, Any]], path: str | Path, *, title
     if not entries:
         raise BadInput("there are no entries to rank; make some with gkp.evaluation.robustbench.entry.entry and save_entry")
     sound = [check_entry(one, f"entry {number} ({one.get('name')!r})") for number, one in enumerate(entries, start=1)]
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("gkp.artifact", "."), autoescape=True)
-    environment.filters["digest"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    template = environment.get_template("leaderboard.html.j2")
-    return replace_file(Path(path), template.render(title=title, groups=grouped(sound), columns=COLUMNS, plot=plot) + "\n")
+    return replace_file(
+        Path(path), render("leaderboard.html.j2", title=title, groups=grouped(sound), columns=COLUMNS, plot=plot)
+    )
 
 
 def of_results(results: Sequence[Result]) -> Table:
@@ -125,6 +122,7 @@ def of_results(results: Sequence[Result]) -> Table:
             load_networks([one.network], row)[row],
             name=paper_name(row),
             evaluated=one.network["model_sha256"],
+        input_shape=one.network["input_shape"],
             venue="this artifact",
             latency_seconds=None,
         )

@@ -123,6 +123,7 @@ def reproduce(
     out: str | Path | None = None,
     force: bool = False,
     compute: bool | None = None,
+    conclude: bool = True,
 ) -> list[Executed]:
     """Execute every notebook for `profile`; executed copies, figures and tables stand in `out`.
 
@@ -134,6 +135,8 @@ def reproduce(
         force: execute notebooks that are up to date too.
         compute: compute missing cells; otherwise tables show the others, and verdicts say "not run". By default cells are
             computed, unless those of the profile are committed.
+
+        conclude: print in the end what the verdicts say and which cells are missing.
 
     Raises:
         BadInput: for an unknown profile or notebook.
@@ -155,7 +158,8 @@ def reproduce(
     parameters = {"profile": profile if profile in PROFILES else str(Path(profile).resolve()), "jobs": jobs if compute else 0}
     run = _Reproduction(folder, parameters, results, computed, {file: wanted[file] for file in files})
     run.execute(force=force, side_by_side=jobs)
-    print(*verdict_lines(folder), *run.missing_lines(every, compute), run.headline(every), sep="\n", flush=True)
+    said = [*verdict_lines(folder), *run.missing_lines(every, compute)] if conclude else []
+    print(*said, run.headline(every), sep="\n", flush=True)
     if run.failures:
         raise RunFailed(" | ".join(run.failures))
     return [run.done[file] for file in files]

@@ -15,6 +15,8 @@ from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import EvaluateCell, Network, PruneCell, network_in
 from gkp.artifact.experiments.report import Result
 from gkp.checkpoints import load_model
+from gkp.data.dataset import Dataset
+from gkp.data.sources import is_here, load_dataset
 from gkp.evaluation.outcomes import Outcomes
 
 STRONG = "strong"  # the part of every evaluation under attacks of its own choice: cascades, AutoAttack
@@ -144,6 +146,22 @@ def in_brackets(options: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> str:
 def net_seed(net: Network | PruneCell) -> int:
     """The seed a network was trained with; 0 for public weights."""
     return getattr(net, "seed", 0)
+
+
+def test_images(dataset: str, n: int | None = None) -> Dataset | None:
+    """The first test images of a data set, all by default; None where showing them would take a download.
+
+    What is committed is rendered anywhere: a notebook that cannot show images says so in one line and goes on.
+    """
+    if not is_here(dataset):
+        return None
+    found = load_dataset(dataset, "test")
+    return found if n is None else found.first(n)
+
+
+def without_images(what: str, dataset: str) -> str:
+    """The placeholder of what needs images that are not here."""
+    return f"{what} · needs the images of {dataset}, which are in no folder of GKP_DATA; the committed notebook shows it"
 
 
 def not_run_yet(what: str) -> str:

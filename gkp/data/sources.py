@@ -96,6 +96,14 @@ def _cut(training: np.ndarray, labels: np.ndarray, split: str, *, n_val: int) ->
     return np.sort(train if split == "train" else val)
 
 
+def is_here(name: str) -> bool:
+    """Whether the images of a data set can be loaded without a download."""
+    if name != "cifar10":
+        return name in _LOADERS
+    found = (folder / file for folder in searched_folders() for file in ("cifar10_test.npz", _CIFAR_FOLDER))
+    return any(path.exists() for path in found)
+
+
 def _cifar10(split: str) -> Dataset:
     part = "test" if split == "test" else "train"
     source = _cifar_source(part)

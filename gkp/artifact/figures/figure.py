@@ -66,7 +66,12 @@ def panels(rows: int, columns: int, width: float, height: float) -> tuple[Matplo
 
 def not_run(what: str) -> Figure:
     """Placeholder stating that these experiments have not been run."""
+    return saying(not_run_yet(what))
+
+
+def saying(text: str) -> Figure:
+    """A figure that is one line of text."""
     drawing, (ax,) = panels(1, 1, 6, 1)
     ax.axis("off")
-    ax.text(0.5, 0.5, not_run_yet(what), ha="center", va="center")
+    ax.text(0.5, 0.5, text, ha="center", va="center")
     return Figure(drawing, pd.DataFrame())

@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from torch import nn
 
-from gkp.artifact.figures.figure import PALETTE, Figure, panels
-from gkp.artifact.results import paper_name
+from gkp.artifact.figures.figure import PALETTE, Figure, panels, saying
+from gkp.artifact.results import paper_name, test_images, without_images
 from gkp.data.dataset import Dataset
 from gkp.data.shifts import DEFAULT, THETAS, high_frequency, low_frequency
 from gkp.errors import BadInput
@@ -26,7 +26,7 @@ RIGHT, WRONG = PALETTE[2], PALETTE[3]
 
 
 def reconstructions(
-    data: Dataset,
+    data: Dataset | str,
     position: int,
     networks: Mapping[str, nn.Module],
     *,
@@ -36,7 +36,7 @@ def reconstructions(
     """Figure 2: the image at this position, its low- and high-frequency versions, and each network's prediction for each.
 
     Args:
-        data: The test set.
+        data: The test set, or its name: where that would take a download, the figure says so instead.
         position: Of the image in it.
         networks: Name -> network that takes the images of `data`, e.g. the unpruned and a pruned one.
         thetas: The cuts.
@@ -51,6 +51,10 @@ def reconstructions(
     """
     if not networks or not thetas:
         raise BadInput("reconstructions needs at least one network and one theta")
+    if isinstance(data, str):
+        if (found := test_images(data)) is None:
+            return saying(without_images("Figure 2", data))
+        data = found
     one = data.subset([position])
     versions: dict[tuple[str, float | None], Dataset] = {("image", None): one}
     for part, change in (("low", low_frequency), ("high", high_frequency)):

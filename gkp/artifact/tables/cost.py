@@ -5,18 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
+import torch
 from torch import nn
 
 from gkp.artifact.experiments.kinds import TimingCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.published import NETWORKS, published
+from gkp.artifact.results import test_images
 from gkp.artifact.tables.table import Table, not_run
+from gkp.attacks import attack
 from gkp.networks.build import build_model
 from gkp.pruning.cost import cost
 from gkp.pruning.prune import prune
 from gkp.pruning.twin import PrunedModel
 
 CLUSTERINGS = ("kpca", "spectral", "dbscan")
+
+
+def same_function(pruned: nn.Module, small: nn.Module, dataset: str, *, n: int = 32) -> str:
+    """How far the logits of a masked twin and of its compact network are apart, in one line.
+
+    Args:
+        pruned: The masked twin.
+        small: The compact network.
+        dataset: Whose first n test images are attacked; random ones where that would take a download.
+        n: Number of images.
+    """
+    if (test := test_images(dataset, n)) is not None:
+        x, what = attack(pruned, test.pixels(), test.labels, "pgd", eps=1 / 255, steps=20, seed=0), "under attack"
+    else:
+        x, what = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(0)), "of random pixels"
+    with torch.no_grad():
+        apart = float((pruned(x) - small(x)).abs().max())
+    return f"masked and compact differ by at most {apart:.1e} in any logit, on {n} images {what}"
 
 
 def costs(networks: Mapping[str, nn.Module], *, input_shape: Sequence[int] = (3, 32, 32)) -> Table:

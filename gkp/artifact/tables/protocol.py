@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from gkp.artifact.experiments.kinds import PruneCell
+from gkp.artifact.experiments.kinds import Network, PruneCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.published import ATTACKED
-from gkp.artifact.results import evaluations, row_name
+from gkp.artifact.results import evaluations, load_networks, row_name, test_images, without_images
 from gkp.artifact.tables.table import Table, by_method, images, not_run, percent, spread_out, with_interval
+from gkp.evaluation.compare import transfer
 from gkp.evaluation.statistics import wilson
 
 
@@ -121,6 +122,23 @@ def seed_spread(results: Sequence[Result], *, protocol: str = "paper", attacks: 
     n = int(points["n"].iloc[0])
     title = f"Mean ± standard deviation over seeds, {protocol} protocol, accuracy in percent, n = {n:,} images a seed"
     return Table(title, shown, points)
+
+
+def transferred(results: Sequence[Result], *names: str, n: int = 32, eps: float = 2 / 255) -> Table:
+    """Images that PGD made on one network (source), shown to another (target): the accuracy of the target, computed now.
+
+    Args:
+        results: Finished networks.
+        names: Methods whose networks are taken, as in `load_networks`.
+        n: The first so many test images.
+        eps: Radius in pixels.
+    """
+    title = f"PGD at eps = {255 * eps:g} / 255, images carried from source to target, accuracy of the target"
+    dataset = next(result.cell.dataset for result in results if isinstance(result.cell, Network | PruneCell))
+    if (carried := test_images(dataset, n)) is None:
+        return Table(without_images(title, dataset), pd.DataFrame(), pd.DataFrame())
+    pairs = transfer(load_networks(results, *names), carried, eps=eps).to_frame()
+    return Table(title, pairs, pairs)
 
 
 def space_choice(results: Sequence[Result]) -> Table:
