@@ -102,7 +102,7 @@ def test_an_evaluation_that_is_killed_over_and_over_comes_to_its_end(few_at_once
     data, deaths = noise(40), 0
     while True:
         try:
-            out = run(Mortal(life=12), data, checkpoint=tmp_path / "kept", batch_size=(3, 16, 200)[deaths % 3])
+            out = run(Mortal(life=14), data, checkpoint=tmp_path / "kept", batch_size=(3, 16, 200)[deaths % 3])
             break
         except KeyboardInterrupt:
             deaths += 1
@@ -135,7 +135,7 @@ def test_what_is_finished_is_not_attacked_again(few_at_once, monkeypatch, tmp_pa
 def test_a_finished_evaluation_costs_three_batches_and_leaves_the_checkpoint_as_it_was(tmp_path):
     data = noise(40)
     first = run(Net(), data, checkpoint=tmp_path / "kept")
-    before, net = contents(tmp_path / "kept"), Mortal(life=3)  # asked before anything else
+    before, net = contents(tmp_path / "kept"), Mortal(life=5)  # asked before anything else
     assert np.array_equal(run(net, data, checkpoint=tmp_path / "kept").right, first.right)
     assert contents(tmp_path / "kept") == before
 
