@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import bench_attacks
+import bench_engine
 import bench_grid
 import bench_selection
 import torch
@@ -163,6 +164,11 @@ def step_rows(images: int = 1280) -> list[Row]:
 def attack_rows() -> list[Row]:
     """PGD and a cascade against foolbox and pyautoattack; see tests/bench_attacks.py."""
     return [Row(what, value, unit, budget) for what, value, unit, budget in bench_attacks.rows()]
+
+
+def engine_rows() -> list[Row]:
+    """The engine against stock engines; see tests/bench_engine.py."""
+    return [Row(what, value, unit, budget) for what, value, unit, budget in bench_engine.rows()]
 
 
 def print_rows(rows: list[Row]) -> None:
