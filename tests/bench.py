@@ -183,7 +183,7 @@ def main() -> int:
     print_rows(grid)
     missed = any(row.value > row.budget for row in grid)
     loops = (lambda: [fgsm_row()], lambda: [training_row()], step_rows)
-    for measure in (selection_rows, method_rows, grouping_rows, *loops, attack_rows):
+    for measure in (selection_rows, method_rows, grouping_rows, *loops, attack_rows, engine_rows):
         torch.set_num_threads(cores)
         rows = measure()
         print_rows(rows)

@@ -7,13 +7,10 @@ processor has it). Each ratio is of medians; that of minima, which a busy machin
 
 from __future__ import annotations
 
-import contextlib
-import io
 import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,7 +136,7 @@ def agreement_rows() -> list[Row]:
 
 
 def in_turn(runners: dict[str, Runner], x: Tensor, seconds: float) -> dict[str, list[float]]:
-    """Seconds of each contestant, over as many rounds as `seconds` has room for; in a round each runs for about TURN seconds."""
+    """Seconds of each contestant, in as many rounds as `seconds` has room for; in each, every one runs for about TURN."""
     times: dict[str, list[float]] = {kind: [] for kind in runners}
     repeats = {}
     for kind, run in runners.items():
@@ -164,15 +161,6 @@ def ratio(what: str, taken: list[float], others: dict[str, list[float]], budget:
     return f"{what} (minima: {least:.2f})", middle, "x", budget
 
 
-def onnx_file(net: nn.Module, batch: int, folder: str) -> str:
-    """The network as an ONNX file for batches of this size."""
-    path = str(Path(folder) / "net.onnx")
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        torch.onnx.export(net, (torch.rand(batch, 3, 32, 32),), path, dynamo=True, external_data=False)
-    return path
-
-
 def onnxruntime_of(net: nn.Module, batch: int) -> Runner:
     """The network in ONNX Runtime."""
     import onnxruntime
@@ -180,7 +168,9 @@ def onnxruntime_of(net: nn.Module, batch: int) -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
-        session = onnxruntime.InferenceSession(onnx_file(net, batch, folder), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            gkp.export(net, Path(folder) / "net.onnx"), options, providers=["CPUExecutionProvider"]
+        )
     name = session.get_inputs()[0].name
     return lambda x: session.run(None, {name: x.numpy()})
 
@@ -196,7 +186,9 @@ def openvino_of(net: nn.Module, batch: int) -> Runner:
         "PERFORMANCE_HINT": "LATENCY",
     }
     with tempfile.TemporaryDirectory() as folder:
-        request = openvino.Core().compile_model(onnx_file(net, batch, folder), "CPU", settings).create_infer_request()
+        model = openvino.Core().read_model(gkp.export(net, Path(folder) / "net.onnx"))
+        model.reshape([batch, 3, 32, 32])
+        request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
     return lambda x: request.infer({0: x.numpy()}, share_inputs=True)
 
 
