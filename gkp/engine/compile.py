@@ -41,6 +41,7 @@ def compile(net: nn.Module, *, threads: int | None = None) -> nn.Module:
     Raises:
         BadInput: The network is in training mode, of another precision or on another device.
     """
+    net = net.compiled_from if isinstance(net, Compiled) else net
     _check(net)
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise BadInput(f"threads must be 1 or more, not {threads!r}; leave it out for as many as torch uses")
