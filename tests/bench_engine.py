@@ -42,7 +42,7 @@ def rows(seconds: float = SECONDS) -> list[Row]:
         return []
     torch.set_num_threads(1)
     found = []
-    for name, budgets in (("resnet56", {"7/16": 0.50, "10/16": 0.38}), ("resnet20", {"7/16": 0.52})):
+    for name, budgets in (("resnet56", {"7/16": 0.50, "10/16": 0.38}), ("resnet20", {"7/16": 0.52}), ("vgg16_bn", {})):
         nets = networks(name)
         for batch in BATCHES:
             found += forward_rows(name, nets, batch, budgets if batch != 32 else {}, seconds)
