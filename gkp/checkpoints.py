@@ -137,7 +137,7 @@ def save_model(net: nn.Module, folder: str | Path) -> Path:
     Both are written beside and then renamed, so an interrupted save leaves the old network or none.
 
     Args:
-        net: The network.
+        net: The network; of a compiled one, that which it was made from.
         folder: Where to; it is made if there is none.
 
     Returns:
@@ -148,7 +148,7 @@ def save_model(net: nn.Module, folder: str | Path) -> Path:
     """
     from safetensors.torch import save
 
-    folder = Path(folder)
+    folder, net = Path(folder), getattr(net, "compiled_from", net)
     dense = net.net if isinstance(net, PrunedModel) else net
     if isinstance(net, PrunedModel):
         net.apply_masks()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import bench_attacks
+import bench_engine
 import bench_grid
 import bench_selection
 import torch
@@ -165,6 +166,11 @@ def attack_rows() -> list[Row]:
     return [Row(what, value, unit, budget) for what, value, unit, budget in bench_attacks.rows()]
 
 
+def engine_rows() -> list[Row]:
+    """The engine against stock engines; see tests/bench_engine.py."""
+    return [Row(what, value, unit, budget) for what, value, unit, budget in bench_engine.rows()]
+
+
 def print_rows(rows: list[Row]) -> None:
     for row in rows:
         verdict = "ok" if row.value <= row.budget else "OVER BUDGET"
@@ -177,7 +183,7 @@ def main() -> int:
     print_rows(grid)
     missed = any(row.value > row.budget for row in grid)
     loops = (lambda: [fgsm_row()], lambda: [training_row()], step_rows)
-    for measure in (selection_rows, method_rows, grouping_rows, *loops, attack_rows):
+    for measure in (selection_rows, method_rows, grouping_rows, *loops, attack_rows, engine_rows):
         torch.set_num_threads(cores)
         rows = measure()
         print_rows(rows)

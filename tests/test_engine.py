@@ -281,6 +281,9 @@ def test_an_evaluation_by_the_engine_has_the_outcomes_of_torch_and_says_so(resne
         assert type(ours).load(ours.save(tmp_path / options.get("protocol", "pixel"))).engine == "fast"
         with pytest.raises(BadInput, match="engine"):
             ours.merge(theirs)
+        again = gkp.benchmark(gkp.compile(small), data, progress=False, **options)
+        assert again.engine == "fast" and again.model_sha256 == ours.model_sha256
+        assert np.array_equal(again.right, ours.right)
 
 
 def test_an_engine_that_is_not_there_or_would_not_run_is_refused_before_an_evaluation(resnet, monkeypatch):
@@ -410,14 +413,17 @@ def test_images_that_do_not_fit_are_refused_in_one_line(resnet):
         gkp.compile(lively(build_model("vgg16_bn")))(images(1, 16, 16))
 
 
-def test_a_compiled_network_is_not_trained_moved_or_pruned(resnet):
+def test_a_compiled_network_is_not_trained_moved_or_pruned(resnet, tmp_path):
     fast = gkp.compile(resnet)
     for change in (fast.train, fast.half, lambda: fast.to("meta"), lambda: fast.load_state_dict({})):
         with pytest.raises(BadInput, match="compiled network"):
             change()
     with pytest.raises(BadInput):
         gkp.prune(fast, "sr-gkp")
+    again = gkp.load_model(gkp.save_model(fast, tmp_path / "model"))  # what is saved is the network
+    assert torch.equal(again.eval()(images(2)), resnet(images(2)))
     assert fast.eval().cpu() is fast and not fast.training
+    assert torch.equal(gkp.compile(fast)(images(2)), fast(images(2)))
 
 
 def test_without_numba_it_is_the_stock_network_and_says_so_once(resnet, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 
 from gkp.artifact import figures as plots
 from gkp.artifact import leaderboard, tables
-from gkp.artifact.experiments.kinds import EvaluateCell, LatencyCell, PruneCell, TimingCell, TrainCell
+from gkp.artifact.experiments.kinds import EvaluateCell, LatencyCell, PruneCell, SpeedCell, TimingCell, TrainCell
 from gkp.artifact.experiments.report import Result
 
 BASELINE = TrainCell(dataset="digits", epochs=1)
@@ -157,6 +157,32 @@ def test_times_become_ratios_within_one_run(tmp_path):
         ("dense", 128): 1.0, ("grouped", 128): 3.0, ("filters removed", 128): 0.5,
     }  # fmt: skip
     assert len(plots.latency_bars(measured.points).points) == 6
+
+
+def test_what_accelerates_is_split_into_the_engine_and_the_pruning(tmp_path):
+    ratios = {
+        "dense": {"torch": 3.0, "torch, folded": 2.0, "ONNX Runtime": 1.0, "gkp": 0.6},
+        "grouped, 7/16": {"torch": 9.0, "torch, folded": 2.0, "ONNX Runtime": 5.0, "gkp": 0.45},
+        "filters, 7/16": {"torch": 2.0, "torch, folded": 0.7, "ONNX Runtime": 0.8, "gkp": 0.3},
+    }
+    rows = [
+        {"form": form, "engine": engine, "threads": 1, "batch_size": 1, "seconds": ratio / 1000, "ratio": ratio}
+        for form, engines in ratios.items()
+        for engine, ratio in engines.items()
+    ]
+    measured = result(SpeedCell(net=BASELINE), tmp_path, model="resnet20", speed=rows)
+    shown = tables.speeds([measured]).shown
+    assert list(shown.columns) == list(ratios["dense"])
+    assert shown.loc[("resnet20", 1, 1, "grouped, 7/16"), "ONNX Runtime"] == "5.00 ms (5.00x)"
+    split = tables.accelerations([measured]).points.set_index("form")
+    assert split.loc["grouped, 7/16", ["stock", "engine", "pruning", "both"]].tolist() == pytest.approx([5.0, 0.6, 0.75, 0.45])
+    assert split.loc["filters, 7/16", ["stock", "engine", "pruning", "both"]].tolist() == pytest.approx([0.7, 0.6, 0.5, 0.3])
+    stock_only = result(SpeedCell(net=BASELINE), tmp_path, model="resnet20", speed=[r for r in rows if r["engine"] != "gkp"])
+    assert list(tables.accelerations([stock_only]).points["stock"]) == [5.0, 0.7]
+
+
+def test_without_speed_cells_the_tables_of_speed_say_so():
+    assert all("not run" in repr(table([])).lower() for table in (tables.speeds, tables.accelerations))
 
 
 def test_what_is_counted_here_equals_what_the_paper_prints_for_its_residual_networks():

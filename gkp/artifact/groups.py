@@ -12,7 +12,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gkp.artifact.experiments.cell import Cell
-from gkp.artifact.experiments.kinds import EvaluateCell, LatencyCell, Network, PruneCell, TimingCell, TrainCell, evaluations
+from gkp.artifact.experiments.kinds import (
+    EvaluateCell,
+    LatencyCell,
+    Network,
+    PruneCell,
+    SpeedCell,
+    TimingCell,
+    TrainCell,
+    evaluations,
+)
 
 RATE, HIGH_RATE = 7 / 16, 10 / 16  # of the paper's tables, by their MACs and parameters
 UNPRUNED = "none"  # the unpruned network under the same fine-tuning: a row of every table
@@ -61,7 +70,7 @@ class Scale:
 
     finetune: fields of PruneCell; paper, pixel, cascade, autoattack, frequency: fields of EvaluateCell for the paper's
     protocol, the field's, the worst case of strong attacks, AutoAttack, and the high-frequency test sets of Table 1; timing,
-    latency: fields of the cells that measure seconds.
+    latency, speed: fields of the cells that measure seconds.
     own: fields of PruneCell for single methods, such as epochs of search before the fine-tuning that all get.
     strong: the methods whose networks meet the strong attacks, None for all; seeds: beyond seed 0, for the methods `seeded`,
     None for all.
@@ -75,6 +84,7 @@ class Scale:
     frequency: dict[str, Any]
     timing: dict[str, Any]
     latency: dict[str, Any]
+    speed: dict[str, Any]
     seeds: tuple[int, ...] = (1, 2)
     seeded: tuple[str, ...] | None = SEEDED
     alphas: tuple[float, ...] = ALPHAS
@@ -137,7 +147,7 @@ def network_groups(baseline: TrainCell, scale: Scale) -> Groups:
                 if isinstance(cell, PruneCell) and cell.method != UNPRUNED
             ),
         ],
-        "cost": [baseline, TimingCell(net=baseline, **scale.timing)],
+        "cost": [baseline, TimingCell(net=baseline, **scale.timing), SpeedCell(net=baseline, **scale.speed)],
         "high-rate": table([*rows([UNPRUNED]), *high]),
         # `cifar10` alone has networks that others trained and longer schedules, and the notebooks ask every profile
         "public": [],

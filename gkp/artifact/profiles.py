@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from gkp.artifact.experiments.cell import Cell, load_file
-from gkp.artifact.experiments.kinds import EvaluateCell, Network, PretrainedCell, PruneCell, TimingCell, TrainCell, evaluations
+from gkp.artifact.experiments.kinds import (
+    EvaluateCell,
+    Network,
+    PretrainedCell,
+    PruneCell,
+    SpeedCell,
+    TimingCell,
+    TrainCell,
+    evaluations,
+)
 from gkp.artifact.groups import (
     HIGH,
     ONE_SHOT,
@@ -53,6 +62,7 @@ def quick() -> Groups:
         frequency={"examples": 200, **limits},
         timing={"seconds": 0.1, "clustered": 3, **limits},
         latency={"seconds": 0.2, **limits},
+        speed={"rates": (7 / 16,), "batch_sizes": (1, 8), "rounds": 3, **limits},
         seeds=(1,),
         seeded=(UNPRUNED, "sr-gkp"),
         alphas=(0.75,),
@@ -76,6 +86,7 @@ def cifar10() -> Groups:
         frequency={"examples": 2000},
         timing={},
         latency={},
+        speed={"threads": 2},
         seeded=None,
         own={  # epochs of search, then the fine-tuning that all get, but for DHP, which starts from scratch
             "gal": {"epochs": 8, "soft_epochs": 5},
@@ -97,6 +108,7 @@ def cifar10() -> Groups:
     groups = network_groups(baseline, scale)
     public = [PretrainedCell(dataset="cifar10", model=model, weights="akamaster") for model in ("resnet32", "resnet56")]
     groups["cost"] += [*public, *(TimingCell(net=net, **scale.timing) for net in public)]
+    groups["cost"].append(SpeedCell(net=public[-1], **scale.speed))
     official = PretrainedCell(dataset="cifar10", model="resnet20", weights="srgkp-official")
     theirs: list[Network | PruneCell] = [official, PruneCell(net=official, epochs=0)]  # what the published code's log gives
     groups["reference"] = [*theirs, *evaluations(theirs, protocol="paper", true_labels=True, **scale.paper)]
@@ -140,6 +152,7 @@ def paper() -> Groups:
         frequency={"examples": None, **gpu},
         timing=gpu,
         latency=gpu,
+        speed=gpu,
         own={"dhp": {"soft_epochs": 100, "lr": 0.1, "weight_decay": 1e-4, "options": {"sparsity": 3e-4}}},
     )
     groups: Groups = {}

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -45,8 +46,17 @@ def kernel_folder() -> Path | None:
         return None
 
 
-@cache
+_alone = threading.Lock()
+
+
 def kernel() -> Callable[..., None]:
+    """`steps.run`, compiled, one a process; see `_kernel`."""
+    with _alone:
+        return _kernel()
+
+
+@cache
+def _kernel() -> Callable[..., None]:
     """`steps.run`, compiled: loaded from the cache, or compiled now, once, with a line on stderr.
 
     Where the cache cannot be written, what it holds is used all the same; if it holds nothing, every process compiles. Two

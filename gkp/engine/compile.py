@@ -1,4 +1,10 @@
-"""`gkp.compile`: a network that runs in the engine."""
+"""`gkp.compile`: a network that runs in the engine.
+
+It is made for the widths of CIFAR ResNets. On one thread of an AMD EPYC with AVX-512, ResNet-56 without 7/16 of its grouped
+kernels takes 0.4 to 0.5 of the time of the dense network in the better of ONNX Runtime and OpenVINO; the dense one 0.6 to 0.7.
+Layers of 256 and 512 channels do not fit the first-level cache: VGG-16 takes 0.74 at batch 1 and 1.3 at batch 32 for 7/16,
+dense 1.3 and 2.1. `python tests/bench_engine.py` measures it again.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +47,7 @@ def compile(net: nn.Module, *, threads: int | None = None) -> nn.Module:
     Raises:
         BadInput: The network is in training mode, of another precision or on another device.
     """
+    net = net.compiled_from if isinstance(net, Compiled) else net
     _check(net)
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise BadInput(f"threads must be 1 or more, not {threads!r}; leave it out for as many as torch uses")

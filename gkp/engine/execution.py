@@ -54,6 +54,7 @@ class Runner:
         first_sign = 0 if signs is None else signs.data_ptr()
         claims = itertools.count(0, BLOCK_IMAGES)  # next() is atomic
         threads = 1 if images < ONE_THREAD else min(threads, -(-images // BLOCK_IMAGES))
+        kernel()  # before threads would all compile it
         if threads == 1:
             self._work(claims, outside, first_sign, images)
             return

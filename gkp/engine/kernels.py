@@ -15,10 +15,18 @@ from gkp.engine.vectors import ROWS_OUT
 
 F = 4  # bytes of a float
 ACCUMULATORS = 16 if LANES == 16 else 8  # vectors that a micro-kernel holds in registers: half of what there are
-
 # By filters, row groups and vectors across; by pixels of a piece.
 _SHAPES = [(f, g, x) for f in (1, 2, 4, 8) for g in (1, 2) for x in (1, 2) if f * g * x <= 16]
-multiply = choice({100 * f + 10 * g + x: vectors.multiply(f, g, x) for f, g, x in _SHAPES}, 11)
+# Three taps at once, which are 1, 2 or 4 floats apart where a vector has as many pieces: for so many filters at most, since
+# more of them hide the loads; a vector of several pieces is a whole row.
+IN_THREES = {1: 4, 2: 8, 4: 8} if LANES == 16 else {}
+_THREES = [(reach, *s) for reach, most in IN_THREES.items() for s in _SHAPES if s[0] <= most and (reach == 1 or s[2] == 1)]
+multiply = choice(
+    {100 * f + 10 * g + x: vectors.multiply(f, g, x) for f, g, x in _SHAPES}
+    | {1000 * r + 100 * f + 10 * g + x: vectors.multiply(f, g, x, r) for r, f, g, x in _THREES},
+    11,
+)
+MOST_ALONE, MOST_TOGETHER = IN_THREES.get(1, 0), IN_THREES.get(2, 0)
 clear = operation(vectors.clear(), 2)
 rows_to_frequencies = choice({width: vectors.rows_to_frequencies(width) for width in WIDTHS}, 5)
 copy_row = choice({width: vectors.copy_row(width) for width in WIDTHS}, 3)
@@ -81,11 +89,15 @@ def _write(p, constants, residual, target, signs, row, nx, x, channel, sums, sum
 
 
 @njit(nogil=True)
-def _sum(filters, ng, nx, weights, tap_table, taps, rows, stride, scratch_pitch, sums, sum_stride, where, adding, frequencies):
+def _sum(
+    p, filters, ng, nx, weights, tap_table, taps, rows, stride, scratch_pitch, sums, sum_stride, where, adding, frequencies
+):
     """The micro-kernel, for `SUMMED` taps at a time: sums of sums round less than one long sum."""
+    most = MOST_ALONE if at(p, L.PIECES) == 1 else MOST_TOGETHER
+    threes = 1000 * at(p, L.PIECES) if filters <= most and at(p, L.WINOGRAD) else 0
     for first in range(0, taps, L.SUMMED):
         multiply(
-            100 * filters + 10 * ng + nx,
+            threes + 100 * filters + 10 * ng + nx,
             weights + F * filters * frequencies * first,
             tap_table + 4 * first,
             min(L.SUMMED, taps - first),
@@ -142,7 +154,7 @@ def _blocks(p, tables, constants, rows, sums, base, row, sign, base2, row2, sign
         for t in range(0, together, ng):
             for x in range(0, across, nx):
                 here = rows + F * (t * scratch_pitch + x * LANES)
-                _sum(filters, ng, nx, weights, tap_table, taps, here, stride, scratch_pitch, sums, sum_stride,
+                _sum(p, filters, ng, nx, weights, tap_table, taps, here, stride, scratch_pitch, sums, sum_stride,
                      tables, 0, at(p, L.FREQUENCIES))  # fmt: skip
                 for i in range(filters):
                     channel = entry(tables, channels + i)
@@ -170,7 +182,7 @@ def _add_up(p, tables, constants, rows, sums, base, row, sign, base2, row2, sign
                 filters, taps = entry(tables, head), entry(tables, head + 1)
                 tap_table = tables + 4 * entry(tables, head + 2)
                 weights, where = constants + F * entry(tables, head + 3), tables + 4 * entry(tables, head + 4)
-                _sum(filters, ng, nx, weights, tap_table, taps, here, stride, scratch_pitch, sums, sum_stride,
+                _sum(p, filters, ng, nx, weights, tap_table, taps, here, stride, scratch_pitch, sums, sum_stride,
                      where, 1, at(p, L.FREQUENCIES))  # fmt: skip
             for channel in range(at(p, L.OUT_CHANNELS)):
                 for g in range(t, t + ng):

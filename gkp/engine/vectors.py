@@ -20,19 +20,22 @@ from gkp.engine.layout import FAR, NEAR
 ROWS_IN, ROWS_OUT = 6, 4  # of a Winograd tile
 
 
-def multiply(filters: int, groups: int, across: int) -> Emit:
+def multiply(filters: int, groups: int, across: int, reach: int = 0) -> Emit:
     """The micro-kernel: sums over taps for `filters` filters and `groups` x `across` vectors, all in registers.
+
+    Taps that are neighbours in a row read vectors that straddle cache lines. If they come in threes, left, middle and right,
+    `reach` floats apart, the outer ones are put together from the aligned vectors of the middle one; reach 0: single taps.
 
     Arguments: weights (address; `[frequency][tap][filter]`), taps (address; int32, the offset of each tap's row), number of
     taps, rows (address of the first vector), their frequency stride, their group stride, sums (address), their frequency
     stride, rows of sums (address; int32, the offset of each filter's), whether to add to what is there, number of frequencies.
     """
     positions = [(group, x) for group in range(groups) for x in range(across)]
+    columns = 3 if reach else 1
 
     def multiply_(e: Emitter, weights: Value, taps: Value, count: Value, rows: Value, row_stride: Value, *more: Value) -> None:
         b, (stride, sums, sum_stride, where, adding, frequencies) = e.b, more
         tap = e.pointer(taps, I32)
-        offsets = [b.add(b.mul(stride, whole(group)), whole(x * LANES)) for group, x in positions]
         table = e.pointer(where, I32)
         places = [b.sext(b.load(b.gep(table, [whole(f)])), I64) for f in range(filters)]
         spots = [[b.add(place, whole(p * LANES)) for p in range(len(positions))] for place in places]
@@ -57,13 +60,13 @@ def multiply(filters: int, groups: int, across: int) -> Emit:
         for line in running:
             for phi in line:
                 phi.add_incoming(e.constant(0.0), head)
-        here = b.gep(row, [b.sext(b.load(b.gep(tap, [index])), I64)])
-        vectors = [e.load(here, offset) for offset in offsets]
-        after = []
-        for f, line in enumerate(running):
-            scalar = e.splat(b.load(b.gep(at, [whole(f)])))
-            after.append([e.fma(scalar, vector, value) for vector, value in zip(vectors, line, strict=True)])
-        following, beyond = b.add(index, whole(1)), b.gep(at, [whole(filters)])
+        here = b.gep(row, [b.sext(b.load(b.gep(tap, [b.add(index, whole(columns // 2))])), I64)])
+        after: list[list[Value]] = [list(line) for line in running]
+        for column, vectors in enumerate(_columns(e, here, stride, groups, across, reach)):
+            for f, line in enumerate(after):
+                scalar = e.splat(b.load(b.gep(at, [whole(column * filters + f)])))
+                after[f] = [e.fma(scalar, vector, value) for vector, value in zip(vectors, line, strict=True)]
+        following, beyond = b.add(index, whole(columns)), b.gep(at, [whole(columns * filters)])
         index.add_incoming(following, loop)
         at.add_incoming(beyond, loop)
         for line, there in zip(running, after, strict=True):
@@ -94,6 +97,20 @@ def multiply(filters: int, groups: int, across: int) -> Emit:
         b.position_at_end(done)
 
     return multiply_
+
+
+def _columns(e: Emitter, here: Value, stride: Value, groups: int, across: int, reach: int) -> list[list[Value]]:
+    """The vectors of each column, group by group, around that at `here`."""
+    starts = [e.b.mul(stride, whole(group)) for group in range(groups)]
+    edge = 1 if reach else 0
+    rows = [[e.load(here, e.b.add(start, whole(x * LANES))) for x in range(-edge, across + edge)] for start in starts]
+    if not reach:
+        return [[vector for row in rows for vector in row]]
+    found = []
+    for left, start in ((0, LANES - reach), (1, 0), (1, reach)):  # from which vector on, and from which of its lanes
+        pairs = [(row[x + left], row[x + 1 + left]) for row in rows for x in range(across)]
+        found.append([e.shuffle(a, b, range(start, start + LANES)) if start else a for a, b in pairs])
+    return found
 
 
 def clear() -> Emit:

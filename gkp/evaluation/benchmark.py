@@ -34,7 +34,7 @@ from gkp.attacks.gradient import single_step
 from gkp.attacks.network import Model, evaluating, logits_and_gradient, logits_of
 from gkp.attacks.options import ATTACKS
 from gkp.data.dataset import Dataset, to_unit
-from gkp.engine.compile import compile_all
+from gkp.engine.compile import Compiled, compile_all
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
 from gkp.evaluation.protocols import (
@@ -114,6 +114,9 @@ def benchmark(
         pgd_random_start=pgd_random_start,
         batch_size=int(batch_size),
     )
+    if isinstance(model, Compiled):  # its network, by the engine that runs it
+        engine = "torch" if "network" in model.fallbacks else "fast"
+        model = model.compiled_from
     if engine not in ENGINES:
         raise BadInput(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
     with torch.inference_mode(False), evaluating(model), on_device(model, device) as given:

@@ -283,6 +283,35 @@ class LatencyCell(Cell):
         return self.seconds * len(self.batch_sizes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpeedCell(Cell):
+    """The speed of a network, dense and pruned, in stock engines and in `gkp.compile`: seconds, whose ratios can be compared.
+
+    Args:
+        net: The network that is run and pruned.
+        rates: Shares of kernels removed; each also by filters, at the same MACs.
+        groups: Number of filter groups.
+        batch_sizes: Images per forward pass.
+        rounds: Measurements of each form in each engine.
+    """
+
+    stage = "speed"
+    revision = 1
+    net: Network
+    rates: tuple[float, ...] = (7 / 16, 10 / 16)
+    groups: int = 8
+    batch_sizes: tuple[int, ...] = (1, 32, 128)
+    rounds: int = 7
+
+    @property
+    def label(self) -> str:
+        return f"{self.net.label}-speed"
+
+    @property
+    def work(self) -> float:
+        return _SIZE.get(self.net.model, 1.0) * self.rounds * sum(self.batch_sizes) * (1 + 2 * len(self.rates))
+
+
 def network_in(folder: Path) -> str:
     """The folder, in that of a finished network, that holds it: "compact" where something was pruned, else "model"."""
     return "compact" if (folder / "compact").exists() else "model"

@@ -22,6 +22,7 @@ from torch import nn
 
 from gkp.artifact.experiments.entry import figures_of
 from gkp.artifact.experiments.kinds import network_in
+from gkp.artifact.experiments.speed import speed
 from gkp.artifact.experiments.timing import latency_of, timing
 from gkp.checkpoints import load_model, save_model
 from gkp.data.dataset import Dataset
@@ -253,4 +254,5 @@ STAGES: dict[str, Callable[..., Mapping[str, Any]]] = {  # of the kinds of cells
     "evaluate": evaluate,
     "timing": timing,
     "latency": latency_of,
+    "speed": speed,
 }

@@ -2,13 +2,22 @@
 
 from gkp.artifact.results import load_networks, load_outcomes, row_name
 from gkp.artifact.tables.accuracy import accuracies, high_frequency, mean_ranks, methods_table, strong_attacks
-from gkp.artifact.tables.cost import costs, grouping_times, latencies, published_counts, same_function
+from gkp.artifact.tables.cost import (
+    accelerations,
+    costs,
+    grouping_times,
+    latencies,
+    published_counts,
+    same_function,
+    speeds,
+)
 from gkp.artifact.tables.methods import kept_kernels, method_checklist
 from gkp.artifact.tables.protocol import epoch_choice, label_choice, seed_spread, space_choice, transferred
 from gkp.artifact.tables.table import Table, provenance
 
 __all__ = [
     "Table",
+    "accelerations",
     "accuracies",
     "costs",
     "epoch_choice",
@@ -28,6 +37,7 @@ __all__ = [
     "same_function",
     "seed_spread",
     "space_choice",
+    "speeds",
     "strong_attacks",
     "transferred",
 ]

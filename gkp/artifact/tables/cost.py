@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from gkp.artifact.experiments.kinds import TimingCell
+from gkp.artifact.experiments.kinds import SpeedCell, TimingCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.published import NETWORKS, published
 from gkp.artifact.results import test_images
@@ -175,6 +175,57 @@ def latencies(results: Sequence[Result]) -> Table:
     shown = frame.assign(text=text).pivot(index=["model", "batch_size"], columns="form", values="text")
     order = [form for form in dict.fromkeys(frame["form"]) if form in shown.columns]
     return Table("Latency of a batch, one thread; in brackets the ratio to the dense network", shown[order], frame)
+
+
+def speeds(results: Sequence[Result]) -> Table:
+    """Milliseconds of a pass of every form of a network in every engine, and the ratio to dense in the best stock engine.
+
+    Args:
+        results: Finished speed cells, among others.
+    """
+    frame = _speeds(results)
+    if frame.empty:
+        return not_run("Speed of a forward pass")
+    text = [f"{1000 * row.seconds:.2f} ms ({row.ratio:.2f}x)" for row in frame.itertuples()]
+    index = ["model", "threads", "batch_size", "form"]
+    shown = frame.assign(text=text).pivot(index=index, columns="engine", values="text")
+    order = pd.MultiIndex.from_frame(frame[index].drop_duplicates())
+    title = "Speed of a forward pass; in brackets the ratio to the dense network in the best stock engine, median of rounds"
+    return Table(title, shown.loc[order, frame["engine"].unique()].fillna("not installed"), frame)
+
+
+def accelerations(results: Sequence[Result]) -> Table:
+    """What accelerates a pruned network: the pruning, or the engine. Ratios of seconds; below 1 is faster.
+
+    "stock": the pruned network, as it is stored, to the dense one, each in the stock engine that is best for it. "engine":
+    dense in `gkp.compile` to dense in the best stock engine. "pruning": pruned to dense, both in `gkp.compile`. "both": pruned
+    there to dense in the best stock engine.
+
+    Args:
+        results: Finished speed cells, among others.
+    """
+    frame, points = _speeds(results), []
+    for (model, threads, size), rows in frame.groupby(["model", "threads", "batch_size"], sort=False) if len(frame) else ():
+        ours = rows[rows["engine"] == "gkp"].set_index("form")["ratio"]
+        stock = rows[rows["engine"] != "gkp"]
+        dense_again = stock["form"].str.startswith("grouped") & (stock["engine"] == "torch, folded")
+        best = stock[~dense_again].groupby("form", sort=False)["ratio"].min()
+        for form in best.index.drop("dense"):
+            point = {"model": model, "threads": threads, "batch_size": size, "form": form, "stock": best[form]}
+            if form in ours.index:
+                point |= {"engine": ours["dense"], "pruning": ours[form] / ours["dense"], "both": ours[form]}
+            points.append(point)
+    if not points:
+        return not_run("What accelerates a pruned network")
+    found = pd.DataFrame(points)
+    shown = found.set_index(["model", "threads", "batch_size", "form"]).map("{:.2f}x".format)
+    return Table("What accelerates a pruned network: seconds relative to the dense network's", shown, found)
+
+
+def _speeds(results: Sequence[Result]) -> pd.DataFrame:
+    """The rows of all finished speed cells, with the model of each."""
+    timed = [result for result in results if isinstance(result.cell, SpeedCell)]
+    return pd.DataFrame([{"model": result["model"], **row} for result in timed for row in result["speed"]])
 
 
 def _timings(results: Sequence[Result]) -> list[Result]:
