@@ -140,7 +140,9 @@ def training_row(images: int = 1024, batch: int = 64) -> Row:
     return Row(f"training, one epoch of {images:,} images / bare loop", ratio(ours, bare), "x", 1.1)
 
 
-STEPS = {"dhp": 1.3, "gal": 1.5}  # methods that prune while they train -> the most plain steps that one step of theirs may take
+# methods that prune while they train -> the most plain steps that one step of theirs may take; options of theirs
+STEPS = {"dhp": 1.3, "gal": 1.5, "rap-admm": 4.2}
+FEW = {"rap-admm": {"attack_steps": 3}}
 
 
 def step_rows(images: int = 1280) -> list[Row]:
@@ -149,7 +151,7 @@ def step_rows(images: int = 1280) -> list[Row]:
     convs = {name: layers_for(gkp.methods()[name], build_model("resnet20"), None)[0] for name in STEPS}
 
     def epoch(*methods: str) -> float:
-        net, planners = build_model("resnet20"), {name: make_method(name) for name in methods}
+        net, planners = build_model("resnet20"), {name: make_method(name, **FEW.get(name, {})) for name in methods}
         for planner in planners.values():
             net = planner.network(net) if hasattr(planner, "network") else net
         callbacks = [planner.callback(convs[name]) for name, planner in planners.items()]

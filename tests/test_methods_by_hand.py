@@ -11,6 +11,7 @@ from gkp.pruning.methods.chip import independence
 from gkp.pruning.methods.fpgm import distance_to_others
 from gkp.pruning.methods.gal.fista import Fista
 from gkp.pruning.methods.lrf import combination, removal_order
+from gkp.pruning.methods.rap_admm.splitting import Splitting
 from gkp.pruning.methods.taylor_fo import gate_gradients
 from gkp.pruning.methods.tmi_gkp.vote import intervals
 from gkp.pruning.prune import prune
@@ -45,6 +46,18 @@ def test_the_gates_of_gal_take_steps_of_fista():
         factors.append(((gates.value - 1 - start) / moved)[0].item())
     assert factors == pytest.approx([0, 0.28175, 0.43404, 0.53106], abs=1e-5)
     assert gates.t == pytest.approx(3.29488, abs=1e-5)
+
+
+@by_hand("rap-admm")
+def test_the_dual_of_rap_admm_brings_back_a_filter_that_stays_far_from_zero():
+    admm, weights = Splitting({"0": 1}), {"0": torch.tensor([[3.0, 0.0], [1.2, 1.6]])}  # norms 3 and 2
+    admm.start(weights)
+    kept = []
+    for _ in range(3):
+        admm.update(weights)
+        kept.append(admm.z["0"].norm(dim=1).gt(0).tolist())
+    assert kept == [[True, False], [False, True], [True, False]]  # norms of W + U: 3 and 2, 3 and 4, 6 and 2
+    assert admm.u["0"].tolist() == [[0, 0], pytest.approx([1.2, 1.6])]
 
 
 # --- filters: weights ------------------------------------------------------------------------------------------------

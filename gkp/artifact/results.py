@@ -41,6 +41,7 @@ NAMES = {  # a method's identifier -> its name in the paper, or one formed alike
     "none": CONTINUED,
     "random": "Random",
     "random-gkp": "Random-GKP",
+    "rap-admm": "RAP-ADMM",
     "scratch": "Scratch",
     "sfp": "SFP",
     "sfp-smooth": "SFP-Smooth",

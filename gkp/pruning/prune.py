@@ -268,9 +268,18 @@ def check_inputs(info: MethodInfo, net: nn.Module, convs: Mapping[str, nn.Conv2d
     for name, conv in convs.items():
         if not bool(conv.weight.isfinite().all()):
             raise BadInput(f"{name} has NaN or Inf weights; load a sound checkpoint before pruning")
+    if "data" in info.needs and data is None:
+        raise BadInput(f'{info.name} looks at images; give data=, a training split such as load_dataset("digits", "train")')
+    if data is None or not {"data", "training"} & set(info.needs):
+        return
+    if not isinstance(data, Dataset):
+        raise BadInput(f"{info.name} takes images and labels in a gkp.Dataset, not a {type(data).__name__}")
+    if info.labels and data.num_classes > 1 and data.labels.min() == data.labels.max():
+        raise BadInput(
+            f"{info.name} learns from labels, and all {len(data)} images of {data.name!r} have the label "
+            f"{int(data.labels[0])}; give a labelled training split"
+        )
     if "data" in info.needs:
-        if data is None:
-            raise BadInput(f'{info.name} looks at images; give data=, a training split such as load_dataset("digits", "train")')
         check_fit(net, data)
 
 

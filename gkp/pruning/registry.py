@@ -35,6 +35,8 @@ class MethodInfo:
         fidelity: "faithful", or "adapted: " with what differs and why.
         options: Its hyper-parameters and their defaults.
         cls: Its class.
+        adversarial: Whether it trains on adversarial images, so that its robustness is not to be compared with that of methods
+            that do not.
     """
 
     name: str
@@ -45,6 +47,12 @@ class MethodInfo:
     fidelity: str
     options: Mapping[str, Any]
     cls: type[Any] = dataclasses.field(repr=False)
+    adversarial: bool = False
+
+    @property
+    def labels(self) -> bool:
+        """Whether it learns from the labels of images."""
+        return bool({"training", "gradients"} & set(self.needs)) and "unlabelled images" not in self.needs
 
     def to_json(self) -> dict[str, Any]:
         """All fields but the class, as plain types."""
@@ -58,7 +66,14 @@ _REGISTRY: dict[str, MethodInfo] = {}
 
 
 def register(
-    name: str, *, reference: str, family: str, needs: tuple[str, ...], fidelity: str, procedure: str = "one-shot"
+    name: str,
+    *,
+    reference: str,
+    family: str,
+    needs: tuple[str, ...],
+    fidelity: str,
+    procedure: str = "one-shot",
+    adversarial: bool = False,
 ) -> Callable[[M], M]:
     """Class decorator: put a frozen dataclass of hyper-parameters into the registry under `name`.
 
@@ -78,7 +93,7 @@ def register(
         if taken is not None and taken.cls.__qualname__ != cls.__qualname__:
             raise BadInput(f"a method called {name!r} is registered already ({taken.cls.__qualname__}); choose another name")
         options = {field.name: field.default for field in dataclasses.fields(cls)}
-        _REGISTRY[name] = MethodInfo(name, reference, family, needs, procedure, fidelity, options, cls)
+        _REGISTRY[name] = MethodInfo(name, reference, family, needs, procedure, fidelity, options, cls, adversarial)
         return cls
 
     return add

@@ -112,7 +112,7 @@ class PruneCell(Training, Cell):
         groups: As in `gkp.prune`.
         options: The method's own.
         soft_epochs: How many of the epochs a method that prunes while it trains gets for that, the rest being fine-tuning;
-            None for half of them, rounded up.
+            None for half of them, rounded up, or for all of them where it trains for robustness, which others would undo.
         scratch: Throw the weights away after pruning and train the pruned shape anew.
     """
 

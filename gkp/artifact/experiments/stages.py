@@ -136,7 +136,8 @@ def _pruned(
 
 def _soft_epochs(params: Mapping[str, Any]) -> int:
     given = params.get("soft_epochs")
-    soft = math.ceil(params["epochs"] / 2) if given is None else given
+    half = params["epochs"] if method_info(params["method"]).adversarial else math.ceil(params["epochs"] / 2)
+    soft = half if given is None else given
     if not 1 <= soft <= params["epochs"]:
         raise BadInput(
             f"{params['method']} prunes while it trains: {soft} of {params['epochs']} epochs is not enough; give "
