@@ -37,6 +37,7 @@ NAMES = {  # a method's identifier -> its name in the paper, or one formed alike
     "least-smooth-gkp": "Least-Smooth-GKP",
     "lrf": "LRF",
     "none": CONTINUED,
+    "nppm": "NPPM",
     "random": "Random",
     "random-gkp": "Random-GKP",
     "scratch": "Scratch",

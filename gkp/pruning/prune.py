@@ -271,6 +271,8 @@ def check_inputs(info: MethodInfo, net: nn.Module, convs: Mapping[str, nn.Conv2d
     if "data" in info.needs:
         if data is None:
             raise BadInput(f'{info.name} looks at images; give data=, a training split such as load_dataset("digits", "train")')
+        if not isinstance(data, Dataset):
+            raise BadInput(f"{info.name} takes data= as a gkp.Dataset of images and labels, not a {type(data).__name__}")
         check_fit(net, data)
 
 
