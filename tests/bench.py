@@ -62,7 +62,7 @@ def method_rows() -> list[Row]:
     net, rows = build_model("resnet20"), []
     data = noise(4096)
     for info in gkp.methods().values():
-        if info.procedure == "one-shot" and "training snapshots" not in info.needs:
+        if info.procedure == "one-shot" and "training snapshots" not in info.needs and info.name != "nppm":
             slow = info.name in ("cc", "chip")
             budget = (60.0 if slow else 20.0) if "data" in info.needs else 3.0
             took = seconds(lambda name=info.name: gkp.prune(net, name, data=data))
@@ -157,10 +157,23 @@ def step_rows(images: int = 1280) -> list[Row]:
         callbacks = [planner.callback(convs[name]) for name, planner in planners.items()]
         return train(net, data, recipe, progress=False, callbacks=callbacks).last["seconds"]
 
-    return [
+    rows = [
         Row(f"a step of {name} / plain step", statistics.median(epoch(name) / epoch() for _ in range(5)), "x", budget)
         for name, budget in STEPS.items()
     ]
+    size = recipe.batch_size
+    method = make_method("nppm", data=data, share=1.0, batch_size=size, steps=images // size)
+    search = method.search(net := build_model("resnet20"), layers_for(gkp.methods()["nppm"], net, None)[0])
+    for gates in torch.rand(140, len(search.weights)).round():  # enough for the predictor to take part
+        search.memory.insert(gates, float(gates.mean()))
+
+    def searched() -> float:
+        search.done = 0
+        return seconds(search.run)
+
+    searched()
+    value = statistics.median(searched() / epoch() for _ in range(5))
+    return [*rows, Row(f"a step of nppm on {size} images / plain step", value, "x", 0.9)]
 
 
 def attack_rows() -> list[Row]:

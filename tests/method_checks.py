@@ -12,6 +12,7 @@ CHEAP = {  # options that make a method quick where only its budget or its mecha
     "cc": {"n_batches": 1, "batch_size": 4, "step": 0.1},
     "chip": {"n_batches": 1, "batch_size": 1},
     "hrank": {"n_batches": 1, "batch_size": 1},
+    "nppm": {"steps": 2, "batch_size": 8, "base": -0.2},  # its gates begin where the budget is
     "taylor-fo": {"n_batches": 1, "batch_size": 2},
     "tmi-gkp": {"grouping": "random"},
 }

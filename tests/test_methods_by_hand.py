@@ -11,6 +11,7 @@ from gkp.pruning.methods.chip import independence
 from gkp.pruning.methods.fpgm import distance_to_others
 from gkp.pruning.methods.gal.fista import Fista
 from gkp.pruning.methods.lrf import combination, removal_order
+from gkp.pruning.methods.nppm.gates import combined, opening
 from gkp.pruning.methods.rap_admm.splitting import Splitting
 from gkp.pruning.methods.taylor_fo import gate_gradients
 from gkp.pruning.methods.tmi_gkp.vote import intervals
@@ -163,6 +164,13 @@ def test_taylor_is_the_squared_derivative_by_the_gate_averaged_over_batches():
     assert torch.allclose(found, slope, atol=1e-6)
     scores = scores_of("taylor-fo", conv, net, data=data, n_batches=1, batch_size=6, input_shape=(3, 4, 4))
     assert scores == pytest.approx((slope**2).tolist(), rel=1e-4)
+
+
+@by_hand("nppm")
+def test_nppm_opens_gates_by_their_logits_and_follows_the_predictor_where_the_loss_is_indifferent():
+    assert opening(torch.tensor([2.0, 0.0, -3.0])).tolist() == pytest.approx([0.99938, 0.63212, 0.04857], abs=1e-5)
+    loss, cost, predicted = torch.tensor([2.0, 0.0]), torch.tensor([0.5, 0.5]), torch.tensor([3.0, 4.0])
+    assert combined(loss, cost, predicted).tolist() == [2.5, 4.5]
 
 
 # --- channels --------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ METHODS = (  # every built-in method that can be given what it needs: written do
         "l1norm-a",
         "l1norm-b",
     ),
-    *("l2", "l2-gkp", "least-smooth-gkp", "lrf", "random", "random-gkp", "rap-admm", "sfp", "sfp-smooth", "slimming"),
+    *("l2", "l2-gkp", "least-smooth-gkp", "lrf", "nppm", "random", "random-gkp", "rap-admm", "sfp", "sfp-smooth", "slimming"),
     *("sr-gkp", "taylor-fo", "tmi-gkp"),
 )
 SEEDED = (UNPRUNED, "sr-gkp", "l2-gkp", "random-gkp", "l1norm-b")  # the rows that get three seeds

@@ -122,7 +122,7 @@ def of_results(results: Sequence[Result]) -> Table:
             load_networks([one.network], row)[row],
             name=paper_name(row),
             evaluated=one.network["model_sha256"],
-        input_shape=one.network["input_shape"],
+            input_shape=one.network["input_shape"],
             venue="this artifact",
             latency_seconds=None,
         )

@@ -69,7 +69,10 @@ def quick() -> Groups:
         csbs=(0.5,),
         high=("sr-gkp", "l1norm-b"),
         strong=few,
-        own={"dhp": {"epochs": 8, "soft_epochs": 4, "lr": 0.1, "weight_decay": 1e-4, "options": {"check_every": 10}}},
+        own={
+            "dhp": {"epochs": 8, "soft_epochs": 4, "lr": 0.1, "weight_decay": 1e-4, "options": {"check_every": 10}},
+            "nppm": {"options": {"steps": 300}},
+        },
     )
     baseline = TrainCell(dataset="digits", model="resnet20", epochs=12, threads=2, **short)
     return network_groups(baseline, scale)
@@ -153,7 +156,10 @@ def paper() -> Groups:
         timing=gpu,
         latency=gpu,
         speed=gpu,
-        own={"dhp": {"soft_epochs": 100, "lr": 0.1, "weight_decay": 1e-4, "options": {"sparsity": 3e-4}}},
+        own={
+            "dhp": {"soft_epochs": 100, "lr": 0.1, "weight_decay": 1e-4, "options": {"sparsity": 3e-4}},
+            "nppm": {"options": {"steps": 4000}},
+        },
     )
     groups: Groups = {}
     for model in ("resnet32", "resnet56", "resnet110", "vgg16_bn"):

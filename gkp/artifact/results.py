@@ -39,6 +39,7 @@ NAMES = {  # a method's identifier -> its name in the paper, or one formed alike
     "least-smooth-gkp": "Least-Smooth-GKP",
     "lrf": "LRF",
     "none": CONTINUED,
+    "nppm": "NPPM",
     "random": "Random",
     "random-gkp": "Random-GKP",
     "rap-admm": "RAP-ADMM",

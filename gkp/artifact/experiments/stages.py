@@ -116,6 +116,8 @@ def _pruned(
     if info.procedure == "one-shot":
         if "training snapshots" in info.needs and trace.exists():
             options.setdefault("trace", trace)
+        if "checkpoint" in info.options:
+            options["checkpoint"] = context.scratch / "pruning.pt"
         pruned = prune(net, info.name, groups=params["groups"], data=data if "data" in info.needs else None, **options)
     else:
         recipe = _recipe({**params, "epochs": _soft_epochs(params)})
