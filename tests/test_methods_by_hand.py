@@ -8,6 +8,7 @@ from torch import nn
 from gkp.errors import BadInput
 from gkp.pruning.methods.cc.sensitivity import channel_sensitivity, rank_sensitivity
 from gkp.pruning.methods.chip import independence
+from gkp.pruning.methods.dhp.hypernetwork import HyperConv, shrink
 from gkp.pruning.methods.fpgm import distance_to_others
 from gkp.pruning.methods.gal.fista import Fista
 from gkp.pruning.methods.lrf import combination, removal_order
@@ -47,6 +48,22 @@ def test_the_gates_of_gal_take_steps_of_fista():
         factors.append(((gates.value - 1 - start) / moved)[0].item())
     assert factors == pytest.approx([0, 0.28175, 0.43404, 0.53106], abs=1e-5)
     assert gates.t == pytest.approx(3.29488, abs=1e-5)
+
+
+@by_hand("dhp")
+def test_the_weights_of_dhp_are_computed_from_latents_and_shrink_with_them():
+    layer = HyperConv(2, 1, (1, 1), hidden=2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        layer.bias0.fill_(0.1)
+        layer.weight1.copy_(torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]))
+        layer.bias1.fill_(0.5)
+        layer.weight2.copy_(torch.tensor([[[[1.0, -1.0]]], [[[2.0, 0.0]]]]))
+        layer.bias2.fill_(0.25)
+    z_in, z_out = torch.tensor([0.5, -1.0]), torch.tensor([2.0])
+    # inputs 1.1 and -1.9; hidden (1.6, 2.7) and (-5.2, -7.1); weights 1.6 - 2.7 + .25 and -10.4 + .25
+    assert layer(z_in, z_out).flatten().tolist() == pytest.approx([-0.85, -10.15])
+    shrink(z_in, 0.6)
+    assert z_in.tolist() == pytest.approx([0.0, -0.4])  # every entry by .6 towards 0, where it stops
 
 
 @by_hand("rap-admm")

@@ -36,30 +36,37 @@ class Emitter:
         )
 
     def pointer(self, address: Value, kind: Any = F32) -> Value:
+        """A pointer to values of this kind at an address."""
         return self.b.inttoptr(address, kind.as_pointer())
 
     def load(self, pointer: Value, offset: Value, width: int = LANES) -> Value:
+        """The `width` floats that begin `offset` floats behind a pointer."""
         place = self.b.gep(pointer, [offset])
         value = self.b.load(self.b.bitcast(place, ir.VectorType(F32, width).as_pointer()))
         value.align = 4
         return value
 
     def store(self, value: Value, pointer: Value, offset: Value) -> None:
+        """Write a vector to the place `offset` floats behind a pointer."""
         place = self.b.bitcast(self.b.gep(pointer, [offset]), value.type.as_pointer())
         self.b.store(value, place).align = 4
 
     def splat(self, scalar: Value, width: int = LANES) -> Value:
+        """A vector of one value."""
         empty = ir.Constant(ir.VectorType(scalar.type, width), ir.Undefined)
         first = self.b.insert_element(empty, scalar, ir.Constant(I32, 0))
         return self.b.shuffle_vector(first, empty, ir.Constant(ir.VectorType(I32, width), [0] * width))
 
     def constant(self, value: float) -> ir.Constant:
+        """A constant vector of one value."""
         return ir.Constant(VECTOR, [value] * LANES)
 
     def shuffle(self, a: Value, b: Value, lanes: Sequence[int]) -> Value:
+        """These lanes of `a` and `b`, counted through both."""
         return self.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
+        """a * b + c, rounded once."""
         return self.b.call(self._fma, [a, b, c])
 
     def scaled(self, factor: float, a: Value, plus: Value) -> Value:

@@ -24,9 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-from gkp.networks.classifier import GlobalAvgPool
+from gkp.networks.classifier import Classifier, GlobalAvgPool
 from gkp.pruning.grouped import GroupedKernelConv2d
 from gkp.pruning.probe import copy_of, image_for, send, undisturbed, without_norms
 from gkp.pruning.twin import PrunedModel
@@ -83,7 +82,11 @@ def cost(net: nn.Module, *, input_shape: Sequence[int] = (3, 32, 32)) -> Cost:
 
 def macs_of_layers(net: nn.Module, *, input_shape: Sequence[int] = (3, 32, 32)) -> dict[str, int]:
     """Multiply-accumulates of each convolution and linear layer by name; arguments and errors as in `cost`."""
-    small = _small(copy_of(net)).eval()
+    return _macs_of(_small(copy_of(net)).eval(), input_shape)
+
+
+def _macs_of(small: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
+    """The same of a network that this spoils."""
     macs: dict[str, int] = {}
 
     def listen(name: str, layer: nn.Module) -> None:
@@ -113,10 +116,14 @@ def count(small: nn.Module, input_shape: Sequence[int]) -> Cost:
     for module in without_norms(small).modules():
         if not (uncounted and isinstance(module, nn.ReLU)):
             module.register_forward_hook(add)
+    params = sum(p.numel() for p in small.parameters())
+    if isinstance(small, Classifier):  # its convolutions and linear layers are all that multiplies
+        macs = sum(_macs_of(small, input_shape).values())
+        return Cost(params, macs, macs + extras["paper"], ())
     with _asking(), _Counting() as counting:
         send(small, input_shape)
     macs = counting.flops // 2
-    return Cost(sum(p.numel() for p in small.parameters()), macs, macs + extras["paper"], tuple(counting.left_out))
+    return Cost(params, macs, macs + extras["paper"], tuple(counting.left_out))
 
 
 def latency(
@@ -166,19 +173,22 @@ class _Counting(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        from torch.utils.flop_counter import flop_registry  # loads triton, which only a count needs
+
+        self._formulas = flop_registry
         self.flops = 0
         self.left_out: dict[str, None] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, packet = kwargs or {}, func._overloadpacket
-        if packet not in flop_registry:
+        if packet not in self._formulas:
             with self:
                 found = func.decompose(*args, **kwargs)
             if found is not NotImplemented:
                 return found
         output = func(*args, **kwargs)
-        if packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=output)
+        if packet in self._formulas:
+            self.flops += self._formulas[packet](*args, **kwargs, out_val=output)
         elif packet in (_aten.mv, _aten.addmv, _aten.dot):
             matrix = args[1] if packet is _aten.addmv else args[0]
             self.flops += 2 * matrix.numel()

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -157,7 +157,8 @@ def find_input_shape(net: nn.Module) -> tuple[int, int, int]:
 @contextmanager
 def undisturbed(seed: int = 0) -> Iterator[None]:
     """Within, the global generators start from `seed`; afterwards they are where they were."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002  (the global one is what is saved)
+    theirs = sys.modules.get("numpy.random")  # not loaded for this: a generator that nobody has used has no state to keep
+    states = random.getstate(), theirs.get_state() if theirs else None
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         with torch.random.fork_rng(devices=list(gpus)):
@@ -165,7 +166,8 @@ def undisturbed(seed: int = 0) -> Iterator[None]:
             yield
     finally:
         random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
+        if theirs:
+            theirs.set_state(states[1])
 
 
 def reason_of(error: BaseException) -> str:

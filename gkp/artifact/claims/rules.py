@@ -171,15 +171,14 @@ def _with_rivals(
 def best_or_second(
     case: Case, *, against: tuple[Net, ...], keys: Keys, who: Net = SR, rate: float = RATE, at_least: int = 3
 ) -> Decision:
-    """A network is best or second best in each column among those of `against` that the profile has at this rate.
+    """A network is best or second best in each column among those of `against` that the profile has at this rate and budget.
 
     It holds when at most one of them is more accurate in each column, and fails when two or more are significantly better.
     """
     who = who.at(rate)
-    rivals = case.available([net.at(rate) for net in against], "paper")
+    rivals = [net for net in case.available([net.at(rate) for net in against], "paper") if _equal_macs(case, who, net)]
     if len(rivals) < at_least:
         raise NotRun(f"only {len(rivals)} of the methods to compare with are finished on {case.model}")
-    check_macs(case, [who, *rivals])
     states: list[str] = []
     told, places, seeds, n = [], [], [], 0
     for key in keys:
@@ -246,6 +245,11 @@ def _of_one_budget(case: Case, nets: Sequence[Net]) -> list[Net]:
     macs = {net: case.first(net)["paper_macs"] for net in nets}
     middle = float(np.median(list(macs.values()))) if macs else 0.0
     return [net for net in nets if abs(macs[net] - middle) <= 2 * SAME_MACS * middle]
+
+
+def _equal_macs(case: Case, a: Net, b: Net) -> bool:
+    macs = [case.first(net)["paper_macs"] for net in (a, b)]
+    return max(macs) <= (1 + 2 * SAME_MACS) * min(macs)
 
 
 def check_macs(case: Case, nets: Sequence[Net]) -> None:
