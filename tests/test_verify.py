@@ -113,8 +113,8 @@ def execute(root: Path, source: str = "1 + 1") -> None:
     cells[2].outputs = [books.new_output("execute_result", data={"text/plain": "2"}, execution_count=3)]
     out = root / "build" / "cifar10"
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    for suffix in ("svg", "png", "csv"):
-        (out / "figures" / f"methods_paper.{suffix}").write_text("drawn")
+    for suffix in ("svg", "png", "csv", "txt"):
+        (out / "figures" / f"robustness.{suffix}").write_text("Who asks?\nYes. All do.\n" if suffix == "txt" else "drawn")
     nbformat.write(books.new_notebook(cells=run, metadata={"papermill": {"duration": 2.0}}), out / name)
     origin = executed.origin(root / "notebooks" / name, {"profile": "cifar10", "jobs": 2})
     Record("00_a", origin, {name: file_sha256(out / name)}, 6.0).save(out)
@@ -276,7 +276,8 @@ def test_readme_opens_with_the_verdicts_their_cost_and_a_figure_and_an_edited_on
     text = file.read_text()
     assert text.startswith("# Title\n") and text.endswith("\nRest\n") and "- Claims: 2 holds." in text
     row = "| They \\| differ | 15 points | 5 points; [1, 9]; n 50 | ResNet-20, 3 epochs | **holds** |"
-    assert row in text and "here on 2 cores of hand" in text and f"]({front_page.FIGURE})" in text
+    assert row in text and "here on 2 cores of hand" in text
+    assert f"![Who asks?]({front_page.FIGURE})\n\nYes. All do.\n" in text
     file.write_text(text.replace("5 points; [1, 9]", "6 points; [1, 9]"))
     assert problems(root) == ["README.md: its verdicts do not follow from data/; `gkp publish --cells` writes them"]
     file.write_text(text.replace(front_page.END, ""))
@@ -292,10 +293,10 @@ def test_what_is_not_run_says_why_in_readme(root):
 
 def test_the_figures_that_the_notebooks_drew_replace_those_of_before(root):
     figures = root / "figures"
-    assert sorted(file.name for file in figures.iterdir()) == [f"methods_paper.{kind}" for kind in ("csv", "png", "svg")]
+    assert sorted(file.name for file in figures.iterdir()) == [f"robustness.{kind}" for kind in ("csv", "png", "svg", "txt")]
     (figures / "older.png").write_text("no notebook draws it any more")
     publish.publish(root=root, store=store_of(root))
-    assert not (figures / "older.png").exists() and (figures / "methods_paper.png").read_text() == "drawn"
+    assert not (figures / "older.png").exists() and (figures / "robustness.png").read_text() == "drawn"
 
 
 def test_verdicts_come_from_the_committed_cells_alone(root):

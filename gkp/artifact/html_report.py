@@ -21,7 +21,7 @@ from gkp.artifact import claims
 from gkp.artifact.executed import read_notebook, sources, was_executed
 from gkp.artifact.page import render
 from gkp.artifact.profiles import check_profile
-from gkp.artifact.readme import CAPTION, FIGURE
+from gkp.artifact.readme import FIGURE, caption
 from gkp.artifact.verify import VERDICTS, root_of
 from gkp.errors import BadInput
 
@@ -98,8 +98,9 @@ def _index(root: Path, lead: str, notebooks: Sequence[tuple[str, str]]) -> str:
         }
     if (drawn := root / FIGURE).exists():
         found["figure"] = "data:image/png;base64," + base64.b64encode(drawn.read_bytes()).decode()
+    found |= dict(zip(("question", "answer"), caption(root), strict=True))
     title = "SR-GKP: one less reason for filter pruning? The reproducible artifact"
-    return render("report.html.j2", title=title, lead=lead, notebooks=notebooks, columns=COLUMNS, caption=CAPTION, **found)
+    return render("report.html.j2", title=title, lead=lead, notebooks=notebooks, columns=COLUMNS, **found)
 
 
 def _claim(row: Mapping[Hashable, Any]) -> dict[str, Any]:

@@ -224,7 +224,7 @@ def publish_notebooks(notebooks: Path, executed: Path, profile: str) -> tuple[st
 
 def publish_figures(drawn: Path, figures: Path) -> None:
     """Replace what is in `figures` by what the notebooks have drawn."""
-    new = {file.name: file.read_bytes() for file in drawn.iterdir() if file.suffix in {".svg", ".png", ".csv"}}
+    new = {file.name: file.read_bytes() for file in drawn.iterdir() if file.suffix in {".svg", ".png", ".csv", ".txt"}}
     for file in replace_files(figures, new, "figures").iterdir():
         if file.name not in new:
             file.unlink()

@@ -20,7 +20,7 @@ from gkp.errors import BadInput
 from gkp.files import replace_file
 
 README, BEGIN, END = "README.md", "<!-- verdicts, written by gkp publish -->", "<!-- end of verdicts -->"
-FIGURE, CAPTION = "figures/methods_paper.png", "Accuracy of every method without attack and under the paper's attacks"
+FIGURE = "figures/robustness.png"  # beside it, as text, its question and its answer
 
 
 def write_opening(root: Path, verdicts: pd.DataFrame, profile: str) -> None:
@@ -59,8 +59,15 @@ def opening(root: Path, verdicts: pd.DataFrame, profile: str) -> str:
         hardware=hardware(root),
         rows=[_cells({str(name): value for name, value in row.items()}) for row in main],
         figure=FIGURE if (root / FIGURE).exists() else "",
-        caption=CAPTION,
+        caption=caption(root),
     )
+
+
+def caption(root: Path) -> list[str]:
+    """Return the question and the answer of the figure."""
+    file = (root / FIGURE).with_suffix(".txt")
+    question, _, answer = file.read_text(encoding="utf-8").partition("\n") if file.exists() else ("", "", "")
+    return [question, answer.strip()]
 
 
 def hardware(root: Path) -> str:

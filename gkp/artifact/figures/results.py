@@ -1,42 +1,19 @@
-"""Figures of measured results: bars, eps curves, seeds, accuracy against cost. One colour a family of methods, everywhere.
-
-Two dozen methods are more than a colour-blind safe palette has, so a colour stands for what kind of thing is removed. SR-GKP
-and the unpruned network have colours of their own.
-"""
+"""Figures of measured results: bars, eps curves, seeds, accuracy against cost. One colour a family of methods, everywhere."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as MatplotlibFigure
-from matplotlib.patches import Patch
 
-from gkp.artifact.figures.figure import PALETTE, Figure, not_run, panels
-from gkp.artifact.results import BASELINE, CONTINUED, method_of, paper_name
+from gkp.artifact.figures.figure import OWN, PALETTE, Figure, bars, families, method_colour, not_run, panels
+from gkp.artifact.results import paper_name
 from gkp.evaluation.outcomes import Outcomes
-from gkp.pruning.registry import methods
-
-_FAMILY = {"grouped kernel": PALETTE[2], "filter": PALETTE[0], "channel": PALETTE[1], "residual block": PALETTE[4]}
-_OWN = {BASELINE: "#333333", CONTINUED: "#777777", "sr-gkp": PALETTE[3]}
-
-
-def method_colour(row: str):
-    """The colour of a network in every figure: its method's own, or that of the family of what the method removes.
-
-    Args:
-        row: As `gkp.artifact.results.row_name` gives it, with options in brackets.
-    """
-    method = method_of(row)
-    if method in _OWN:
-        return _OWN[method]
-    known = methods().get(method)
-    return _FAMILY[known.family] if known else "#aaaaaa"
 
 
 def robustness_curves(outcomes: Mapping[str, Outcomes], attack: str = "pgd") -> Figure:
@@ -60,7 +37,7 @@ def robustness_curves(outcomes: Mapping[str, Outcomes], attack: str = "pgd") -> 
     for colour, (name, line) in zip(PALETTE, points.groupby("network", sort=False), strict=False):
         line = line.sort_values("eps (of 255)")
         style = {"color": colour, "marker": "o", "capsize": 3}
-        ax.errorbar(line["eps (of 255)"], 100 * line["accuracy"], yerr=_bars(line), label=paper_name(str(name)), **style)
+        ax.errorbar(line["eps (of 255)"], 100 * line["accuracy"], yerr=bars(line), label=paper_name(str(name)), **style)
     ax.set(xlabel="eps (of 255, $L_\\infty$)", ylabel="accuracy (%)", ylim=(0, 100))
     n = int(points["n"].iloc[0])
     ax.set_title(f"accuracy under {attack.upper()}, n = {n:,}, 95 % intervals")
@@ -86,12 +63,12 @@ def method_bars(points: pd.DataFrame, *, attacks: Sequence[str] | None = None) -
     for ax, attack in zip(axes, attacks, strict=True):
         shown = chosen[chosen["attack"] == attack].iloc[::-1]
         names, colours = shown["method"].map(paper_name), _colours(shown["method"])
-        ax.barh(names, 100 * shown["accuracy"], xerr=_bars(shown), color=colours, capsize=2)
+        ax.barh(names, 100 * shown["accuracy"], xerr=bars(shown), color=colours, capsize=2)
         ax.set(title=attack, xlabel="accuracy (%)", ylim=(-0.7, len(shown) - 0.3))
         ax.tick_params(labelleft=ax is axes[0])
         sns.despine(ax=ax)
     n = int(chosen["n"].iloc[0])
-    _families(drawing, chosen["method"])
+    families(drawing, chosen["method"])
     drawing.suptitle(f"accuracy of every method at the last epoch, {chosen['protocol'].iloc[0]} protocol, n = {n:,}")
     return Figure(drawing, chosen.reset_index(drop=True))
 
@@ -107,13 +84,13 @@ def superscore_bars(points: pd.DataFrame) -> Figure:
     drawing, (ax,) = panels(1, 1, 8, 0.3 * len(points) + 1.4)
     shown = points.iloc[::-1]
     height, colours = np.arange(len(shown)), _colours(shown["method"])
-    bars = _bars(shown.rename(columns={"last": "accuracy", "last_low": "low", "last_high": "high"}))
-    ax.barh(height, 100 * shown["last"], xerr=bars, color=colours, capsize=2)
+    ends = bars(shown.rename(columns={"last": "accuracy", "last_low": "low", "last_high": "high"}))
+    ax.barh(height, 100 * shown["last"], xerr=ends, color=colours, capsize=2)
     ax.barh(height, 100 * shown["gain"], left=100 * shown["last"], color=colours, alpha=0.4, hatch="//")
     ax.set_yticks(height, shown["method"].map(paper_name))
     ax.set(xlabel="accuracy (%)", ylim=(-0.7, len(shown) - 0.3))
     sns.despine(ax=ax)
-    _families(drawing, shown["method"])
+    families(drawing, shown["method"])
     n = int(points["n"].iloc[0])
     drawing.suptitle(f"solid: the last epoch, n = {n:,}, 95 % intervals; hatched: what choosing the epoch on the test set adds")
     return Figure(drawing, points.reset_index(drop=True))
@@ -137,7 +114,7 @@ def pareto(points: pd.DataFrame, *, x: str, x_label: str) -> Figure:
     drawing, axes = panels(1, len(attacks), 5 * len(attacks), 4)
     for ax, attack in zip(axes, attacks, strict=True):
         shown = points[points["attack"] == attack].sort_values(x)
-        for row, bar, cost in zip(shown.itertuples(), _bars(shown).T, shown[x], strict=True):
+        for row, bar, cost in zip(shown.itertuples(), bars(shown).T, shown[x], strict=True):
             ax.errorbar(cost, 100 * row.accuracy, yerr=bar[:, None], marker="o", color=method_colour(row.method), capsize=2)
         front = shown[shown["accuracy"] > shown["accuracy"].cummax().shift(fill_value=-1.0)]
         _label(ax, shown[shown["method"].isin({*front["method"], "sr-gkp"}) | shown["method"].str.startswith("unpruned")], x)
@@ -145,7 +122,7 @@ def pareto(points: pd.DataFrame, *, x: str, x_label: str) -> Figure:
         counts = ", ".join(f"{n:,}" for n in dict.fromkeys(shown["n"]))
         ax.set(title=f"{attack}, n = {counts}", xlabel=x_label, ylabel="accuracy (%)")
         sns.despine(ax=ax)
-    _families(drawing, points["method"])
+    families(drawing, points["method"])
     drawing.suptitle("accuracy against cost, 95 % intervals")
     return Figure(drawing, points.reset_index(drop=True))
 
@@ -191,11 +168,11 @@ def frequency_lines(points: pd.DataFrame) -> Figure:
     cuts = list(dict.fromkeys(points["cut"]))
     for method, line in points.groupby("method", sort=False):
         at = [cuts.index(cut) for cut in line["cut"]]
-        accent = method in _OWN
+        accent = method in OWN
         ax.errorbar(
             at,
             100 * line["accuracy"],
-            yerr=_bars(line),
+            yerr=bars(line),
             label=paper_name(str(method)) if accent else None,
             color=method_colour(str(method)),
             linewidth=2 if accent else 0.8,
@@ -220,18 +197,6 @@ def _label(ax: Axes, shown: pd.DataFrame, x: str) -> None:
         spot = (6, placed[column])
         style: dict[str, Any] = {"textcoords": ("offset points", "data"), "fontsize": 6, "va": "center"}
         ax.annotate(paper_name(row.method), (cost, 100 * row.accuracy), spot, **style)
-
-
-def _families(drawing: MatplotlibFigure, rows: Iterable[str]) -> None:
-    """Add a legend of the families in use."""
-    used = {method_colour(row) for row in rows}
-    patches = [Patch(color=colour, label=family) for family, colour in _FAMILY.items() if colour in used]
-    drawing.legend(handles=patches, loc="outside lower center", ncols=len(patches) or 1, frameon=False, title="what is removed")
-
-
-def _bars(rows: pd.DataFrame) -> np.ndarray:
-    """Error bars (2, rows) in percent."""
-    return 100 * np.clip(np.stack([rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]), 0, None)
 
 
 def _colours(rows: Sequence[str]) -> list:

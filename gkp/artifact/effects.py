@@ -1,0 +1,147 @@
+"""What finished evaluations say of methods, all seeds together: accuracies and paired differences, with intervals.
+
+An interval has both sources of chance, the images and the seeds of fine-tuning (`gkp.evaluation.statistics`). Seeds are pooled
+over all methods at hand, so a method with one seed gets as wide an interval as the others' seeds make plausible.
+
+Cost: a few milliseconds for each outcome matrix that is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from gkp.artifact.experiments.kinds import PruneCell
+from gkp.artifact.experiments.report import Result
+from gkp.artifact.published import ATTACKED, names_here, superscores
+from gkp.artifact.results import BASELINE, CONTINUED, Evaluation, evaluations, net_seed, row_name
+from gkp.errors import BadInput
+from gkp.evaluation.outcomes import Outcomes
+from gkp.evaluation.statistics import LEVEL, Estimate, Spread, difference, holm, quantile
+
+ATTACKS = ATTACKED[1:]  # (a), (b), (c): the paper's attacks, without "benign"
+UNPRUNED = (BASELINE, CONTINUED)
+RADIUS = "1/255"  # where networks that were not trained for robustness still differ
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How often each image is classified correctly, by method and seed, over some attacks of one part.
+
+    Attributes:
+        part: A role of `gkp.artifact.results.plays`.
+        keys: The attacks whose accuracies are averaged.
+        rows: `row_name` -> seed -> (N,) in [0, 1], of the same images.
+    """
+
+    part: str
+    keys: tuple[str, ...]
+    rows: Mapping[str, Mapping[int, np.ndarray]]
+
+    @cached_property
+    def spread(self) -> Spread:
+        """How much an accuracy varies with the seed, pooled over every method that has several."""
+        return Spread.pooled([[float(row.mean()) for row in seeds.values()] for seeds in self.rows.values()])
+
+    @property
+    def pruned(self) -> list[str]:
+        """The methods among the rows: all but the unpruned networks."""
+        return [row for row in self.rows if row not in UNPRUNED]
+
+    def accuracy(self, row: str) -> Estimate:
+        """The accuracy of a method, as a fraction, with its interval."""
+        images = list(self.rows[row].values())
+        mean = np.mean(images, axis=0)
+        of_images = quantile() * float(mean.std(ddof=1)) / len(mean) ** 0.5 if len(mean) > 1 else 1.0
+        half, value = np.hypot(of_images, self.spread.half_width(1 / len(images))), float(mean.mean())
+        return Estimate(value, max(0.0, value - half), min(1.0, value + half), len(mean), len(images))
+
+    def minus(self, row: str, other: str) -> Estimate:
+        """The accuracy of a method minus that of another on the same images, with its interval."""
+        return difference(list(self.rows[row].values()), list(self.rows[other].values()), spread=self.spread)
+
+    def differences(self, other: str) -> tuple[dict[str, Estimate], dict[str, float]]:
+        """Every method's difference to another row, and its p after Holm's correction for all of them."""
+        found = {row: self.minus(row, other) for row in self.pruned if row != other}
+        corrected = holm([estimate.p() for estimate in found.values()]) if found else ()
+        return found, dict(zip(found, map(float, corrected), strict=True))
+
+    def leaders(self) -> set[str]:
+        """The most accurate method, and all that cannot be told apart from it (Holm over the others, at 5 %)."""
+        if not self.pruned:
+            return set()
+        best = max(self.pruned, key=lambda row: self.accuracy(row).value)
+        return {best} | {row for row, p in self.differences(best)[1].items() if p > 1 - LEVEL}
+
+
+def scores(
+    results: Sequence[Result], part: str, keys: Sequence[str], *, wanted: Callable[[Evaluation], bool] | None = None
+) -> Scores:
+    """The finished evaluations in this part that have these attacks, on the images of the first of them.
+
+    Args:
+        results: Finished networks and their evaluations, of one architecture.
+        part: As in `gkp.artifact.results.plays`.
+        keys: The attacks, rows of `Outcomes.rows`.
+        wanted: Which evaluations; by default all but those of shapes trained from scratch, of which nothing was pruned.
+    """
+    rows: dict[str, dict[int, np.ndarray]] = {}
+    images: np.ndarray | None = None
+    for one in evaluations(results, part):
+        out = _outcomes(one.result.folder) if (wanted or is_tuned)(one) else None
+        found = out.rows() if out else {}
+        if out is None or any(key not in found for key in keys):
+            continue
+        images = out.indices if images is None else images
+        if np.array_equal(out.indices, images):
+            seeds = rows.setdefault(row_name(one.net), {})
+            seeds[net_seed(one.net)] = np.mean([found[key] for key in keys], axis=0)
+    return Scores(part, tuple(keys), rows)
+
+
+def is_tuned(one: Evaluation) -> bool:
+    """Whether the network was not trained anew in a pruned network's shape."""
+    return not (isinstance(one.net, PruneCell) and one.net.scratch)
+
+
+def smallest_radius(results: Sequence[Result], part: str = "pixel") -> str:
+    """`RADIUS` where the evaluations of this part have it, else their smallest radius; "" where there is none."""
+    radii = {
+        key.removeprefix("worst-case-")
+        for one in evaluations(results, part)
+        for key in one.result["accuracy"]
+        if "worst" in key
+    }
+    return RADIUS if RADIUS in radii else min(radii, key=lambda text: float(text.partition("/")[0]), default="")
+
+
+def worst_case(results: Sequence[Result]) -> Scores:
+    """Accuracy under the worst of the attacks in pixels, at `smallest_radius`."""
+    return scores(results, "pixel", [f"worst-case-{smallest_radius(results)}"])
+
+
+def printed_differences(keys: Sequence[str] = ATTACKS) -> dict[str, float]:
+    """Method -> what Table 10 prints for it minus what it prints for the unpruned network, as a fraction, over these columns.
+
+    The paper's unpruned network was not fine-tuned, and every number is that of the epoch that is best in its column.
+    """
+    best = superscores(10, likely=True)[list(keys)].mean(axis=1) / 100
+    known = names_here()
+    return {known[name]: float(best[name] - best["Unpruned"]) for name in best.index if name in known and name != "Unpruned"}
+
+
+def _outcomes(folder: Path) -> Outcomes | None:
+    """The outcome matrix in this folder, None where it was not kept."""
+    try:
+        return _read(folder, (folder / "outcomes.npz").stat().st_mtime_ns)
+    except (BadInput, OSError):
+        return None
+
+
+@lru_cache(maxsize=256)
+def _read(folder: Path, changed: int) -> Outcomes:
+    return Outcomes.load(folder)

@@ -1,0 +1,282 @@
+"""Two questions to every method at once: does pruning cost robustness, and is robustness bought with accuracy?
+
+Differences are to the unpruned network that was fine-tuned as long, on the same images, over all finished seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from gkp.artifact.effects import ATTACKS, Scores, printed_differences, scores, smallest_radius, worst_case
+from gkp.artifact.experiments.report import Result
+from gkp.artifact.figures.figure import (
+    FAMILIES,
+    Figure,
+    bars,
+    families,
+    family_of,
+    finish,
+    hollow,
+    label_dots,
+    method_colour,
+    not_run,
+    panels,
+)
+from gkp.artifact.results import BASELINE, CONTINUED, paper_name
+from gkp.evaluation.statistics import LEVEL
+
+PRINTED = "the paper's difference to its unpruned network (ResNet-56, Table 10)"
+_FAMILY_NAMES = {"nothing": "Nothing is removed", **{name: f"{name.capitalize()}s" for name in FAMILIES}, "": "Other"}
+
+
+def forest(results: Sequence[Result]) -> Figure:
+    """Each method's difference to the unpruned network that was fine-tuned as long, with 95 % intervals, by what is removed.
+
+    The left panel is the mean of the paper's three attacks, the right one the worst case in pixels. Hollow: what Table 10 of
+    the paper prints, of which the unpruned network was not fine-tuned.
+
+    Args:
+        results: Finished networks of one architecture, rate and schedule, and their evaluations, of any number of seeds.
+    """
+    question = "Does pruning cost robustness?"
+    sides = {
+        "Paper's protocol, mean of its three attacks": scores(results, "paper", ATTACKS),
+        f"Pixels, worst case at {smallest_radius(results)}": worst_case(results),
+    }
+    frames = {title: frame for title, side in sides.items() if len(frame := differences(side))}
+    if not frames:
+        return not_run(question)
+    printed = printed_differences()
+    points = pd.concat([frame.assign(panel=title) for title, frame in frames.items()], ignore_index=True)
+    points["printed"] = points["method"].map(printed).where(points["attack"] == "+".join(ATTACKS))
+    heights, headings = _by_family(next(iter(frames.values())))
+    drawing, axes = panels(1, len(frames), 5.2 * len(frames), 0.235 * (len(heights) + len(headings)) + 1.9, sharey=True)
+    for ax, title in zip(axes, frames, strict=True):
+        rows = points[(points["panel"] == title) & points["method"].isin(heights)]
+        _panel(ax, rows.assign(height=rows["method"].map(heights)))
+        ax.set(title=title, xlabel="Minus the unpruned network fine-tuned as long, points")
+    _name_rows(axes[0], heights, headings)
+    families(drawing, points["method"], hollow(PRINTED))
+    return finish(drawing, points, question, _cost_of_pruning(points))
+
+
+def differences(side: Scores, reference: str = CONTINUED) -> pd.DataFrame:
+    """A row a method: its difference to the reference as a fraction, low, high, p, p_holm over the methods, n and seeds.
+
+    The unpruned network before any fine-tuning has a row too, which Holm's correction leaves out. Empty without the reference.
+    """
+    if reference not in side.rows:
+        return pd.DataFrame()
+    found, corrected = side.differences(reference)
+    if BASELINE in side.rows and reference != BASELINE:
+        found = {BASELINE: side.minus(BASELINE, reference)} | found
+    rows = [
+        {
+            "method": row,
+            "family": family_of(row),
+            "attack": "+".join(side.keys),
+            "difference": estimate.value,
+            "low": estimate.low,
+            "high": estimate.high,
+            "p": estimate.p(),
+            "p_holm": corrected.get(row, np.nan),
+            "n": estimate.n,
+            "seeds": estimate.seeds,
+        }
+        for row, estimate in found.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def trade_off(results: Sequence[Result]) -> Figure:
+    """Benign against attacked accuracy as differences to the unpruned network fine-tuned as long, with both 95 % intervals.
+
+    Networks far from all others would leave the rest on a spot: they are in the small picture of the whole.
+
+    Args:
+        results: As for `forest`.
+    """
+    question = "Are accuracy and robustness a trade-off here?"
+    attacks = {
+        "Paper's protocol, mean of its three attacks": scores(results, "paper", ATTACKS),
+        f"Pixels, worst case at {smallest_radius(results)}": worst_case(results),
+    }
+    benign = differences(scores(results, "paper", ["clean"]))
+    sides = {title: differences(side) for title, side in attacks.items()}
+    frames = {
+        title: benign.merge(rows, on=["method", "family"], suffixes=("_benign", "_attacked"))
+        for title, rows in sides.items()
+        if len(rows) and len(benign)
+    }
+    if not frames:
+        return not_run(question)
+    points = pd.concat([frame.assign(panel=title) for title, frame in frames.items()], ignore_index=True)
+    printed = pd.DataFrame({"x": printed_differences(["clean"]), "y": printed_differences()}) * 100
+    drawing, axes = panels(1, len(frames), 6.4 * len(frames), 6.2)
+    for ax, (title, frame) in zip(axes, frames.items(), strict=True):
+        shown = printed if frame["attack_attacked"].iloc[0] == "+".join(ATTACKS) else printed.iloc[:0]
+        _cloud(ax, frame, shown)
+        _whole(ax.inset_axes((0.02, 0.68, 0.34, 0.31)), ax, frame, shown)
+        ax.set(
+            title=title, xlabel="Benign accuracy, difference in points", ylabel="Accuracy under attack, difference in points"
+        )
+    families(drawing, [*points["method"], *printed.index], hollow(PRINTED))
+    figure = finish(drawing, points, question, _trade(frames))
+    drawing.draw_without_rendering()  # names need the size that the panels end up with
+    for ax, frame in zip(axes, frames.values(), strict=True):
+        first = frame.loc[frame["method"].eq("sr-gkp").sort_values(ascending=False, kind="stable").index]
+        xy = 100 * first["difference_benign"], 100 * first["difference_attacked"]
+        label_dots(ax, *xy, [_label(row) for row in first["method"]], keep_out=(0, 0.66, 0.38, 1))
+    return figure
+
+
+def _by_family(rows: pd.DataFrame) -> tuple[dict[str, float], dict[str, float]]:
+    """Heights of the methods, the best of each family first, and of the families' headings."""
+    heights: dict[str, float] = {}
+    headings: dict[str, float] = {}
+    at = 0.0
+    for family, name in _FAMILY_NAMES.items():
+        members = rows[rows["family"] == family].sort_values("difference", ascending=False)
+        if members.empty:
+            continue
+        headings[name], at = at, at - 1
+        for row in members["method"]:
+            heights[row], at = at, at - 1
+        at -= 0.4
+    return heights, headings
+
+
+def _panel(ax: Axes, rows: pd.DataFrame) -> None:
+    """One panel of the forest plot: intervals, and hollow what the paper prints."""
+    ax.axvline(0, color="#777777", linewidth=1)
+    for (_, row), bar in zip(rows.iterrows(), bars(rows, "difference").T, strict=True):
+        style: dict[str, Any] = {"marker": "o", "markersize": 5, "capsize": 2, "color": method_colour(str(row["method"]))}
+        ax.errorbar(100 * row["difference"], row["height"], xerr=bar[:, None], **style)
+    told = rows.dropna(subset=["printed"])
+    edge = [method_colour(row) for row in told["method"]]
+    ax.scatter(100 * told["printed"], told["height"], marker="D", s=24, facecolors="white", edgecolors=edge, alpha=0.75)
+    ax.grid(axis="x", color="#eeeeee")
+    ax.set_axisbelow(True)
+    sns.despine(ax=ax, left=True)
+    ax.tick_params(left=False)
+
+
+def _name_rows(ax: Axes, heights: dict[str, float], headings: dict[str, float]) -> None:
+    """Name the rows as the paper does, and write the families in bold above theirs."""
+    places = {**headings, **{_label(row): at for row, at in heights.items()}}
+    ax.set_yticks(list(places.values()), list(places))
+    for label in ax.get_yticklabels():
+        if label.get_text() in headings:
+            label.set_fontweight("bold")
+    ax.set_ylim(min(heights.values()) - 0.7, 0.7)
+
+
+def _cost_of_pruning(points: pd.DataFrame) -> str:
+    """The answer of the forest plot."""
+    told, share = [], 0.0
+    for at, (title, rows) in enumerate(points.dropna(subset=["p_holm"]).groupby("panel", sort=False)):
+        apart = rows[rows["p_holm"] <= 1 - LEVEL]
+        less, more = apart[apart["difference"] < 0], apart[apart["difference"] > 0]
+        share = len(less) / len(rows) if at == 0 else share
+        worst = f" (by up to {-100 * less['difference'].min():.1f} points)" if len(less) else ""
+        told.append(
+            f"{_within(str(title))}, {len(less)} of {len(rows)} methods are less robust than the unpruned network "
+            f"fine-tuned as long{worst}, {len(more)} more{_named(more['method'])}, and {len(rows) - len(apart)} cannot be told apart from it"
+        )
+    some = "For most methods, yes" if share > 0.5 else "For some methods"
+    opening = {0.0: "No", 1.0: "Yes"}.get(share, some)
+    n = " and ".join(f"{n:,}" for n in dict.fromkeys(points["n"]))
+    seeds = " to ".join(map(str, sorted({points["seeds"].min(), points["seeds"].max()})))
+    return f"{opening}. {'; '.join(told)} (Holm over each panel). Bars: 95 %; n = {n} images; {seeds} seeds."
+
+
+def _within(title: str) -> str:
+    """The title of a panel within a sentence."""
+    if title.startswith("Paper"):
+        return "Under the paper's protocol"
+    return f"in pixels at {title.rpartition(' ')[2]}"
+
+
+def _named(rows: pd.Series) -> str:
+    return f" ({', '.join(paper_name(row) for row in rows[:3])}{', ...' if len(rows) > 3 else ''})" if len(rows) else ""
+
+
+def _label(row: str) -> str:
+    """The name of a row among differences to the unpruned network fine-tuned as long."""
+    return "unpruned, not fine-tuned" if row == BASELINE else paper_name(row)
+
+
+def _cloud(ax: Axes, frame: pd.DataFrame, printed: pd.DataFrame) -> None:
+    """One panel of the trade-off: a dot a method with both intervals, the paper's pale behind; without what is far off."""
+    _cross(ax, printed, 28)
+    ends = {}
+    for side in ("benign", "attacked"):
+        columns = [f"{name}_{side}" for name in ("difference", "low", "high")]
+        ends[side] = bars(frame[columns].set_axis(["difference", "low", "high"], axis=1), "difference")
+    for at, (_, row) in enumerate(frame.iterrows()):
+        colour, sr = method_colour(str(row["method"])), row["method"] == "sr-gkp"
+        x, y = 100 * row["difference_benign"], 100 * row["difference_attacked"]
+        style: dict[str, Any] = {"color": colour, "ecolor": (colour, 0.9 if sr else 0.35), "elinewidth": 1.5 if sr else 0.8}
+        style |= {"xerr": ends["benign"][:, [at]], "yerr": ends["attacked"][:, [at]]}
+        ax.errorbar(x, y, marker="o", markersize=5, zorder=4 if sr else 3, **style)
+    near = frame[_near(frame["difference_benign"]) & _near(frame["difference_attacked"])]
+    low, high = 100 * near["low_attacked"].min() - 0.3, 100 * max(near["high_attacked"].max(), 0) + 0.3
+    ax.set(
+        xlim=(100 * near["low_benign"].min() - 0.3, 100 * max(near["high_benign"].max(), 0) + 0.9),
+        ylim=(low, high + 0.5 * (high - low)),  # room for the picture of the whole
+    )
+    sns.despine(ax=ax)
+
+
+def _whole(inset: Axes, ax: Axes, frame: pd.DataFrame, printed: pd.DataFrame) -> None:
+    """A small picture of every dot, with the part that the panel shows as a rectangle."""
+    _cross(inset, printed, 8)
+    colours = [method_colour(row) for row in frame["method"]]
+    inset.scatter(100 * frame["difference_benign"], 100 * frame["difference_attacked"], s=8, c=colours, zorder=3)
+    for row in frame[~(_near(frame["difference_benign"]) & _near(frame["difference_attacked"]))].itertuples():
+        at = 100 * row.difference_benign, 100 * row.difference_attacked
+        inset.annotate(paper_name(str(row.method)), at, (3, 3), textcoords="offset points", fontsize=6)
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    inset.add_patch(Rectangle((left, low), right - left, high - low, fill=False, edgecolor="#999999", linewidth=0.8))
+    inset.margins(0.12)
+    inset.yaxis.tick_right()
+    inset.tick_params(labelsize=6)
+
+
+def _cross(ax: Axes, printed: pd.DataFrame, size: float) -> None:
+    """The unpruned network as a cross of lines, and what the paper prints."""
+    ax.axhline(0, color="#bbbbbb", linewidth=1, zorder=0)
+    ax.axvline(0, color="#bbbbbb", linewidth=1, zorder=0)
+    edge = [method_colour(row) for row in printed.index]
+    ax.scatter(printed["x"], printed["y"], marker="D", s=size, facecolors="white", edgecolors=edge, alpha=0.5, zorder=1)
+
+
+def _near(values: pd.Series) -> pd.Series:
+    """Which values are within three interquartile ranges of the quartiles."""
+    first, third = values.quantile(0.25), values.quantile(0.75)
+    return values.between(first - 3 * (third - first), third + 3 * (third - first))
+
+
+def _trade(frames: dict[str, pd.DataFrame]) -> str:
+    """The answer of the trade-off: the rank correlation over methods in each panel."""
+    told, signs = [], set()
+    for title, frame in frames.items():
+        rows = frame[frame["method"] != BASELINE]
+        if len(rows) > 3:
+            found = scipy.stats.spearmanr(rows["difference_benign"], rows["difference_attacked"])
+            signs.add(int(np.sign(found.statistic)) if found.pvalue < 1 - LEVEL else 0)
+            told.append(f"{_within(title)} {found.statistic:+.2f} (p = {found.pvalue:.2g}, {len(rows)} methods)")
+    if not told:
+        return "Too few methods are finished to say."
+    opening = {-1: "Yes", 1: "No, they go together", 0: "No sign of it"}
+    text = opening[next(iter(signs))] if len(signs) == 1 else "It depends on the protocol"
+    told[0] = told[0][0].lower() + told[0][1:]
+    return f"{text}. Rank correlation of benign and attacked accuracy over pruned networks: {'; '.join(told)}. Bars: 95 %."
