@@ -179,7 +179,8 @@ def _same_without(net: nn.Module, sets: Sequence[GroupSet], input_shape: Sequenc
         twin = copy_of(net).eval()
         for name, value in twin.state_dict().items():
             if value.is_floating_point():  # a running mean of 0 hides what BatchNorm does to a zero
-                value.add_(torch.rand_like(value) * (0.1 if name.endswith("mean") else 0.01))
+                noise = torch.randn_like(value) * (0.5 if name.endswith("mean") else 0.01)
+                value.add_(noise.abs() if name.endswith("var") else noise)
         kept = {one.name: torch.arange(one.width) % 2 == 0 for one in sets}
         Groups.of(twin, sets).only(~torch.cat([*kept.values()]).to(next(twin.parameters()).device)).clear()
         images = torch.rand(2, *shape).to(next(twin.parameters()))
