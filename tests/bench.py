@@ -141,7 +141,7 @@ def training_row(images: int = 1024, batch: int = 64) -> Row:
 
 
 # methods that prune while they train -> the most plain steps that one step of theirs may take; options of theirs
-STEPS = {"dhp": 1.3, "gal": 1.5, "rap-admm": 4.2}
+STEPS = {"dhp": 1.3, "gal": 1.5, "otov2": 1.15, "rap-admm": 4.2}
 FEW = {"rap-admm": {"attack_steps": 3}}
 
 

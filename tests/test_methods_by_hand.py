@@ -13,6 +13,7 @@ from gkp.pruning.methods.fpgm import distance_to_others
 from gkp.pruning.methods.gal.fista import Fista
 from gkp.pruning.methods.lrf import combination, removal_order
 from gkp.pruning.methods.nppm.gates import combined, opening
+from gkp.pruning.methods.otov2.halfspace import cosine, redundancy
 from gkp.pruning.methods.rap_admm.splitting import Splitting
 from gkp.pruning.methods.taylor_fo import gate_gradients
 from gkp.pruning.methods.tmi_gkp.vote import intervals
@@ -167,6 +168,15 @@ def test_chip_is_how_much_the_nuclear_norm_falls_without_the_row():
     both = (36 + 2 * (2 * (16 * 4 - 16)) ** 0.5) ** 0.5
     one = (20 + 2 * (16 * 4 - 16) ** 0.5) ** 0.5
     assert scores_of("chip", conv, reading_net(conv), **options) == pytest.approx([both - one, both - one, both - 32**0.5, 0])
+
+
+@by_hand("otov2", "otov2-scratch")
+def test_otov2_finds_a_group_redundant_that_descent_shrinks_and_whose_values_are_small():
+    # cosines 1, -1 and 0, over their norm sqrt(2); sizes over norms 2 / 5, 2 / 0.5 and 2 / 1, over sqrt(20.16)
+    x, g = torch.tensor([[3.0, 4], [0.3, 0.4], [1, 0]]), torch.tensor([[3.0, 4], [-3, -4], [0, 2]])
+    dots = ((one * other).sum(1) for one, other in ((x, x), (x, g), (g, g)))
+    scores = redundancy(cosine(*dots), x.norm(dim=1), torch.full((3,), 2.0))
+    assert scores.tolist() == pytest.approx([0.3981, 0.0919, 0.2227], abs=1e-4)
 
 
 @by_hand("taylor-fo")

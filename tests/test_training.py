@@ -259,6 +259,12 @@ def test_callbacks_are_called_in_order() -> None:
         def before_training(self, net: nn.Module) -> None:
             calls.append("before")
 
+        def optimizer(self, sgd: torch.optim.SGD) -> None:
+            calls.append(f"decay {sgd.param_groups[0]['weight_decay']}")
+
+        def figures(self) -> dict[str, float]:
+            return {"calls": len(calls)}
+
         def loss_term(self, net: nn.Module) -> None:
             calls.append("loss")
 
@@ -275,9 +281,10 @@ def test_callbacks_are_called_in_order() -> None:
         calls.append("evaluate")
         return {}
 
-    train(Linear(), one_pixel(), Recipe(epochs=2, batch_size=2), callbacks=[Record()], evaluate=evaluate)
+    log = train(Linear(), one_pixel(), Recipe(epochs=2, batch_size=2), callbacks=[Record()], evaluate=evaluate)
     one = ["loss", "step"] * 2
-    assert calls == ["before", *one, "epoch 1", "evaluate", *one, "epoch 2", "evaluate", "finish"]
+    assert calls == ["before", "decay 0.0005", *one, "epoch 1", "evaluate", *one, "epoch 2", "evaluate", "finish"]
+    assert [row["calls"] for row in log.rows] == [7, 13]
 
 
 def test_a_loss_term_adds_its_gradient_and_the_logged_loss_stays_the_cross_entropy() -> None:

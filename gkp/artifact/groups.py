@@ -40,8 +40,8 @@ METHODS = (  # every built-in method that can be given what it needs: written do
         "l1norm-a",
         "l1norm-b",
     ),
-    *("l2", "l2-gkp", "least-smooth-gkp", "lrf", "nppm", "random", "random-gkp", "rap-admm", "sfp", "sfp-smooth", "slimming"),
-    *("sr-gkp", "taylor-fo", "tmi-gkp"),
+    *("l2", "l2-gkp", "least-smooth-gkp", "lrf", "nppm", "otov2", "otov2-scratch", "random", "random-gkp", "rap-admm", "sfp"),
+    *("sfp-smooth", "slimming", "sr-gkp", "taylor-fo", "tmi-gkp"),
 )
 SEEDED = (UNPRUNED, "sr-gkp", "l2-gkp", "random-gkp", "l1norm-b")  # the rows that get three seeds
 HIGH = (UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "fpgm", "sfp", "hrank")

@@ -40,6 +40,8 @@ NAMES = {  # a method's identifier -> its name in the paper, or one formed alike
     "lrf": "LRF",
     "none": CONTINUED,
     "nppm": "NPPM",
+    "otov2": "OTOv2 (post train)",
+    "otov2-scratch": "OTOv2 (from scratch)",
     "random": "Random",
     "random-gkp": "Random-GKP",
     "rap-admm": "RAP-ADMM",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor, nn
 
 
@@ -13,9 +14,9 @@ class Callback:
     A callback that carries something from step to step returns it from `state`, so that a checkpoint holds it. Make it a
     dataclass of its settings: a checkpoint made with other settings is then refused.
 
-    The order of one training: `schedule`, `learning_rate`, `before_training`, `parameters`, (`restore`); of each step:
-    `objective`, `loss_term`, the backward pass, `after_backward`, the optimiser's step, `after_step`; then `after_epoch`; at
-    the end `finish`.
+    The order of one training: `schedule`, `learning_rate`, `before_training`, `parameters`, `optimizer`, (`restore`); of
+    each step: `objective`, `loss_term`, the backward pass, `after_backward`, the optimiser's step, `after_step`; then
+    `after_epoch` and `figures`; at the end `finish`.
     """
 
     def schedule(self, epochs: int, steps: int) -> None:
@@ -43,6 +44,9 @@ class Callback:
         For a method whose weights are computed from others (a hypernetwork). At most one callback may return some.
         """
         return None
+
+    def optimizer(self, sgd: torch.optim.SGD) -> None:
+        """Learn the optimiser before the first step: its groups hold the weight decay and the learning rate of each step."""
 
     def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """Logits and loss of a batch, instead of the cross-entropy of `net(x)`; None to leave that as it is.
@@ -77,6 +81,10 @@ class Callback:
 
     def after_epoch(self, net: nn.Module, epoch: int) -> None:
         """Run after epoch number `epoch` (from 1), before the net is evaluated and the checkpoint written."""
+
+    def figures(self) -> dict[str, float]:
+        """Numbers for the row of this epoch in the training log."""
+        return {}
 
     def finish(self, net: nn.Module) -> None:
         """Run once after the last epoch."""

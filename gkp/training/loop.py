@@ -49,7 +49,7 @@ class TrainingLog:
         dataset: "name/split" of the training set.
         rows: One dict per epoch: epoch (from 1), lr (of its last step), train_loss (mean cross-entropy, smoothing included, the
             terms of callbacks not), train_accuracy (fraction, on the augmented batches while training), seconds (without
-            evaluation), and whatever `evaluate` returned.
+            evaluation), and whatever callbacks and `evaluate` returned.
     """
 
     recipe: Recipe
@@ -151,6 +151,8 @@ def train(
             weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov,
         )
+        for callback in callbacks:
+            callback.optimizer(optimizer)
         if keeper is not None and (rows := keeper.resume(net, optimizer, callbacks)) is not None:
             log.rows = rows
         _apply_masks(net)
@@ -160,6 +162,7 @@ def train(
                 row = _epoch(net, train_set, recipe, optimizer, epoch, seed, where, callbacks, bar, channels_last=channels_last)
                 for callback in callbacks:
                     callback.after_epoch(net, epoch)
+                    row.update(callback.figures())
                 _apply_masks(net)
                 if evaluate is not None:
                     row.update({name: _number(value) for name, value in evaluate(net).items()})

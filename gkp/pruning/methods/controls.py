@@ -68,21 +68,26 @@ def scratch(pruned: PrunedModel, *, seed: int = 0) -> PrunedModel:
     Raises:
         BadInput: The network is not one of ours and the plan restructures layers: its dense shape is then not known.
     """
-    if isinstance(pruned.net, Classifier):
-        net: nn.Module = initialised(pruned.net.architecture, seed)
-    elif any(spec.restructures for spec in pruned.plan.values()) and not _dense(pruned):
+    foreign = not isinstance(pruned.net, Classifier)
+    if foreign and any(spec.restructures for spec in pruned.plan.values()) and not _dense(pruned):
         raise BadInput(f"the dense shape of this {type(pruned.net).__name__} is not known; initialise and prune it again")
-    else:
-        net = copy_of(pruned.net)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for module in net.modules():
-                if callable(reset := getattr(module, "reset_parameters", None)):
-                    reset()
-    net.to(next(pruned.parameters()).device).train(pruned.training)
-    twin = PrunedModel(net, pruned.plan, pruned.left_out)
+    twin = PrunedModel(reinitialised(pruned.net, seed).train(pruned.training), pruned.plan, pruned.left_out)
     twin.off_budget = pruned.off_budget
     return twin
+
+
+def reinitialised(net: nn.Module, seed: int) -> nn.Module:
+    """A copy of `net` with weights drawn from `seed`, ours as `gkp.networks.build` draws them, on its device."""
+    device = next(net.parameters()).device
+    if isinstance(net, Classifier):
+        return initialised(net.architecture, seed).to(device).train(net.training)
+    fresh = copy_of(net)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in fresh.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+    return fresh
 
 
 def _dense(pruned: PrunedModel) -> bool:

@@ -45,25 +45,28 @@ class Budget:
         goal: What is to be left.
         tolerance: Allowed deviation, as a fraction of the goal.
         at_least: Entries of each latent that stay.
+        who: The method, for messages.
     """
 
     macs: Callable[[Kept], int]
     goal: float
     tolerance: float
     at_least: int
+    who: str = "dhp"
 
     def check(self, latents: Mapping[str, Tensor]) -> None:
         """Raise BadInput if the budget prunes nothing, or if too much is left with `at_least` entries of each latent."""
         dense = self.macs({name: torch.ones(len(z), dtype=torch.bool) for name, z in latents.items()})
         if self.goal >= dense:
             raise BadInput(
-                f"the budget must lie below the {dense:,} paper MACs of the network that dhp prunes, not {self.goal:,.0f}"
+                f"the budget must lie below the {dense:,} paper MACs of the network that {self.who} prunes, "
+                f"not {self.goal:,.0f}"
             )
         least = self.macs(above(latents, float("inf"), self.at_least))
         if least > self.goal * (1 + self.tolerance):
             raise BadInput(
-                f"dhp keeps {self.at_least} channels of every width, which is {least:,} paper MACs or more, and the budget is "
-                f"{self.goal:,.0f}; ask for {least:,} or more, or give a lower at_least="
+                f"{self.who} keeps {self.at_least} channels of every width, which is {least:,} paper MACs or more, and the "
+                f"budget is {self.goal:,.0f}; ask for {least:,} or more, or give a lower at_least="
             )
 
     def meet(self, latents: Mapping[str, Tensor]) -> tuple[Kept, float]:
@@ -87,8 +90,8 @@ class Budget:
             found = min(found, self._passed_over(latents, order, low), key=self._miss)
         if self._miss(found) > self.tolerance:
             raise BadInput(
-                f"the nearest that dhp comes to {self.goal:,.0f} paper MACs is {self.macs(found):,}; ask for that, or allow "
-                f"tolerance={self._miss(found) + 0.001:.3f}"
+                f"the nearest that {self.who} comes to {self.goal:,.0f} paper MACs is {self.macs(found):,}; ask for that, or "
+                f"allow tolerance={self._miss(found) + 0.001:.3f}"
             )
         return found, threshold
 
