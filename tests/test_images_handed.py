@@ -179,3 +179,14 @@ def test_column_and_one_hot_labels_are_refused_in_one_line_that_says_how_to_mend
         gkp.attack(Net().eval(), images(4), labels, "pgd", eps=0.1)
     with pytest.raises(BadInput):
         Dataset("mine", "test", (images(4) * 255).to(torch.uint8), labels, 5, (0.5,) * 3, (0.25,) * 3)
+
+
+def test_images_that_are_misclassified_are_moved_too_when_adversarial_images_are_asked_for():
+    net, x = gkp.load_model("resnet20").eval(), torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    right = net(x).argmax(1)
+    y = (right + torch.arange(12) % 3) % 10  # a third is classified correctly
+    found = gkp.attack(net, x, y, "pgd", eps=0.02, steps=3, seed=3)
+    moved = (found - x).abs().flatten(1).amax(1)
+    assert moved.min() > 0 and moved.max() <= 0.02 + 1e-6
+    alone = gkp.attack(net, x[4:5], y[4:5], "pgd", eps=0.02, steps=3, seed=3, ids=[4])
+    assert torch.allclose(alone, found[4:5], atol=1e-6)  # an image's result is independent of its neighbours

@@ -231,7 +231,7 @@ def test_the_predictor_acts_once_the_memory_holds_more_than_64_pairs_and_the_rat
         def step(self, x, y, *, acts):
             acted.append((len(self.memory), acts))
             super().step(x, y, acts=acts)
-            rates.append(self.optimizer.param_groups[0]["lr"])
+            rates.append(self.gate_optimizer.param_groups[0]["lr"])
 
     def watched(data, **options):
         search = started(data=data, **options)

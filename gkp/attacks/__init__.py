@@ -21,6 +21,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from gkp.attacks.apgd import apgd_ce, apgd_dlr, apgd_t
@@ -80,6 +81,7 @@ __all__ = [
     "square",
 ]
 
+ASCENDING = ("pgd",)  # gradient ascents that can go on after an image has fallen
 # Every attack is entered here, one line each: `f(model, x, y, *, eps, norm, seed, ids, bounds, batch_size, ...) -> images`.
 ATTACKS.update(
     {
@@ -100,6 +102,7 @@ def attack(model: nn.Module, x: Tensor, y: Tensor, name: str, *, eps: float | st
 
     x: (N, C, H, W) float in [0, 1], or in `bounds`; half precision comes back as float32, in which the attack computes whatever
     the network's type. y: (N,) int64 true labels; eps: radius in the units of `x`, 8 / 255 or "8/255" for pixels in [0, 1].
+    An image that is misclassified as it is gets moved by pgd as far as the others, and comes back as it is from the rest.
     options: the attack's own, e.g. steps=20, norm="l2". The network is put in eval mode for the attack and restored, module by
     module; parameters, their .grad, buffers and the global generators stay as they are.
     Raises BadInput for anything that does not fit: name, option, eps, images, labels, a network without finite logits.
@@ -122,4 +125,20 @@ def attack(model: nn.Module, x: Tensor, y: Tensor, name: str, *, eps: float | st
                 ModelWarning,
                 stacklevel=2,
             )
-        return ATTACKS[name](model, x.detach(), y, seed=int(seed), **options)
+        found = ATTACKS[name](model, x.detach(), y, seed=int(seed), **options)
+        return _moved(model, x, y, found, name, seed=int(seed), **options)
+
+
+def _moved(model: nn.Module, x: Tensor, y: Tensor, found: Tensor, name: str, **options: Any) -> Tensor:
+    """The images found, those that came back unchanged taken up the loss as far as the attack goes.
+
+    An image that is misclassified as it is has nothing to be attacked for, and an evaluation leaves it alone; whoever asks for
+    adversarial images, to train on them or to look at them, wants one of it too.
+    """
+    still = (found == x.to(found.dtype)).flatten(1).all(1)
+    if name not in ASCENDING or not options.get("drop_fallen", True) or not still.any():
+        return found
+    ids = options.pop("ids", None)
+    ids = torch.arange(len(x), device=x.device) if ids is None else ids
+    again = ATTACKS[name](model, x[still].detach(), y[still], ids=ids[still], **{**options, "drop_fallen": False})
+    return found.masked_scatter(still.view(-1, *[1] * (x.ndim - 1)).expand_as(found), again)

@@ -61,7 +61,7 @@ class Search(Callback):
         self.device = next(net.parameters()).device
         start = torch.randn(sum(self.sizes), generator=self.generator)
         self.weights = start.to(self.device).requires_grad_()
-        self.optimizer = torch.optim.AdamW([self.weights], lr=method.lr, weight_decay=1e-2)
+        self.gate_optimizer = torch.optim.AdamW([self.weights], lr=method.lr, weight_decay=1e-2)
         self.predictor = Predictor(self.sizes, method.seed).to(self.device)
         self.predictor_optimizer = torch.optim.AdamW(self.predictor.parameters(), lr=1e-3, weight_decay=1e-3)
         self.memory = Memory(sum(self.sizes))
@@ -156,7 +156,7 @@ class Search(Callback):
         self.done = int(state["done"])
 
     def _optimizers(self) -> Iterator[tuple[str, torch.optim.Optimizer]]:
-        yield from (("gates", self.optimizer), ("predictor", self.predictor_optimizer))
+        yield from (("gates", self.gate_optimizer), ("predictor", self.predictor_optimizer))
 
     def _pass(self) -> Iterator[tuple[Tensor, Tensor]]:
         size = self.method.batch_size
@@ -175,8 +175,8 @@ class Search(Callback):
         predicted = [None] * len(self.sizes) if of_predictor is None else (slope * of_predictor).split(self.sizes)
         self.weights.grad = torch.cat([combined(*parts) for parts in zip(*of_layers, predicted, strict=True)])
         late = self.done >= math.ceil(LATE * self.method.steps)
-        self.optimizer.param_groups[0]["lr"] = self.method.lr * (DROP if late else 1)
-        self.optimizer.step()
+        self.gate_optimizer.param_groups[0]["lr"] = self.method.lr * (DROP if late else 1)
+        self.gate_optimizer.step()
 
     def _train_predictor(self) -> None:
         architectures, accuracies = self.memory.sample(PREDICTOR_BATCH, self.generator)
