@@ -76,7 +76,7 @@ def stepped(method, *, x=(3.0, 4.0), g=(1.0, 0.0), lr=0.1, weight_decay=0.0, ste
     search.learning_rate(lambda step: lr)
     search.before_training(net)
     sgd = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay)
-    search.optimizer(sgd)
+    search.sgd(sgd)
     search._begin = search._done = 0
     search._choose(torch.tensor([True, False]))
     search._done, search._begin = 1, 0

@@ -259,8 +259,8 @@ def test_callbacks_are_called_in_order() -> None:
         def before_training(self, net: nn.Module) -> None:
             calls.append("before")
 
-        def optimizer(self, sgd: torch.optim.SGD) -> None:
-            calls.append(f"decay {sgd.param_groups[0]['weight_decay']}")
+        def sgd(self, optimizer: torch.optim.SGD) -> None:
+            calls.append(f"decay {optimizer.param_groups[0]['weight_decay']}")
 
         def figures(self) -> dict[str, float]:
             return {"calls": len(calls)}

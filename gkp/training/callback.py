@@ -14,7 +14,7 @@ class Callback:
     A callback that carries something from step to step returns it from `state`, so that a checkpoint holds it. Make it a
     dataclass of its settings: a checkpoint made with other settings is then refused.
 
-    The order of one training: `schedule`, `learning_rate`, `before_training`, `parameters`, `optimizer`, (`restore`); of
+    The order of one training: `schedule`, `learning_rate`, `before_training`, `parameters`, `sgd`, (`restore`); of
     each step: `objective`, `loss_term`, the backward pass, `after_backward`, the optimiser's step, `after_step`; then
     `after_epoch` and `figures`; at the end `finish`.
     """
@@ -45,7 +45,7 @@ class Callback:
         """
         return None
 
-    def optimizer(self, sgd: torch.optim.SGD) -> None:
+    def sgd(self, optimizer: torch.optim.SGD) -> None:
         """Learn the optimiser before the first step: its groups hold the weight decay and the learning rate of each step."""
 
     def objective(self, net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None] | None:

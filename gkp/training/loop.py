@@ -152,7 +152,7 @@ def train(
             nesterov=recipe.nesterov,
         )
         for callback in callbacks:
-            callback.optimizer(optimizer)
+            callback.sgd(optimizer)
         if keeper is not None and (rows := keeper.resume(net, optimizer, callbacks)) is not None:
             log.rows = rows
         _apply_masks(net)

@@ -83,9 +83,9 @@ class Search(PruningCallback):
         self._choose(None)
         self._done = 0
 
-    def optimizer(self, sgd: torch.optim.SGD) -> None:
+    def sgd(self, optimizer: torch.optim.SGD) -> None:
         """Keep the optimiser, which knows learning rate and weight decay."""
-        self._sgd = sgd
+        self._sgd = optimizer
 
     @torch.no_grad()
     def after_backward(self, net: nn.Module) -> None:
