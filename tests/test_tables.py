@@ -1,13 +1,19 @@
 """Tables say what the runs say, with n, seed and interval; Table 8 is held against the registry."""
 
+import math
+
+import numpy as np
 import pandas as pd
 import pytest
+from effects_by_hand import N, evaluated, pruned, report, trained
 
 from gkp.artifact import tables
+from gkp.artifact.effects import over_seeds
 from gkp.artifact.experiments.kinds import EvaluateCell, PruneCell, TrainCell
 from gkp.artifact.experiments.report import Result
 from gkp.data.sources import load_dataset
 from gkp.evaluation.benchmark import benchmark
+from gkp.evaluation.statistics import Spread, wilson
 from gkp.networks.build import build_model
 from gkp.pruning.prune import prune
 from gkp.pruning.registry import methods
@@ -55,15 +61,76 @@ def test_the_methods_table_joins_each_evaluation_with_the_cost_of_its_network(tm
             "method": "SR-GKP (alpha 0.5), one shot",
             "MACs (M)": "23.391",
             "params (M)": "0.153",
-            "clean": "50.0 [40.0, 60.0]",
-            "n": 20,
-            "seed": 7,
+            "benign": "50.0 [40.0, 60.0]",
+            "seeds": 1,
         }
     ]
+    assert table.title == "main · n = 20" and table.points[["n", "seed"]].to_numpy().tolist() == [[20, 7]]
     assert (
         tables.row_name(baseline) == "unpruned"
         and tables.row_name(PruneCell(net=baseline, method="none")) == "unpruned, fine-tuned"
     )
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """Of 400 images CC gets most, SR-GKP and LRF hardly fewer, L2-GKP half as many; HRank is at another rate."""
+    found = report(tmp_path, none=(300,), cc=(200, 204), lrf=(195,), sr_gkp=(198, 202), l2_gkp=(100,))
+    other = pruned("hrank", rate=10 / 16)
+    return [*found, trained(other, tmp_path), evaluated(other, tmp_path, 360, 399)]
+
+
+def test_best_and_second_best_are_marked_and_all_that_cannot_be_told_apart_from_the_best(compared):
+    table = tables.methods_table(compared, protocol="paper", title="main")
+    column = table.shown["(b) FGSM .1"].str.replace(r" \[.*?\]", "", regex=True)
+    assert column.to_dict() == {
+        "unpruned, fine-tuned": "75.0",
+        "CC": "**50.5** · paper 29.89",
+        "LRF": "48.8 = · paper 28.20",
+        "SR-GKP": "_50.0_ = · paper 45.17",
+        "L2-GKP": "25.0",
+        "HRank": "99.8 · paper 17.14",
+    }
+    groups = table.points[table.points["attack"] == "fgsm-0.1"].drop_duplicates("method").set_index("method")["group"]
+    assert groups.dropna().to_dict() == {"cc": 1, "lrf": 1, "sr-gkp": 1, "l2-gkp": 2}
+    assert len(table.shown.columns) + 1 == 8 and table.shown["seeds"].tolist() == [1, 2, 1, 2, 1, 1]
+
+
+def test_in_a_notebook_marks_are_bold_and_underlined_and_nothing_else_is_markup(compared):
+    table = tables.methods_table(compared, protocol="paper", title="a < b")
+    html = table._repr_html_()
+    assert "<b>50.5</b>" in html and "<u>50.0</u>" in html and "<br><small>paper 45.17</small>" in html
+    assert "a &lt; b" in html and "**" not in html and "<b>best</b>, <u>second best</u>" in html
+    odd = tables.Table("t", pd.DataFrame({"<i>": ["<b>1</b> a_b_c"]}, index=["<u>"]), pd.DataFrame(), marked=True)
+    assert "&lt;i&gt;" in odd._repr_html_() and "&lt;b&gt;1&lt;/b&gt; a_b_c" in odd._repr_html_()
+
+
+def test_several_seeds_are_one_row_whose_interval_has_their_spread(compared):
+    table = tables.methods_table(compared, protocol="paper", title="main")
+    row = over_seeds(table.points).set_index(["method", "attack"]).loc[("cc", "pgd-8/255")]
+    half = [wilson(count, N)[1] - count / N for count in (200, 204)]
+    spread = Spread.pooled([[200 / N, 204 / N], [198 / N, 202 / N]])
+    assert row["accuracy"] == pytest.approx(202 / N) and row["seeds"] == 2
+    assert row["high"] - row["accuracy"] == pytest.approx(math.hypot(np.mean(half), spread.half_width(1 / 2)))
+
+
+def test_the_field_s_protocol_has_the_worst_case_at_each_radius_or_every_attack_at_one(compared):
+    whole = tables.methods_table(compared, protocol="pixel", title="pixels")
+    assert list(whole.shown.columns) == ["benign", "worst case 1/255", "seeds"]
+    one = tables.methods_table(compared, protocol="pixel", title="pixels", radius="8/255")  # nobody attacked at that
+    assert list(one.shown.columns) == ["benign", "FGSM 1/255", "PGD 1/255", "worst case 1/255", "seeds"]
+    assert whole.points.equals(one.points)
+
+
+def test_a_column_in_which_nothing_is_left_is_not_shown_and_the_legend_says_so(tmp_path):
+    table = tables.methods_table(report(tmp_path, none=(1,), sr_gkp=(0,)), protocol="pixel", title="pixels")
+    assert list(table.shown.columns) == ["benign", "seeds"]
+    assert table.legend.endswith("at most 0.5% everywhere and not shown: worst case 1/255")
+
+
+def test_an_evaluation_whose_network_was_not_kept_is_shown_without_its_cost(tmp_path):
+    table = tables.methods_table([evaluated(pruned("sr-gkp"), tmp_path, 360, 100)], protocol="paper", title="main")
+    assert table.shown.loc["SR-GKP", ["MACs (M)", "params (M)"]].tolist() == ["", ""]
 
 
 def test_table_8_has_every_method_and_the_registry_agrees_on_the_type_of_each():

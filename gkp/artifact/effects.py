@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from gkp.artifact.experiments.kinds import PruneCell
 from gkp.artifact.experiments.report import Result
@@ -25,6 +26,7 @@ from gkp.evaluation.statistics import LEVEL, Estimate, Spread, difference, holm,
 
 ATTACKS = ATTACKED[1:]  # (a), (b), (c): the paper's attacks, without "benign"
 UNPRUNED = (BASELINE, CONTINUED)
+SETTING = ("model", "rate", "epochs")  # see `setting_of`
 RADIUS = "1/255"  # where networks that were not trained for robustness still differ
 
 
@@ -106,6 +108,42 @@ def scores(
 def is_tuned(one: Evaluation) -> bool:
     """Whether the network was not trained anew in a pruned network's shape."""
     return not (isinstance(one.net, PruneCell) and one.net.scratch)
+
+
+def setting_of(one: Evaluation) -> tuple[str, float, int]:
+    """What networks must share to be ranked: architecture, rate and epochs of fine-tuning; `SETTING` names the three.
+
+    The rate of an unpruned network is 0, and so are the epochs of one that was not fine-tuned.
+    """
+    net = one.net
+    if isinstance(net, PruneCell):
+        return net.model, 0.0 if net.method == "none" else net.rate, net.finetuned
+    return net.model, 0.0, 0
+
+
+def over_seeds(points: pd.DataFrame) -> pd.DataFrame:
+    """One row for each network and attack, of points with one row a seed: mean accuracy, its interval, and how many seeds.
+
+    Args:
+        points: Those of `gkp.artifact.tables.methods_table`: columns method, seed, attack, accuracy, low, high and `SETTING`.
+
+    Returns:
+        The other columns are those of the first seed. The interval of a mean has the images' part, which seeds share, and the
+        spread over seeds, pooled over the methods of a schedule; that of one seed among single ones is its own.
+    """
+    rows = []
+    spreads = {
+        key: Spread.pooled([list(seeds) for _, seeds in group.groupby(["method", "rate"], sort=False)["accuracy"]])
+        for key, group in points.groupby(["model", "epochs", "attack"], sort=False)
+    }
+    for (model, _, epochs, _, attack), group in points.groupby([*SETTING, "method", "attack"], sort=False):
+        accuracy = float(group["accuracy"].mean())
+        seeds = spreads[model, epochs, attack].half_width(1 / len(group))
+        low = accuracy - np.hypot((group["accuracy"] - group["low"]).mean(), seeds)
+        high = accuracy + np.hypot((group["high"] - group["accuracy"]).mean(), seeds)
+        found = {"accuracy": accuracy, "low": max(0.0, low), "high": min(1.0, high), "seeds": len(group)}
+        rows.append(group.iloc[0].to_dict() | found)
+    return pd.DataFrame(rows)
 
 
 def smallest_radius(results: Sequence[Result], part: str = "pixel") -> str:

@@ -27,6 +27,20 @@ NETWORKS = {
     "ResNet-110": "resnet110",
     "VGG-16": "vgg16_bn",
 }
+REFERENCE = "ResNet-56"  # the network that ours are shown beside where the paper does not have the same one
+_MAIN = {
+    7 / 16: {"ResNet-32": 9, "ResNet-56": 10, "ResNet-110": 11, "VGG-16": 12},
+    10 / 16: {"ResNet-32": 17, "ResNet-56": 18, "ResNet-110": 19},
+}
+_BALANCERS = {"ResNet-32": 14, "ResNet-56": 15, "ResNet-110": 16}
+_PARTS = {  # rows of ablations, beside those of the main tables: table, and what it calls them; 15 stands for 14 to 16
+    "greedy-gkp": (5, "GKP, Smoothness Snaking + Greedy"),
+    "least-smooth-gkp": (5, "GKP, Smoothness Snaking + Least Smooth"),
+    "sfp-smooth": (6, "SFP + smoothness, CSB 0.9"),
+    **{f"sfp-smooth (csb {csb})": (6, f"SFP + smoothness, CSB {csb}") for csb in (0.5, 0.75)},
+    **{f"sr-gkp (alpha {alpha})": (15, f"SR-GKP, CSB {alpha}") for alpha in (0.1, 0.25, 0.5)},
+    "sr-gkp (alpha 0.75)": (15, "SR-GKP, CSB 0.75/0.9"),
+}
 RANKED = ("CC", "DHP", "FPGM", "L1Norm-A", "L1Norm-B", "NPPM", "SFP", "SR-GKP")  # the rows of Table 20
 TEXT, LOG, CODE = "text", "log", "code"  # the running text; the log published with the code; that code run again
 
@@ -90,6 +104,26 @@ def superscores(
     return wide[[metric for metric in metrics if metric in wide]]
 
 
+def printed(row: str, network: str = REFERENCE, rate: float = 7 / 16) -> dict[str, float]:
+    """What the paper prints for a network of ours: metric -> superscore in percent, misprints as likely meant.
+
+    Args:
+        row: As `gkp.artifact.results.row_name` gives it.
+        network: The paper's name of it, "ResNet-56".
+        rate: 7/16 or 10/16; the paper has no other on CIFAR-10.
+
+    Returns:
+        Nothing where the paper has no such row; its unpruned networks were not fine-tuned.
+    """
+    part = _PARTS.get(row, (0, "")) if rate == 7 / 16 else (0, "")
+    for table, name in (part, (_MAIN.get(rate, {}).get(network, 0), _names_there().get(row, row))):
+        table = _BALANCERS.get(network, 0) if table == 15 else table
+        best = _superscores(table, network) if table else pd.DataFrame()
+        if name in best.index:
+            return {str(metric): float(value) for metric, value in best.loc[name].dropna().items()}
+    return {}
+
+
 def gain(
     table: int, more: Sequence[str], less: Sequence[str], metrics: Sequence[str], networks: Sequence[str | None] = (None,)
 ) -> float:
@@ -129,6 +163,17 @@ def names_here() -> dict[str, str]:
     """The paper's name of a method -> its name in `gkp.methods()`, for those that this project has."""
     table = published(8)
     return {row["method"]: row["name_here"] for row in table.to_dict("records") if row["name_here"]} | {"Unpruned": "none"}
+
+
+def _names_there() -> dict[str, str]:
+    """Our name of a row -> the paper's."""
+    return {here: there for there, here in names_here().items()} | {"unpruned": "Unpruned"}
+
+
+@cache
+def _superscores(table: int, network: str) -> pd.DataFrame:
+    has = set(published(table)["network"])
+    return superscores(table, network=network, likely=True) if network in has else pd.DataFrame()
 
 
 def published_file(name: str) -> Path:

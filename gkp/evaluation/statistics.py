@@ -94,10 +94,15 @@ def mcnemar(only_a: int, only_b: int, *, one_sided: bool = False) -> float:
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """The p values (K,) after Holm's correction for all K tests."""
-    from statsmodels.stats.multitest import multipletests
+    """The p values (K,) after Holm's correction for all K tests.
 
-    return multipletests(p, method="holm")[1]
+    Not by statsmodels, which collects garbage in each call: half a second in a process with torch.
+    """
+    values = np.asarray(p, dtype=float)
+    order = np.argsort(values, kind="stable")
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)))
+    return corrected
 
 
 def paired_interval(

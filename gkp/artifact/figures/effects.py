@@ -188,9 +188,9 @@ def _cost_of_pruning(points: pd.DataFrame) -> str:
         share = len(less) / len(rows) if at == 0 else share
         worst = f" (by up to {-100 * less['difference'].min():.1f} points)" if len(less) else ""
         told.append(
-            f"{_within(str(title))}, {len(less)} of {len(rows)} methods are less robust than the unpruned network "
-            f"fine-tuned as long{worst}, {len(more)} more{_named(more['method'])}, and {len(rows) - len(apart)} cannot be told "
-            "apart from it"
+            f"{_within(str(title))}, {len(less)} of {len(rows)} methods are less robust than the unpruned network fine-tuned"
+            f" as long{worst}, {len(more)} more{_named(more['method'])}, and {len(rows) - len(apart)}"
+            " cannot be told apart from it"
         )
     some = "For most methods, yes" if share > 0.5 else "For some methods"
     opening = {0.0: "No", 1.0: "Yes"}.get(share, some)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from gkp.artifact.effects import SETTING, Scores, is_tuned, over_seeds, scores, setting_of
 from gkp.artifact.experiments.kinds import LatencyCell, Network, PruneCell
 from gkp.artifact.experiments.report import Result
-from gkp.artifact.published import ATTACKED
-from gkp.artifact.results import STRONG, evaluations
+from gkp.artifact.groups import RATE
+from gkp.artifact.published import ATTACKED, NETWORKS, REFERENCE, printed
+from gkp.artifact.results import STRONG, Evaluation, evaluations
 from gkp.artifact.tables.table import Table, by_method, images, not_run, spread_out, with_interval
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import mean_rank
+
+_NOTHING = 0.005  # a column without an accuracy above it is left out: nothing can be seen in it
 
 
 def accuracies(outcomes: Mapping[str, Outcomes], *, keys: Sequence[str] | None = None, title: str = "Accuracy (%)") -> Table:
@@ -37,30 +41,143 @@ def accuracies(outcomes: Mapping[str, Outcomes], *, keys: Sequence[str] | None =
     return Table(title, pd.DataFrame(shown), pd.concat(rows, ignore_index=True))
 
 
-def methods_table(results: Sequence[Result], *, protocol: str, title: str) -> Table:
-    """Cost of each network and its accuracy under each of the protocol's attacks, with n, seed and 95 % Wilson intervals.
+def methods_table(
+    results: Sequence[Result],
+    *,
+    protocol: str,
+    title: str,
+    attacks: Sequence[str] | None = None,
+    radius: str | None = None,
+) -> Table:
+    """Cost of each network and its accuracy under some of the protocol's attacks, the mean of all seeds with 95 % intervals.
+
+    Best and second best of a column are marked as in the paper, among networks of one rate and schedule; "=" marks every other
+    that cannot be told apart from the best: paired on the images, with the seeds' spread, Holm over the column. Unpruned
+    networks and shapes trained from scratch are not ranked. Beside ours stands what the paper prints.
 
     Args:
-        results: Finished networks and their evaluations; a row for each, in their order.
-        protocol: A role of `gkp.artifact.results.plays`: "paper", "pixel", "precision".
+        results: Finished networks and their evaluations; a row for each network, in their order.
+        protocol: A role of `gkp.artifact.results.plays`: "paper", which has columns of cost, "pixel", "precision".
         title: Of the table.
+        attacks: The columns; by default the paper's four, or benign and the worst case at each radius.
+        radius: Instead: benign and every attack at this radius, or at the smallest where nothing was attacked at it.
+
+    Returns:
+        A table whose points have all attacks and seeds; "group" is 1 for the best network of a column and those that cannot
+        be told apart from it, 2 for the others, and nothing for what is not ranked.
     """
-    found = [(one, one.network) for one in evaluations(results, protocol) if one.network]
-    points, shown = [], []
-    for one, network in found:
-        cost = {name: network[name] for name in ("paper_macs", "params")}
-        rows = pd.DataFrame(one.accuracies)
-        points.append(rows.assign(**one.facts, **cost, protocol=protocol))
-        told = dict(zip(rows["attack"], with_interval(rows), strict=True))
-        off = network.figures.get("off_budget")  # of methods whose steps are too coarse
-        note = "" if off is None else f" ({off:+.1%}, not at equal MACs)"
-        millions = {"MACs (M)": f"{cost['paper_macs'] / 1e6:.3f}{note}", "params (M)": f"{cost['params'] / 1e6:.3f}"}
-        shown.append({**millions, **told, "n": one.facts["n"], "seed": one.facts["seed"]})
-    if not points:
+    points = _points(results, protocol)
+    if points.empty:
         return not_run(title)
-    order = ["method", "seed", "n", "paper_macs", "params", "protocol", "attack", "accuracy", "low", "high"]
-    names = pd.Series([one.facts["method"] for one, _ in found])
-    return Table(title, by_method(pd.DataFrame(shown), names), pd.concat(points, ignore_index=True)[order])
+    wanted = _columns(list(dict.fromkeys(points["attack"])), protocol, attacks, radius)
+    most = points.groupby("attack")["accuracy"].max()
+    columns = [attack for attack in wanted if attacks or most[attack] > _NOTHING] or wanted
+    groups = {
+        (*setting, attack, method): 1 if method in leaders else 2
+        for setting, inside in _settings(results, protocol).items()
+        for attack in dict.fromkeys(points["attack"])
+        for leaders, ranked in [_leaders(scores(results, protocol, [attack], wanted=inside))]
+        for method in (ranked if len(ranked) > 1 else ())
+    }
+    keys = points[[*SETTING, "attack", "method"]].itertuples(index=False, name=None)
+    points["group"] = pd.array([groups.get(key) for key in keys], dtype="Int64")
+    means = over_seeds(points)
+    frames = {attack: means[means["attack"] == attack].set_index([*SETTING, "method"]) for attack in columns}
+    first = frames[columns[0]]
+    cost = {
+        "MACs (M)": [_millions(macs, off) for macs, off in zip(first["paper_macs"], first["off_budget"], strict=True)],
+        "params (M)": ["" if pd.isna(params) else f"{params / 1e6:.3f}" for params in first["params"]],
+    }
+    shown = {
+        **(cost if protocol == "paper" else {}),
+        **{_heading(attack, protocol): _marked(frame, protocol) for attack, frame in frames.items()},
+        "seeds": first["seeds"].to_list(),
+    }
+    told = "**best**, _second best_, = cannot be told apart from the best (Holm over the column); [95 % intervals]"
+    beside = f"; paper: what it prints for the same network, or for {REFERENCE}, of the best epoch of each column"
+    legend = told + (beside if protocol == "paper" else "")
+    if none := [_heading(attack, protocol) for attack in wanted if attack not in columns]:
+        legend += f"; at most {_NOTHING:.1%} everywhere and not shown: {', '.join(none)}"
+    order = ["method", *SETTING, "seed", "n", "paper_macs", "params", "protocol", "attack", "accuracy", "low", "high", "group"]
+    table = by_method(shown, first.reset_index()["method"])
+    return Table(f"{title} · {images(points)}", table, points[order], legend=legend, marked=True)
+
+
+def _points(results: Sequence[Result], protocol: str) -> pd.DataFrame:
+    """A row for each network, seed and attack, with its cost."""
+    points = []
+    for one in evaluations(results, protocol):
+        known = one.network.figures if one.network else {}  # an evaluation may be kept without its network
+        cost = {name: known.get(name) for name in ("paper_macs", "params", "off_budget")}
+        facts = {**one.facts, **cost, **dict(zip(SETTING, setting_of(one), strict=True)), "protocol": protocol}
+        points += [{**facts, **row} for row in one.accuracies]
+    return pd.DataFrame(points)
+
+
+def _settings(results: Sequence[Result], protocol: str) -> dict[tuple, Callable[[Evaluation], bool]]:
+    """Each architecture, rate and schedule, and which networks are compared in it: with them the unpruned one, not ranked."""
+
+    def inside(setting: tuple) -> Callable[[Evaluation], bool]:
+        model, _, epochs = setting
+        return lambda one: is_tuned(one) and setting_of(one) in (setting, (model, 0.0, epochs))
+
+    found = dict.fromkeys(setting_of(one) for one in evaluations(results, protocol) if is_tuned(one))
+    return {setting: inside(setting) for setting in found if setting[1]}
+
+
+def _leaders(found: Scores) -> tuple[set[str], list[str]]:
+    return found.leaders(), found.pruned
+
+
+def _columns(known: list[str], protocol: str, attacks: Sequence[str] | None, radius: str | None) -> list[str]:
+    """The attacks that have a column, of those that are known."""
+    if attacks is not None:
+        wanted = list(attacks)
+    elif protocol == "paper":
+        wanted = list(ATTACKED)
+    else:
+        radii = [key.rpartition("-")[2] for key in known if key.startswith("worst-case-")]
+        at = radius if radius in radii or not radii else min(radii, key=lambda text: float(text.partition("/")[0]))
+        chosen = f"-{at}" if radius else "worst-case-"
+        wanted = [key for key in known if key == "clean" or (key.endswith(chosen) if radius else key.startswith(chosen))]
+        wanted = wanted if len(wanted) > 1 else known
+    return [key for key in wanted if key in known]
+
+
+def _heading(attack: str, protocol: str) -> str:
+    """An attack as the head of a column: the paper's letters in its protocol, "worst case 1/255" in pixels."""
+    if protocol == "paper" and attack in ATTACKED:
+        return dict(zip(ATTACKED, ("benign", "(a) FGSM .01", "(b) FGSM .1", "(c) PGD 8/255"), strict=True))[attack]
+    name, _, eps = attack.removesuffix("-true").rpartition("-")
+    named = {"worst-case": "worst case", "": "benign"}.get(name, name.upper())
+    return f"{named} {'' if attack == 'clean' else eps}".strip() + (", true labels" if attack.endswith("-true") else "")
+
+
+def _marked(frame: pd.DataFrame, protocol: str) -> list[str]:
+    """The cells of a column: accuracy with its marks, interval, and what the paper prints."""
+    place = (
+        frame["accuracy"]
+        .where(frame["group"].notna())
+        .groupby(level=list(SETTING), dropna=False)
+        .rank(ascending=False, method="min")
+    )
+    found = []
+    for at, (key, row) in zip(place, frame.iterrows(), strict=True):
+        mark = {1: "**", 2: "_"}.get(at, "")
+        tied = " =" if at > 1 and row["group"] == 1 else ""
+        model, rate, _, method = key
+        network = next((name for name, known in NETWORKS.items() if known == model and name != "ResNet-20"), REFERENCE)
+        paper = printed(method, network, rate or RATE).get(row["attack"]) if protocol == "paper" else None
+        beside = "" if paper is None else f" · paper {paper:.2f}"
+        found.append(f"{mark}{100 * row['accuracy']:.1f}{mark}{tied} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]{beside}")
+    return found
+
+
+def _millions(macs: float | None, off: float | None) -> str:
+    """Multiply-accumulates in millions; off: the share by which a method with too coarse steps misses the others'."""
+    if macs is None or pd.isna(macs):
+        return ""
+    return f"{macs / 1e6:.3f}" + ("" if off is None or pd.isna(off) else f" ({off:+.1%}, not at equal MACs)")
 
 
 def high_frequency(results: Sequence[Result]) -> Table:

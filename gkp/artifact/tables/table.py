@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -22,12 +23,16 @@ class Table:
         shown: Text, for people.
         points: One number a row, for machines; networks by `gkp.artifact.results.row_name`.
         notes: More to say of a row, by its name; in a notebook they are folded.
+        legend: What the marks in it mean.
+        marked: Whether `shown` has marks: **bold**, _underlined_, and what follows " · " on a line of its own.
     """
 
     title: str
     shown: pd.DataFrame
     points: pd.DataFrame
     notes: Mapping[str, str] = field(default_factory=dict)
+    legend: str = ""
+    marked: bool = False
 
     def save(self, name: str, folder: str | Path | None = None) -> Path:
         """Write `points` as `name`.csv.
@@ -47,10 +52,24 @@ class Table:
     def _repr_html_(self) -> str:
         items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(note)}</dd>" for name, note in self.notes.items())
         fold = f"<details><summary>Reasons, costs, commands</summary><dl>{items}</dl></details>" if items else ""
-        return f"<b>{escape(self.title)}</b>{self.shown.to_html(escape=True)}{fold}"
+        legend = f"<br><small>{_as_html(self.legend)}</small>" if self.legend else ""
+        shown = self.shown.map(_as_html) if self.marked else self.shown
+        safe = shown.rename(index=_safe, columns=_safe) if self.marked else shown
+        return f"<b>{escape(self.title)}</b>{legend}{safe.to_html(escape=not self.marked)}{fold}"
 
     def __repr__(self) -> str:
-        return f"{self.title}\n{self.shown.to_string()}"
+        return "\n".join(filter(None, (self.title, self.legend, self.shown.to_string())))
+
+
+def _safe(value: object) -> object:
+    return escape(value) if isinstance(value, str) else value
+
+
+def _as_html(value: object) -> str:
+    """A marked cell as HTML."""
+    text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(str(value)))
+    text = re.sub(r"(?<!\w)_(.+?)_(?!\w)", r"<u>\1</u>", text)
+    return re.sub(r" · (.+)$", r"<br><small>\1</small>", text)
 
 
 def not_run(title: str) -> Table:
