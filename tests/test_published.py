@@ -14,9 +14,9 @@ from gkp.artifact.published import (
     errata,
     mean_ranks,
     names_here,
+    printed,
     published,
     published_file,
-    printed,
     superscores,
 )
 from gkp.errors import BadInput
