@@ -14,6 +14,7 @@ from gkp.artifact.published import (
     errata,
     mean_ranks,
     names_here,
+    printed,
     published,
     published_file,
     superscores,
@@ -86,6 +87,27 @@ def test_superscores_are_the_best_of_each_column(table, method, wanted):
 def test_the_swapped_columns_of_dhp_count_as_printed_unless_the_likely_reading_is_asked_for():
     assert superscores(10).loc["DHP", "fgsm-0.1"] == 70.42
     assert superscores(10, likely=True).loc["DHP", "fgsm-0.1"] == 31.54
+
+
+@pytest.mark.parametrize(
+    ("row", "network", "rate", "wanted"),
+    [
+        ("sr-gkp", "ResNet-56", 7 / 16, {"clean": 94.08, "fgsm-0.01": 76.40, "fgsm-0.1": 45.17, "pgd-8/255": 44.85}),
+        ("unpruned", "ResNet-56", 7 / 16, {"clean": 93.24, "fgsm-0.01": 75.15, "fgsm-0.1": 39.64, "pgd-8/255": 42.58}),
+        ("unpruned, fine-tuned", "ResNet-56", 7 / 16, {}),
+        ("sr-gkp, one shot", "ResNet-56", 7 / 16, {}),
+        ("sr-gkp", "ResNet-56", 1 / 4, {}),
+        ("l2-gkp", "ResNet-56", 7 / 16, {}),
+        ("greedy-gkp", "ResNet-32", 7 / 16, {"clean": 92.77, "fgsm-0.01": 71.47, "fgsm-0.1": 30.65}),
+        ("greedy-gkp", "ResNet-56", 10 / 16, {}),
+        ("sr-gkp (alpha 0.5)", "ResNet-110", 7 / 16, {"clean": 95.00, "fgsm-0.01": 79.14, "fgsm-0.1": 49.09}),
+        ("sr-gkp (alpha 0.5)", "VGG-16", 7 / 16, {}),
+    ],
+)
+def test_a_row_of_ours_stands_beside_what_the_paper_prints_for_it_and_beside_nothing_where_it_prints_nothing(
+    row, network, rate, wanted
+):
+    assert printed(row, network, rate) == wanted
 
 
 def test_a_table_of_two_networks_wants_to_know_which():

@@ -6,12 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from effects_by_hand import report
 from method_checks import assert_same_function, largest_difference, pictures
 from torch import nn
 from torch.nn import functional as F
 
+from gkp.artifact import effects
+from gkp.artifact.claims.evidence import Index, Net
 from gkp.artifact.experiments.kinds import PruneCell, TrainCell
 from gkp.artifact.experiments.stages import _soft_epochs
+from gkp.artifact.results import paper_name
+from gkp.artifact.tables.accuracy import methods_table
 from gkp.attacks.balls import uniform_start
 from gkp.attacks.gradient import pgd
 from gkp.checkpoints import save_model
@@ -334,3 +339,15 @@ def test_it_is_the_only_method_marked_as_trained_for_robustness_and_no_other_tra
     cell = PruneCell(net=TrainCell(), method="rap-admm", epochs=7)
     assert _soft_epochs({"method": cell.method, "epochs": 7, "soft_epochs": None}) == 7
     assert _soft_epochs({"method": "sfp", "epochs": 7, "soft_epochs": None}) == 4
+
+
+def test_its_name_says_so_in_tables_and_questions_to_all_methods_leave_it_out(tmp_path):
+    assert paper_name("rap-admm (attack_steps 3)") == "RAP-ADMM (attack_steps 3) [adversarially trained]"
+    assert paper_name("sr-gkp") == "SR-GKP"
+    results = report(tmp_path, none=(200,), sr_gkp=(150,), l2_gkp=(199,), rap_admm=(350,))
+    assert effects.scores(results, "paper", effects.ATTACKS).pruned == ["sr-gkp", "l2-gkp"]
+    shown = methods_table(results, protocol="paper", title="All")
+    assert list(shown.shown.index) == ["unpruned, fine-tuned", "SR-GKP", "L2-GKP", "RAP-ADMM [adversarially trained]"]
+    index = Index(tuple(result.cell for result in results), "quick")
+    assert [net.method for net in index.methods("resnet20")] == ["none", "sr-gkp", "l2-gkp"]
+    assert index.networks(Net("rap-admm", (), 7 / 16), "resnet20")  # a claim that names it finds it

@@ -19,7 +19,15 @@ import pandas as pd
 from gkp.artifact.experiments.kinds import PruneCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.published import ATTACKED, names_here, superscores
-from gkp.artifact.results import BASELINE, CONTINUED, Evaluation, evaluations, net_seed, row_name
+from gkp.artifact.results import (
+    BASELINE,
+    CONTINUED,
+    Evaluation,
+    evaluations,
+    net_seed,
+    row_name,
+    trained_for_robustness,
+)
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import LEVEL, Estimate, Spread, difference, holm, quantile
@@ -89,7 +97,8 @@ def scores(
         results: Finished networks and their evaluations, of one architecture.
         part: As in `gkp.artifact.results.plays`.
         keys: The attacks, rows of `Outcomes.rows`.
-        wanted: Which evaluations; by default all but those of shapes trained from scratch, of which nothing was pruned.
+        wanted: Which evaluations; by default all but those of shapes trained from scratch, of which nothing was pruned, and of
+            methods that are trained for robustness, which are no cost of pruning.
     """
     rows: dict[str, dict[int, np.ndarray]] = {}
     images: np.ndarray | None = None
@@ -106,8 +115,8 @@ def scores(
 
 
 def is_tuned(one: Evaluation) -> bool:
-    """Whether the network was not trained anew in a pruned network's shape."""
-    return not (isinstance(one.net, PruneCell) and one.net.scratch)
+    """Whether the network was neither trained anew in a pruned network's shape nor trained for robustness."""
+    return not (isinstance(one.net, PruneCell) and (one.net.scratch or trained_for_robustness(one.net.method)))
 
 
 def setting_of(one: Evaluation) -> tuple[str, float, int]:

@@ -18,9 +18,11 @@ from gkp.checkpoints import load_model
 from gkp.data.dataset import Dataset
 from gkp.data.sources import is_here, load_dataset
 from gkp.evaluation.outcomes import Outcomes
+from gkp.pruning.registry import methods
 
 STRONG = "strong"  # the part of every evaluation under attacks of its own choice: cascades, AutoAttack
 BASELINE, CONTINUED = "unpruned", "unpruned, fine-tuned"  # the network that methods start from; the same, trained as they are
+ROBUST = "adversarially trained"  # the mark of methods that are trained for robustness
 NAMES = {  # a method's identifier -> its name in the paper, or one formed alike
     "cc": "CC",
     "chip": "CHIP",
@@ -131,9 +133,19 @@ def row_name(net: Network | PruneCell) -> str:
 
 
 def paper_name(row: str) -> str:
-    """A row as the paper would call it: "SR-GKP (alpha 0.5), one shot" for "sr-gkp (alpha 0.5), one shot"."""
+    """A row as the paper would call it: "SR-GKP (alpha 0.5), one shot" for "sr-gkp (alpha 0.5), one shot".
+
+    A method that is trained for robustness says so wherever its name is read.
+    """
     method = method_of(row)
-    return NAMES.get(method, method) + row.removeprefix(method)
+    mark = f" [{ROBUST}]" if trained_for_robustness(method) else ""
+    return NAMES.get(method, method) + row.removeprefix(method) + mark
+
+
+def trained_for_robustness(method: str) -> bool:
+    """Whether this method trains on adversarial images: what it gains by that is no merit of what it prunes."""
+    info = methods().get(method)
+    return info is not None and info.adversarial
 
 
 def method_of(row: str) -> str:

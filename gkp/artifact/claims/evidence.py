@@ -18,7 +18,7 @@ from gkp.artifact.experiments.kinds import EvaluateCell, Network, PretrainedCell
 from gkp.artifact.groups import RATE, UNPRUNED
 from gkp.artifact.published import ATTACKED
 from gkp.artifact.results import BASELINE as UNTRAINED
-from gkp.artifact.results import NAMES, in_brackets, plays
+from gkp.artifact.results import NAMES, in_brackets, plays, trained_for_robustness
 from gkp.errors import BadInput
 
 EMBEDDED = "digits"
@@ -144,8 +144,12 @@ class Index:
         return next(reversed(self._pruned.get(model, ())), None)
 
     def methods(self, model: str, rate: float = RATE) -> list[Net]:
-        """Every method with its default options at this rate, the unpruned network under the same fine-tuning first."""
+        """Every method with its default options at this rate, the unpruned network under the same fine-tuning first.
+
+        Without those that are trained for robustness: they would differ from all others whatever they pruned.
+        """
         members = [cell for cell in self._pruned.get(model, ()) if not cell.options and _same_rate(cell, rate)]
+        members = [cell for cell in members if not trained_for_robustness(cell.method)]
         return [Net(method, (), rate) for method in dict.fromkeys(cell.method for cell in members)]
 
     def networks(self, net: Net, model: str) -> dict[int, Network | PruneCell]:

@@ -53,7 +53,8 @@ def methods_table(
 
     Best and second best of a column are marked as in the paper, among networks of one rate and schedule; "=" marks every other
     that cannot be told apart from the best: paired on the images, with the seeds' spread, Holm over the column. Unpruned
-    networks and shapes trained from scratch are not ranked. Beside ours stands what the paper prints.
+    networks, shapes trained from scratch and methods that train for robustness are not ranked. Beside ours stands what the
+    paper prints.
 
     Args:
         results: Finished networks and their evaluations; a row for each network, in their order.
