@@ -25,6 +25,18 @@ def pictures(n=48, side=16, seed=0, classes=10):
     return Dataset("pictures", "train", images, torch.arange(n) % classes, classes, (0.5,) * 3, (0.25,) * 3)
 
 
+def lived_in(net: nn.Module) -> nn.Module:
+    """`net` with BatchNorms as after training: every statistic and parameter its own."""
+    generator = torch.Generator().manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in ((module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 2.0)):
+                tensor.copy_(torch.empty_like(tensor).uniform_(low, high, generator=generator))
+            for tensor, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.2, 0.2)):
+                tensor.data = torch.empty_like(tensor).uniform_(low, high, generator=generator)
+    return net
+
+
 def images_of_ranks():
     """Images whose channels have matrix rank 1, 2 and 4 as 4 x 4 matrices."""
     image = torch.zeros(3, 4, 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from attack_nets import conv_net, images, own_labels
+from method_checks import lived_in
 from torch import Tensor, nn
 
 import gkp
@@ -17,18 +18,6 @@ from gkp.pruning.grouped import GroupedKernelConv2d, GroupedSpec
 
 def norms(net: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in net.modules())
-
-
-def lived_in(net: nn.Module) -> nn.Module:
-    """`net` with BatchNorms as after training: every statistic and parameter its own."""
-    generator = torch.Generator().manual_seed(0)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor, low, high in ((module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 2.0)):
-                tensor.copy_(torch.empty_like(tensor).uniform_(low, high, generator=generator))
-            for tensor, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.2, 0.2)):
-                tensor.data = torch.empty_like(tensor).uniform_(low, high, generator=generator)
-    return net
 
 
 def residual() -> nn.Module:

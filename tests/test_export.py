@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 from attack_nets import images
-from test_attacks_folding import lived_in
+from method_checks import lived_in
 from torch import Tensor, nn
 
 import gkp

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from method_checks import assert_same_function, assert_usable, largest_difference, pictures
+from method_checks import assert_same_function, assert_usable, largest_difference, lived_in, pictures
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet
@@ -36,18 +36,6 @@ RECIPE = Recipe(epochs=2, lr=0.05, batch_size=16)
 GOAL = 23_390_858  # paper_macs that grouped kernel pruning at 7/16 leaves of ResNet-20
 
 
-def lived_in(net, seed=0):
-    """`net` in eval mode with BatchNorms as after a training."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-            module.weight.data.uniform_(0.5, 1, generator=generator)
-            module.bias.data.uniform_(-0.2, 0.2, generator=generator)
-    return net.eval()
-
-
 def without(*blocks):
     return Plan(dict.fromkeys(blocks, BlockSpec()))
 
@@ -73,7 +61,7 @@ def decided(net, gates, **options):
 @pytest.mark.parametrize("shortcut", ["append", "centre", "projection"])
 @pytest.mark.parametrize("blocks", [("layer1.1",), ("layer2.0",), ("layer1.0", "layer2.0", "layer2.2", "layer3.0")])
 def test_a_network_without_blocks_is_the_masked_one_and_a_block_leaves_its_shortcut(blocks, shortcut):
-    net, x = lived_in(build_model("resnet20", shortcut=shortcut)), torch.rand(4, 3, 32, 32)
+    net, x = lived_in(build_model("resnet20", shortcut=shortcut)).eval(), torch.rand(4, 3, 32, 32)
     pruned, by_hand = PrunedModel(net, without(*blocks)), copy.deepcopy(net)
     assert_same_function(pruned, x)
     for name in blocks:
@@ -89,7 +77,7 @@ class Zero(nn.Module):
 
 def test_blocks_of_torchvision_leave_their_projection():
     for kind in (resnet.BasicBlock, resnet.Bottleneck):
-        net = lived_in(resnet.ResNet(kind, [2, 1, 2, 1], num_classes=10))
+        net = lived_in(resnet.ResNet(kind, [2, 1, 2, 1], num_classes=10)).eval()
         assert len(residual_blocks(net)) == 6
         pruned = PrunedModel(net, without("layer1.0", "layer2.0", "layer3.1"))
         assert_same_function(pruned, torch.rand(2, 3, 32, 32))
@@ -99,7 +87,7 @@ def test_blocks_of_torchvision_leave_their_projection():
 
 @pytest.mark.parametrize("form", ["masked", "compact"])
 def test_a_network_without_blocks_trains_and_survives_the_disk(form, tmp_path):
-    pruned = PrunedModel(lived_in(build_model("resnet20")), without("layer1.1", "layer2.0", "layer3.0"))
+    pruned = PrunedModel(lived_in(build_model("resnet20")).eval(), without("layer1.1", "layer2.0", "layer3.0"))
     assert_usable(pruned, tmp_path)
     assert pruned.plan.only_cuts and plan_of(load_model(tmp_path / form)) == pruned.plan
     with pytest.raises(BadInput, match="pruned already"):
@@ -111,7 +99,7 @@ def test_a_network_without_blocks_trains_and_survives_the_disk(form, tmp_path):
 
 
 def test_blocks_and_filters_of_other_blocks_go_together():
-    net = lived_in(build_model("resnet20"))
+    net = lived_in(build_model("resnet20")).eval()
     plan = Plan({"layer1.1": BlockSpec(), "layer1.0.conv1": FilterSpec(torch.arange(0, 16, 2))})
     pruned = PrunedModel(net, plan)
     assert_same_function(pruned, torch.rand(2, 3, 32, 32))
@@ -251,7 +239,7 @@ def test_every_step_is_that_of_the_released_algorithm_in_its_order(monkeypatch):
         return judge
 
     monkeypatch.setattr(search, "make_discriminator", loud)
-    net = lived_in(build_model("resnet20"))
+    net = lived_in(build_model("resnet20")).eval()
     net.fc.weight.data *= 0.1
     recipe = Recipe(epochs=1, lr=0.02, batch_size=16, weight_decay=2e-4)
     method = make_method("gal", lr=0.02, sparsity=0.3, mu=0.7, init="ones", budget=0.3)
@@ -286,7 +274,7 @@ def test_every_step_is_that_of_the_released_algorithm_in_its_order(monkeypatch):
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg16_bn"])
 def test_what_the_gates_multiply_is_folded_into_weights_without_changing_a_logit(name):
-    net, x = lived_in(build_model(name)).double(), torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    net, x = lived_in(build_model(name)).eval().double(), torch.rand(3, 3, 32, 32, dtype=torch.float64)
     dense = copy.deepcopy(net)
     callback = started(net)
     values = torch.rand(len(callback.fista.value), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -342,7 +330,7 @@ def test_a_network_that_misses_the_budget_says_so_and_one_that_meets_it_does_not
 
 
 def test_filters_of_vgg_go_one_by_one_and_meet_the_budget():
-    net = lived_in(build_model("vgg16_bn"))
+    net = lived_in(build_model("vgg16_bn")).eval()
     callback = started(net)
     assert callback.gates.sizes == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
     assert (callback.fista.sparsity, callback.gates.mu) == (1e-3, 0.1) and started(build_model("resnet20")).gates.mu == 1
@@ -395,7 +383,7 @@ def test_labels_change_nothing_and_the_seed_everything():
 
 def test_the_teacher_is_the_network_as_it_came_in_the_mode_that_was_asked_for():
     for mode in ("train", "eval"):
-        net = lived_in(build_model("resnet20"))
+        net = lived_in(build_model("resnet20")).eval()
         callback = started(net, teacher=mode)
         assert callback.teacher.training is (mode == "train") and not any(
             p.requires_grad for p in callback.teacher.parameters()

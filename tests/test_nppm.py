@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from method_checks import assert_usable, largest_difference, pictures
+from method_checks import assert_usable, largest_difference, lived_in, pictures
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,20 +27,14 @@ QUICK = {"steps": 4, "batch_size": 8, "share": 1.0, "base": -0.2}  # the gates b
 
 
 def started(net=None, data=None, **options):
-    net = net or lived_in()
+    net = net or lived_in_net()
     method = make_method("nppm", data=data or pictures(16, 8), **{**QUICK, **options})
     return method.search(net, layers_for(NPPM, net, None)[0])
 
 
-def lived_in(name="resnet20"):
+def lived_in_net(name="resnet20"):
     """A network in eval mode with statistics of BatchNorm as after a training."""
-    net, generator = build_model(name), torch.Generator().manual_seed(1)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-            module.bias.data.uniform_(-0.2, 0.2, generator=generator)
-    return net.eval()
+    return lived_in(build_model(name)).eval()
 
 
 # --- gates --------------------------------------------------------------------------------------------------------------
@@ -161,7 +155,7 @@ def test_the_predictor_is_a_recurrent_network_over_layers():
 
 
 def test_the_network_is_frozen_while_gates_and_predictor_learn():
-    net, before = lived_in().train(), {}
+    net, before = lived_in_net().train(), {}
     search = started(net, steps=40)
     before = copy.deepcopy(net.state_dict())
     first, learned = search.logits.clone(), copy.deepcopy(search.predictor.state_dict())
@@ -176,7 +170,7 @@ def test_the_network_is_frozen_while_gates_and_predictor_learn():
 
 
 def test_hard_gates_compute_what_the_compact_network_does():
-    net, x = lived_in(), torch.rand(4, 3, 32, 32)
+    net, x = lived_in_net(), torch.rand(4, 3, 32, 32)
     search = started(net)
     pruned = prune(net, "nppm", data=pictures(16, 8), **QUICK)
     gates = torch.cat(
@@ -195,7 +189,7 @@ def test_hard_gates_compute_what_the_compact_network_does():
 
 def test_a_step_is_that_of_the_released_algorithm(monkeypatch):
     """Against autograd through the whole formula, with one draw of noise; then the predictor's step; then the memory's."""
-    net, x, y = lived_in(), torch.rand(8, 3, 8, 8), torch.arange(8)
+    net, x, y = lived_in_net(), torch.rand(8, 3, 8, 8), torch.arange(8)
     search = started(net, temperature=0.5, noise=0.3)
     search.memory.accuracies, search.memory.architectures = torch.rand(70), torch.rand(70, 336).round()
     twin, predictor = started(net, temperature=0.5), copy.deepcopy(search.predictor)
@@ -274,7 +268,7 @@ class Centred(nn.Module):
 
 
 def test_filters_of_the_lowest_logits_go_until_the_budget_is_met(tmp_path):
-    net, data = lived_in(), pictures(16, 8)
+    net, data = lived_in_net(), pictures(16, 8)
     for rate, goal, share, base in ((7 / 16, GOAL, 0.567, -0.2), (10 / 16, None, 0.381, -0.7)):
         options = {**QUICK, "data": data, "rate": rate, "base": base}
         method = make_method("nppm", **options)
@@ -292,14 +286,14 @@ def test_filters_of_the_lowest_logits_go_until_the_budget_is_met(tmp_path):
 
 
 def test_a_last_draw_decides_only_if_it_is_asked_for():
-    net, data = lived_in(), pictures(16, 8)
+    net, data = lived_in_net(), pictures(16, 8)
     mean, sampled = (prune(net, "nppm", data=data, final=final, **QUICK) for final in ("mean", "sampled"))
     assert mean.plan != sampled.plan
     assert cost(sampled).paper_macs == pytest.approx(GOAL, rel=0.01)
 
 
 def test_the_seed_decides_and_labels_count():
-    net, data = lived_in(), pictures(16, 8)
+    net, data = lived_in_net(), pictures(16, 8)
     convs = layers_for(NPPM, net, None)[0]
     permuted = replace(data, labels=data.labels.flip(0))
     found = [
@@ -311,7 +305,7 @@ def test_the_seed_decides_and_labels_count():
 
 @pytest.mark.parametrize("full", [False, True])
 def test_the_same_bytes_come_out_also_after_a_kill(full, tmp_path, monkeypatch):
-    net, data = lived_in(), pictures(24, 8)
+    net, data = lived_in_net(), pictures(24, 8)
     options = {**QUICK, "data": data, "steps": 12 if not full else 152}
     if full:  # so long that the predictor takes part
         options["batch_size"] = 24
@@ -344,7 +338,7 @@ def test_the_same_bytes_come_out_also_after_a_kill(full, tmp_path, monkeypatch):
 
 
 def test_a_search_that_has_not_reached_the_budget_says_so():
-    net = lived_in()
+    net = lived_in_net()
     with pytest.warns(ModelWarning, match=r"after 2 steps the gates keep \d+% of the operations, 57% are asked for"):
         pruned = prune(net, "nppm", data=pictures(16, 8), steps=2, batch_size=8)
     assert cost(pruned).paper_macs == pytest.approx(GOAL, rel=0.01)
@@ -375,11 +369,11 @@ def test_the_search_sees_a_tenth_of_the_training_images():
 def test_what_nppm_cannot_do_is_refused_in_one_line(options, message, monkeypatch):
     monkeypatch.setattr(Search, "step", lambda *_, **__: pytest.fail("a step was made"))
     with pytest.raises(BadInput, match=message) as refused:
-        prune(lived_in(), "nppm", **{"data": pictures(16, 8), **QUICK, **options})
+        prune(lived_in_net(), "nppm", **{"data": pictures(16, 8), **QUICK, **options})
     assert "\n" not in str(refused.value)
 
 
 def test_filters_of_vgg_have_gates_too():
-    net = lived_in("vgg16_bn")
+    net = lived_in_net("vgg16_bn")
     pruned = prune(net, "nppm", data=pictures(4, 32), **{**QUICK, "steps": 1})
     assert largest_difference(pruned, pruned.compact(), torch.rand(2, 3, 32, 32)) < 1e-4

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from method_checks import assert_same_function, assert_usable, largest_difference, pictures
+from method_checks import assert_same_function, assert_usable, largest_difference, lived_in, pictures
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
@@ -50,17 +50,6 @@ def small(width=6, norm=True, behind=nn.ReLU):
             nn.init.uniform_(module.weight, 0.2, 1.0)
             nn.init.uniform_(module.bias, -0.3, 0.3)
     return net
-
-
-def lived_in(net):
-    """`net` in eval mode, its BatchNorms as after a training."""
-    generator = torch.Generator().manual_seed(1)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-            module.bias.data.uniform_(-0.2, 0.2, generator=generator)
-    return net.eval()
 
 
 def numbers(*values):
@@ -196,7 +185,7 @@ def test_a_depthwise_convolution_belongs_to_the_group_that_it_reads():
 
 @pytest.mark.parametrize("make", [lambda: build_model("resnet20", **STREAM), lambda: small(), lambda: resnet18(num_classes=10)])
 def test_a_channel_of_a_zero_group_is_zero_and_its_removal_changes_no_logit(make):
-    net = lived_in(make())
+    net = lived_in(make()).eval()
     sets = sets_of(net)
     generator = torch.Generator().manual_seed(0)
     kept = {one.name: torch.rand(one.width, generator=generator) < 0.6 for one in sets}
