@@ -24,6 +24,7 @@ from gkp.networks.build import initialised
 from gkp.networks.classifier import CifarResNet
 from gkp.pruning.budget import TOLERANCE, Counter
 from gkp.pruning.callback import PruningCallback
+from gkp.pruning.methods.checks import check_number
 from gkp.pruning.methods.dhp.hypernetwork import HyperConv, HyperNetwork, shrink, wiring
 from gkp.pruning.methods.dhp.widths import Budget, Kept, above, plan_for
 from gkp.pruning.plan import Plan
@@ -82,13 +83,11 @@ class DHP:
 
     def __post_init__(self) -> None:
         for name in ("path", "threshold"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise BadInput(f"{name} of dhp must be 0 or more, not {getattr(self, name)}")
-        if self.sparsity is not None and not 0 <= self.sparsity < math.inf:
-            raise BadInput(f"sparsity of dhp must be 0 or more, not {self.sparsity}; the published ones are 1e-4 to 3e-4")
+            check_number("dhp", name, getattr(self, name))
+        if self.sparsity is not None:
+            check_number("dhp", "sparsity", self.sparsity, hint="the published ones are 1e-4 to 3e-4")
         for name in ("at_least", "hidden", "check_every"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} of dhp must be 1 or more, not {getattr(self, name)}")
+            check_number("dhp", name, getattr(self, name), 1)
 
     def network(self, net: nn.Module) -> CifarResNet:
         """The network that is trained: of the depth, classes and normalisation of `net`, newly initialised, on its device.

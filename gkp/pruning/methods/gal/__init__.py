@@ -18,6 +18,7 @@ from torch import nn
 from gkp.errors import BadInput
 from gkp.pruning.budget import Counter, dense_and_goal, grouped_kernel_macs
 from gkp.pruning.layers import choose_layers
+from gkp.pruning.methods.checks import check_number
 from gkp.pruning.methods.filter_method import Budgeted
 from gkp.pruning.methods.gal.gates import BlockGates, FilterGates, Gates
 from gkp.pruning.methods.gal.search import Search
@@ -74,8 +75,8 @@ class GAL(Budgeted):
             known = f"init {' or '.join(INITIAL)} and teacher {' or '.join(TEACHERS)}"
             raise BadInput(f"gal takes {known}, not {self.init!r} and {self.teacher!r}")
         for name, value in (("sparsity", self.sparsity), ("mu", self.mu), ("lr", self.lr)):
-            if value is not None and not 0 <= value < float("inf"):
-                raise BadInput(f"{name} of gal must be 0 or more, not {value}")
+            if value is not None:
+                check_number("gal", name, value)
 
     def callback(self, convs: Mapping[str, nn.Conv2d]) -> Search:
         """The callback that searches for the blocks, or filters, of these layers."""

@@ -11,7 +11,6 @@ A step is a forward pass and the half of a backward one, for no weight has a gra
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from gkp.data.dataset import Dataset
 from gkp.errors import BadInput, ModelWarning
 from gkp.pruning.filters import FilterSpec
 from gkp.pruning.layers import choose_layers
+from gkp.pruning.methods.checks import check_number
 from gkp.pruning.methods.filter_method import FilterMethod, filter_plan
 from gkp.pruning.methods.nppm.gates import EVEN, gumbel
 from gkp.pruning.methods.nppm.search import Search
@@ -89,16 +89,13 @@ class NPPM(FilterMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("steps", "batch_size"):
-            if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise BadInput(f"{name} of nppm must be a whole number of 1 or more, not {value}")
+            check_number("nppm", name, getattr(self, name), 1, whole=True)
         if not 0 < self.share <= 1:
             raise BadInput(f"share of nppm must be above 0 and at most 1, not {self.share}; the authors' is 0.1")
         for name in ("lr", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise BadInput(f"{name} of nppm must be above 0, not {getattr(self, name)}")
+            check_number("nppm", name, getattr(self, name), above=True)
         for name in ("penalty", "noise"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise BadInput(f"{name} of nppm must be 0 or more, not {getattr(self, name)}")
+            check_number("nppm", name, getattr(self, name))
         if self.final not in FINAL:
             raise BadInput(f"final of nppm must be {' or '.join(FINAL)}, not {self.final!r}")
 

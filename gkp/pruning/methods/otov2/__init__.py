@@ -12,7 +12,6 @@ A step takes 1.05 plain ones. What goes is in the training log: after each epoch
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from torch import nn
 
 from gkp.errors import BadInput
 from gkp.pruning.budget import TOLERANCE
+from gkp.pruning.methods.checks import check_number
 from gkp.pruning.methods.controls import reinitialised
 from gkp.pruning.methods.otov2.search import Search
 from gkp.pruning.registry import register
@@ -84,13 +84,11 @@ class OTOv2:
 
     def __post_init__(self) -> None:
         for name, least in (("path", 0), ("sparsity", 0), ("amplify", 1), ("hat", 1)):
-            value = getattr(self, name)
-            if value is not None and not least <= value < math.inf:
-                raise BadInput(f"{name} of otov2 must be {least} or more, not {value}")
+            if (value := getattr(self, name)) is not None:
+                check_number("otov2", name, value, least)
         if not 0 <= self.eps <= 1:
             raise BadInput(f"eps of otov2 must lie in [0, 1], not {self.eps}; the published ones are 0.9 and 0.95")
-        if self.score_batches < 1:
-            raise BadInput(f"score_batches of otov2 must be 1 or more, not {self.score_batches}; the released code has 1")
+        check_number("otov2", "score_batches", self.score_batches, 1, hint="the released code has 1")
         if not 0 <= self.warm_up < self.deadline <= 1:
             raise BadInput(
                 f"otov2 needs 0 <= warm_up < deadline <= 1, parts of the training, not {self.warm_up} and {self.deadline}"

@@ -10,7 +10,6 @@ It is the one method here that is trained for robustness: with PGD of n steps a 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from torch import nn
 
 from gkp.attacks.options import parse_eps
 from gkp.errors import BadInput
+from gkp.pruning.methods.checks import check_number
 from gkp.pruning.methods.l2 import L2
 from gkp.pruning.methods.rap_admm.training import Training
 from gkp.pruning.registry import register
@@ -84,16 +84,14 @@ class RAPADMM(L2):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (("attack_steps", 1), ("updates", 1), ("seed", 0)):
-            if not isinstance(value := getattr(self, name), int) or value < least:
-                raise BadInput(f"{name} of rap-admm must be a whole number of {least} or more, not {value}")
+            check_number("rap-admm", name, getattr(self, name), least, whole=True)
         if not self.radius or not self.length:
             which, value = ("eps", self.eps) if not self.radius else ("attack_step", self.attack_step)
             raise BadInput(
                 f"rap-admm trains on adversarial images: {which} must be above 0, not {value}; 8/255 is the authors' eps"
             )
         for name, number in (("rho", self.rho), ("last_rho", self.strongest)):
-            if not 0 < number < math.inf:
-                raise BadInput(f"{name} of rap-admm must be above 0, not {number}")
+            check_number("rap-admm", name, number, above=True)
         if self.attack_mode not in MODES:
             raise BadInput(f"attack_mode of rap-admm must be {' or '.join(MODES)}, not {self.attack_mode!r}")
         if not 0 <= self.retrain < 1:
