@@ -13,6 +13,18 @@ ZERO = np.float32(0.0)
 
 
 @njit(nogil=True)
+def _source(p, base, channel, row):
+    """The address of a row of the map that a step reads, behind its halo."""
+    return base + F * (at(p, L.SOURCE) + channel * at(p, L.PLANE) + (row + 1) * at(p, L.PITCH))
+
+
+@njit(nogil=True)
+def _target(p, base, channel, row):
+    """The address of a row of the map that a step writes."""
+    return base + F * (at(p, L.TARGET) + channel * at(p, L.OUT_PLANE) + (row + 1) * at(p, L.OUT_PITCH))
+
+
+@njit(nogil=True)
 def _masked(signs, bits, row, across, piece, x, value):
     """`value`, or 0 where the sign of pixel `x` of this row (counted over all channels) is not set."""
     if bits < 0:
@@ -31,7 +43,7 @@ def _load(p, constants, base, outside):
             mean, std = get(constants + F * (at(p, L.BIAS) + c)), get(constants + F * (at(p, L.BIAS) + at(p, L.CHANNELS) + c))
         for y in range(at(p, L.HEIGHT)):
             source = outside + F * (c * at(p, L.HEIGHT) + y) * at(p, L.WIDTH)
-            target = base + F * (at(p, L.TARGET) + c * at(p, L.OUT_PLANE) + (y + 1) * at(p, L.OUT_PITCH))
+            target = _target(p, base, c, y)
             if at(p, L.OUT_PITCH) == 0:  # a vector
                 target = base + F * (at(p, L.TARGET) + c)
             for x in range(at(p, L.WIDTH)):
@@ -44,7 +56,7 @@ def _store(p, constants, base, outside):
     for c in range(at(p, L.CHANNELS)):
         std = get(constants + F * (at(p, L.BIAS) + at(p, L.CHANNELS) + c)) if at(p, L.BIAS) >= 0 else np.float32(1.0)
         for y in range(at(p, L.HEIGHT)):
-            source = base + F * (at(p, L.SOURCE) + c * at(p, L.PLANE) + (y + 1) * at(p, L.PITCH))
+            source = _source(p, base, c, y)
             if at(p, L.PITCH) == 0:
                 source = base + F * (at(p, L.SOURCE) + c)
             target = outside + F * (c * at(p, L.HEIGHT) + y) * at(p, L.WIDTH)
@@ -58,12 +70,12 @@ def _shortcut(p, tables, base):
     for c in range(at(p, L.OUT_CHANNELS)):
         channel = entry(tables, at(p, L.USED) + c)
         for y in range(at(p, L.OUT_HEIGHT)):
-            target = base + F * (at(p, L.TARGET) + c * at(p, L.OUT_PLANE) + (y + 1) * at(p, L.OUT_PITCH))
+            target = _target(p, base, c, y)
             if channel < 0:
                 for x in range(at(p, L.OUT_PITCH)):
                     put(target + F * x, ZERO)
                 continue
-            source = base + F * (at(p, L.SOURCE) + channel * at(p, L.PLANE) + (y * at(p, L.STRIDE) + 1) * at(p, L.PITCH))
+            source = _source(p, base, channel, y * at(p, L.STRIDE))
             for x in range(at(p, L.OUT_WIDTH)):
                 put(target + F * x, get(source + F * x * at(p, L.STRIDE)))
             for x in range(at(p, L.OUT_WIDTH), at(p, L.OUT_PITCH)):
@@ -76,12 +88,12 @@ def _spread(p, tables, base):
     for c in range(at(p, L.OUT_CHANNELS)):
         channel = entry(tables, at(p, L.USED) + c)
         for y in range(at(p, L.OUT_HEIGHT)):
-            target = base + F * (at(p, L.TARGET) + c * at(p, L.OUT_PLANE) + (y + 1) * at(p, L.OUT_PITCH))
+            target = _target(p, base, c, y)
             for x in range(at(p, L.OUT_PITCH)):
                 put(target + F * x, ZERO)
             if channel < 0 or y % at(p, L.STRIDE):
                 continue
-            source = base + F * (at(p, L.SOURCE) + channel * at(p, L.PLANE) + (y // at(p, L.STRIDE) + 1) * at(p, L.PITCH))
+            source = _source(p, base, channel, y // at(p, L.STRIDE))
             for x in range(at(p, L.WIDTH)):
                 put(target + F * x * at(p, L.STRIDE), get(source + F * x))
 
@@ -91,8 +103,8 @@ def _max_pool(p, base, signs):
     """Maxima of 2x2 pixels; which of the four, a byte a pixel, if the gradient will want it. NaN counts as the largest."""
     for c in range(at(p, L.CHANNELS)):
         for y in range(at(p, L.OUT_HEIGHT)):
-            source = base + F * (at(p, L.SOURCE) + c * at(p, L.PLANE) + (2 * y + 1) * at(p, L.PITCH))
-            target = base + F * (at(p, L.TARGET) + c * at(p, L.OUT_PLANE) + (y + 1) * at(p, L.OUT_PITCH))
+            source = _source(p, base, c, 2 * y)
+            target = _target(p, base, c, y)
             for x in range(at(p, L.OUT_WIDTH)):
                 best, which = get(source + F * 2 * x), 0
                 for i in range(1, 4):
@@ -111,16 +123,16 @@ def _unpool(p, base, signs, across, piece):
     """The gradient of `_max_pool`: to the pixel that was the largest; times ReLU's. Source: the gradient of the maxima."""
     for c in range(at(p, L.OUT_CHANNELS)):
         for y in range(at(p, L.OUT_HEIGHT)):
-            target = base + F * (at(p, L.TARGET) + c * at(p, L.OUT_PLANE) + (y + 1) * at(p, L.OUT_PITCH))
+            target = _target(p, base, c, y)
             for x in range(at(p, L.OUT_PITCH)):
                 put(target + F * x, ZERO)
         for y in range(at(p, L.HEIGHT)):
-            source = base + F * (at(p, L.SOURCE) + c * at(p, L.PLANE) + (y + 1) * at(p, L.PITCH))
+            source = _source(p, base, c, y)
             for x in range(at(p, L.WIDTH)):
                 which = np.int64(get_byte(signs + at(p, L.WRITTEN) + (c * at(p, L.HEIGHT) + y) * at(p, L.WIDTH) + x))
                 row, column = 2 * y + which // 2, 2 * x + which % 2
                 value = _masked(signs, at(p, L.READ), c * at(p, L.OUT_HEIGHT) + row, across, piece, column, get(source + F * x))
-                put(base + F * (at(p, L.TARGET) + c * at(p, L.OUT_PLANE) + (row + 1) * at(p, L.OUT_PITCH) + column), value)
+                put(_target(p, base, c, row) + F * column, value)
 
 
 @njit(nogil=True)
@@ -129,7 +141,7 @@ def _mean(p, base):
     for c in range(at(p, L.CHANNELS)):
         total = ZERO
         for y in range(at(p, L.HEIGHT)):
-            source = base + F * (at(p, L.SOURCE) + c * at(p, L.PLANE) + (y + 1) * at(p, L.PITCH))
+            source = _source(p, base, c, y)
             for x in range(at(p, L.WIDTH)):
                 total += get(source + F * x)
         put(base + F * (at(p, L.TARGET) + c), total / np.float32(at(p, L.HEIGHT) * at(p, L.WIDTH)))
@@ -141,7 +153,7 @@ def _unmean(p, base, signs, across, piece):
     for c in range(at(p, L.OUT_CHANNELS)):
         value = get(base + F * (at(p, L.SOURCE) + c)) / np.float32(at(p, L.OUT_HEIGHT) * at(p, L.OUT_WIDTH))
         for y in range(at(p, L.OUT_HEIGHT)):
-            target = base + F * (at(p, L.TARGET) + c * at(p, L.OUT_PLANE) + (y + 1) * at(p, L.OUT_PITCH))
+            target = _target(p, base, c, y)
             for x in range(at(p, L.OUT_WIDTH)):
                 put(target + F * x, _masked(signs, at(p, L.READ), c * at(p, L.OUT_HEIGHT) + y, across, piece, x, value))
             for x in range(at(p, L.OUT_WIDTH), at(p, L.OUT_PITCH)):
