@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import shutil
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -87,14 +87,12 @@ def _index(root: Path, lead: str, notebooks: Sequence[tuple[str, str]]) -> str:
     """Return the first page; the verdicts are those of the committed CIFAR-10 cells, whatever the notebooks show."""
     found: dict[str, Any] = {"headlines": [], "main": [], "claims": [], "choices": {}, "figure": ""}
     if (file := root / "data" / VERDICTS).exists():
-        points = pd.read_csv(file, keep_default_na=False)
-        rows = [_claim(row) for row in pd.read_csv(file).to_dict("records")]
-        by_id = {row["id"]: row for row in rows}
+        points = pd.read_csv(file)
         found |= {
             "headlines": claims.headlines(points),
-            "main": [by_id[name] for name in claims.MAIN if name in by_id],
-            "claims": rows,
-            "choices": {name: sorted({row[name] for row in rows}) for name in ("board", "verdict")},
+            "main": [_claim(row) for row in claims.main_rows(points)],
+            "claims": [_claim(row) for row in claims.rows_of(points)],
+            "choices": {name: sorted(set(points[name])) for name in ("board", "verdict")},
         }
     if (drawn := root / FIGURE).exists():
         found["figure"] = "data:image/png;base64," + base64.b64encode(drawn.read_bytes()).decode()
@@ -103,11 +101,11 @@ def _index(root: Path, lead: str, notebooks: Sequence[tuple[str, str]]) -> str:
     return render("report.html.j2", title=title, lead=lead, notebooks=notebooks, columns=COLUMNS, **found)
 
 
-def _claim(row: Mapping[Hashable, Any]) -> dict[str, Any]:
+def _claim(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of verdicts.csv with what the page shows of it."""
-    given = {str(name): "" if pd.isna(value) else value for name, value in row.items()}
+    given = {name: "" if pd.isna(value) else value for name, value in row.items()}
     numbers = {"n": f"{int(given['n'] or 0):,}", "seeds": f"{int(given['seeds'] or 0)}", "minutes": f"{given['minutes']:,.0f}"}
-    found = claims.in_full({str(name): value for name, value in row.items()})
+    found = claims.in_full(row)
     notebook = next(word.removeprefix("ONLY=") for word in str(given["command"]).split() if word.startswith("ONLY="))
     shown = {**given, **numbers, "ours": given["ours"] or found}
     return {**given, "found": found, "notebook": notebook, "shown": shown}

@@ -187,8 +187,7 @@ def verdict_lines(out: Path) -> list[str]:
     if not file.is_file():
         return []
     points = pd.read_csv(file, dtype={"ours": str, "interval": str})
-    rows = {row["id"]: row for row in points.to_dict("records")}
-    main = [rows[name] for name in claims.MAIN if name in rows and rows[name]["verdict"] != claims.NO_VERDICT]
+    main = [row for row in claims.main_rows(points) if row["verdict"] != claims.NO_VERDICT]
     return [*(f"{row['verdict']:<14} {row['statement']}: {claims.in_full(row)}" for row in main), *claims.headlines(points)]
 
 

@@ -49,15 +49,13 @@ def opening(root: Path, verdicts: pd.DataFrame, profile: str) -> str:
         verdicts: the rows of `gkp.artifact.claims.verdicts(profile).points`.
         profile: whose verdicts.
     """
-    rows = verdicts.set_index("id", drop=False)
-    main = [rows.loc[name] for name in claims.MAIN if name in rows.index]
     environment = jinja2.Environment(loader=jinja2.PackageLoader("gkp.artifact", "."), keep_trailing_newline=True)
     return environment.get_template("readme.md.j2").render(
         verdicts=verdicts,
         headlines=claims.headlines(verdicts),
         profile=profile,
         hardware=hardware(root),
-        rows=[_cells({str(name): value for name, value in row.items()}) for row in main],
+        rows=[_cells(row) for row in claims.main_rows(verdicts)],
         figure=FIGURE if (root / FIGURE).exists() else "",
         caption=caption(root),
     )

@@ -5,7 +5,7 @@ All compare, per image, networks of one profile that were pruned to the same mul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -176,7 +176,8 @@ def best_or_second(
     It holds when at most one of them is more accurate in each column, and fails when two or more are significantly better.
     """
     who = who.at(rate)
-    rivals = [net for net in case.available([net.at(rate) for net in against], "paper") if _equal_macs(case, who, net)]
+    finished = case.available([net.at(rate) for net in against], "paper")
+    rivals = [net for net in finished if _equal([_macs(case, who), _macs(case, net)])]
     if len(rivals) < at_least:
         raise NotRun(f"only {len(rivals)} of the methods to compare with are finished on {case.model}")
     states: list[str] = []
@@ -242,22 +243,26 @@ def _holm(gaps: Sequence[Estimate]) -> np.ndarray:
 
 def _of_one_budget(case: Case, nets: Sequence[Net]) -> list[Net]:
     """Those whose multiply-accumulates are within 1 % of the median: a method that removes whole blocks may miss the budget."""
-    macs = {net: case.first(net)["paper_macs"] for net in nets}
+    macs = {net: _macs(case, net) for net in nets}
     middle = float(np.median(list(macs.values()))) if macs else 0.0
     return [net for net in nets if abs(macs[net] - middle) <= 2 * SAME_MACS * middle]
 
 
-def _equal_macs(case: Case, a: Net, b: Net) -> bool:
-    macs = [case.first(net)["paper_macs"] for net in (a, b)]
-    return max(macs) <= (1 + 2 * SAME_MACS) * min(macs)
-
-
 def check_macs(case: Case, nets: Sequence[Net]) -> None:
     """Raises NotRun unless all these networks cost the same multiply-accumulates, by the paper's counter, within 1 %."""
-    macs = {net.label: case.first(net)["paper_macs"] for net in nets}
-    low, high = min(macs, key=lambda name: macs[name]), max(macs, key=lambda name: macs[name])
-    if macs[high] > (1 + 2 * SAME_MACS) * macs[low]:  # each within 1 % of one budget
+    macs = {net.label: _macs(case, net) for net in nets}
+    if not _equal(macs.values()):
+        low, high = min(macs, key=lambda name: macs[name]), max(macs, key=lambda name: macs[name])
         raise NotRun(f"{high} has {macs[high]:,} MACs and {low} {macs[low]:,}: not the same budget, so no order is claimed")
+
+
+def _macs(case: Case, net: Net) -> int:
+    return case.first(net)["paper_macs"]
+
+
+def _equal(macs: Collection[int]) -> bool:
+    """Whether these are each within 1 % of one budget."""
+    return max(macs) <= (1 + 2 * SAME_MACS) * min(macs)
 
 
 def _says(state: str, est: Estimate, part: Contrast) -> str:

@@ -76,7 +76,7 @@ def verdicts(
     points = _with_holm(pd.DataFrame([_row(claim, case, profile) for claim in chosen]))
     about = [*wanted, *([notebook] if notebook else [])]
     title = f"Verdicts · {', '.join(about) or 'every claim'} · profile {profile}"
-    notes = {str(row["id"]): _note(row) for row in _rows(points)}
+    notes = {str(row["id"]): _note(row) for row in rows_of(points)}
     return Table(title, as_read(points), points[list(FACTS)], notes)
 
 
@@ -91,7 +91,7 @@ def on_board(table: Table, board: str) -> Table:
 def as_read(points: pd.DataFrame) -> pd.DataFrame:
     """The five columns that people read, by id."""
     shown = points[["id", "statement", "reported", "setting", "verdict"]].set_index("id")
-    shown.insert(2, "ours", [in_full(row) for row in _rows(points)])
+    shown.insert(2, "ours", [in_full(row) for row in rows_of(points)])
     return shown
 
 
@@ -116,8 +116,15 @@ def headlines(points: pd.DataFrame) -> list[str]:
     return found
 
 
-def _rows(points: pd.DataFrame) -> list[dict[str, Any]]:
+def rows_of(points: pd.DataFrame) -> list[dict[str, Any]]:
+    """The claims of `verdicts(...).points`, or of a file of them, one by one: column -> value."""
     return [{str(name): value for name, value in row.items()} for row in points.to_dict("records")]
+
+
+def main_rows(points: pd.DataFrame) -> list[dict[str, Any]]:
+    """Those of `MAIN` that are there, in its order."""
+    rows = {row["id"]: row for row in rows_of(points)}
+    return [rows[name] for name in MAIN if name in rows]
 
 
 def _note(row: Mapping[str, Any]) -> str:

@@ -47,11 +47,7 @@ def forest(results: Sequence[Result]) -> Figure:
         results: Finished networks of one architecture, rate and schedule, and their evaluations, of any number of seeds.
     """
     question = "Does pruning cost robustness?"
-    sides = {
-        "Paper's protocol, mean of its three attacks": scores(results, "paper", ATTACKS),
-        f"Pixels, worst case at {smallest_radius(results)}": worst_case(results),
-    }
-    frames = {title: frame for title, side in sides.items() if len(frame := differences(side))}
+    frames = {title: frame for title, frame in _sides(results).items() if len(frame)}
     if not frames:
         return not_run(question)
     printed = printed_differences()
@@ -66,6 +62,14 @@ def forest(results: Sequence[Result]) -> Figure:
     _name_rows(axes[0], heights, headings)
     families(drawing, points["method"], hollow(PRINTED))
     return finish(drawing, points, question, _cost_of_pruning(points))
+
+
+def _sides(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
+    """Title of a panel -> `differences` under the attacks of one protocol."""
+    return {
+        "Paper's protocol, mean of its three attacks": differences(scores(results, "paper", ATTACKS)),
+        f"Pixels, worst case at {smallest_radius(results)}": differences(worst_case(results)),
+    }
 
 
 def differences(side: Scores, reference: str = CONTINUED) -> pd.DataFrame:
@@ -105,15 +109,10 @@ def trade_off(results: Sequence[Result]) -> Figure:
         results: As for `forest`.
     """
     question = "Are accuracy and robustness a trade-off here?"
-    attacks = {
-        "Paper's protocol, mean of its three attacks": scores(results, "paper", ATTACKS),
-        f"Pixels, worst case at {smallest_radius(results)}": worst_case(results),
-    }
     benign = differences(scores(results, "paper", ["clean"]))
-    sides = {title: differences(side) for title, side in attacks.items()}
     frames = {
         title: benign.merge(rows, on=["method", "family"], suffixes=("_benign", "_attacked"))
-        for title, rows in sides.items()
+        for title, rows in _sides(results).items()
         if len(rows) and len(benign)
     }
     if not frames:
