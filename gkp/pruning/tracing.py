@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
+from gkp.pruning.labels import ALONG, NOBODY, constant, is_after, labels_of, moved, put_labels, reduced, spatial, varying
 from gkp.pruning.probe import cheap_copy, image_for, undisturbed, without_norms
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 OUTPUT = "is an output of the network"
-NOBODY = -1  # a value that comes from no filter: the image, a constant, padding
 _MOVES = frozenset(
     "alias detach view _unsafe_view reshape _reshape_alias permute transpose t slice select split split_with_sizes chunk "  # noqa: SIM905
     "unbind expand squeeze unsqueeze cat stack index index_select narrow roll flip pixel_shuffle pixel_unshuffle "
@@ -37,12 +37,11 @@ _SPATIAL = frozenset(
 _REDUCTIONS = frozenset(
     ("mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "logsumexp", "prod", "max", "min")
 )
-_ALONG = frozenset(("_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod"))
 
 
 @dataclass
 class Trace:
-    """What one forward pass shows.
+    """The findings of one forward pass.
 
     Attributes:
         called: Names of the convolutions, linear layers and BatchNorms that take part, in order of their first call.
@@ -104,7 +103,7 @@ def trace(net: nn.Module, shape: Sequence[int], *, filters: bool = True) -> Trac
         torch.backends.mha.set_fastpath_enabled(fast)
         tracer.remove()
     for output in tree_leaves(found):
-        if (labels := _labels(output)) is not None:
+        if (labels := labels_of(output)) is not None:
             tracer.stop(labels, OUTPUT)
     return tracer.found
 
@@ -160,22 +159,22 @@ class _Tracer(TorchDispatchMode):
         return hook
 
     def _layer(self, name: str, module: nn.Module, given: Tensor, output: Tensor) -> None:
-        """What a layer reads, and whose its outputs are."""
+        """Note the filters that a layer reads, and label its outputs with its own."""
         norm = isinstance(module, BATCH_NORMS)
         if name not in self.found.called:
             self.found.called.append(name)
-            if isinstance(module, nn.Conv2d) and not _after(given):
+            if isinstance(module, nn.Conv2d) and not is_after(given):
                 self.found.stems.append(name)
         output._gkp_after = True  # type: ignore[attr-defined]
         if not self._filters:
             return
-        labels, axis = _labels(given), 1 if norm else -3 if isinstance(module, nn.Conv2d) else -1
+        labels, axis = labels_of(given), 1 if norm else -3 if isinstance(module, nn.Conv2d) else -1
         grouped = isinstance(module, nn.Conv2d) and module.groups > 1
         depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels
         if labels is not None and grouped and not depthwise:
             self.stop(labels, f"is read by the grouped convolution {name}")
             labels = None
-        if labels is not None and not _constant(labels, [d for d in range(labels.ndim) if d != axis % labels.ndim]):
+        if labels is not None and not constant(labels, [d for d in range(labels.ndim) if d != axis % labels.ndim]):
             self.stop(labels, f"is read by {name}, whose inputs are not its channels")
             labels = None
         read = None if labels is None else labels.movedim(axis, 0).flatten(1)[:, 0].long()
@@ -186,10 +185,10 @@ class _Tracer(TorchDispatchMode):
             for some in (before, *([] if read is None else [read])):
                 self.stop(some, f"is read by {name}, which reads other channels in another call")
         if norm or (grouped and depthwise and labels is not None):
-            _label(output, None if labels is None else labels.movedim(axis, -1).flatten(0, -2)[0], axis)
+            put_labels(output, None if labels is None else labels.movedim(axis, -1).flatten(0, -2)[0], axis)
         else:
             width = output.shape[axis]
-            _label(output, torch.arange(self.found.first[name], self.found.first[name] + width), axis)
+            put_labels(output, torch.arange(self.found.first[name], self.found.first[name] + width), axis)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -198,10 +197,10 @@ class _Tracer(TorchDispatchMode):
             return output
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         made = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
-        if any(map(_after, given)):
+        if any(map(is_after, given)):
             for tensor in made:
                 tensor._gkp_after = True  # type: ignore[attr-defined]
-        if any(_labels(t) is not None for t in given):
+        if any(labels_of(t) is not None for t in given):
             self._follow(func, args, kwargs, given, made)
         return output
 
@@ -213,26 +212,26 @@ class _Tracer(TorchDispatchMode):
         if func._schema.is_mutable and len(given) > 1 and given[0]._is_view():
             labels = None  # it writes into a part of another tensor
             for tensor in (given[0], given[0]._base):
-                if (there := _labels(tensor)) is not None:
+                if (there := labels_of(tensor)) is not None:
                     self.stop(there, "is written over in place, in a part of a tensor")
         elif name in _MOVES:
-            labels = _moved(func, args, kwargs)
+            labels = moved(func, args, kwargs)
             if labels is not None:
                 self._check_move(name, args, given, labels)
         elif name.endswith("_like") or name.startswith("new_"):  # of its shape only
             labels = [None] * len(made)
         elif name in _COPIES and made[0].shape == given[0].shape:
-            labels = [_labels(given[0])]
+            labels = [labels_of(given[0])]
         elif torch.Tag.pointwise in func.tags and len(made) == 1:
             labels = [self._pointwise(given, made[0].shape)]
         elif name in _SPATIAL:
-            labels = _spatial(given[0], made)
-        elif name in _REDUCTIONS or name in _ALONG:
-            labels = _reduced(name, args, kwargs, made)
+            labels = spatial(given[0], made)
+        elif name in _REDUCTIONS or name in ALONG:
+            labels = reduced(name, args, kwargs, made)
         if labels is None:
             reason = f"is read by {self._what(name)}" + ", which may mix channels" * (not self._where)
             for tensor in given:
-                if (there := _labels(tensor)) is not None:
+                if (there := labels_of(tensor)) is not None:
                     self.stop(there, reason)
             labels = [None] * len(made)
         for tensor, of in zip(made, labels, strict=True):
@@ -241,16 +240,16 @@ class _Tracer(TorchDispatchMode):
 
     def _check_move(self, name: str, args: Any, given: list[Tensor], made: Iterable[Tensor | None]) -> None:
         """Stop filters whose channels are cut into parts or put in another order: fewer of them would fall into other parts."""
-        whole = [there for tensor in given if (there := _labels(tensor)) is not None]
+        whole = [there for tensor in given if (there := labels_of(tensor)) is not None]
         parts = list(made)
         if name == "constant_pad_nd" and parts[0] is not None and parts[0].shape[1:2] != whole[0].shape[1:2]:
             self.found.padded |= {i for i in whole[0].unique().tolist() if i != NOBODY}
         for there in whole:
-            dims = _varying(there)
+            dims = varying(there)
             filters = there.unique()
             split = any(part is not None and not bool(torch.isin(filters, part).all()) for part in parts)
             if name in ("view", "_unsafe_view", "reshape", "_reshape_alias", "pixel_shuffle"):
-                split = split or any(part is not None and len(_varying(part)) > len(dims) for part in parts)
+                split = split or any(part is not None and len(varying(part)) > len(dims) for part in parts)
             elif name in ("index_select", "roll", "index"):
                 at = [args[1]] if name == "index_select" else args[2] if name == "roll" and len(args) > 2 else range(there.ndim)
                 if name == "index":
@@ -266,15 +265,15 @@ class _Tracer(TorchDispatchMode):
         """The labels of a function of single values of several tensors, which are to come from the same filters."""
         merged: Tensor | None = None
         for tensor in given:
-            labels = _labels(tensor)
+            labels = labels_of(tensor)
             if labels is None or labels.ndim > len(shape):
                 continue
             labels = labels.expand(shape)
             if merged is None or torch.equal(merged, labels):
                 merged = labels
-            elif _constant(labels, _varying(merged)):  # one map for all channels of the other
+            elif constant(labels, varying(merged)):  # one map for all channels of the other
                 self.stop(labels, "is spread over the channels of other layers")
-            elif _constant(merged, _varying(labels)):
+            elif constant(merged, varying(labels)):
                 self.stop(merged, "is spread over the channels of other layers")
                 merged = labels
             else:
@@ -282,96 +281,16 @@ class _Tracer(TorchDispatchMode):
         if merged is not None:
             for tensor in given:
                 missing = len(shape) - tensor.ndim
-                own = [d for d in _varying(merged) if d >= missing and tensor.shape[d - missing] > 1]
-                if _labels(tensor) is None and own:
+                own = [d for d in varying(merged) if d >= missing and tensor.shape[d - missing] > 1]
+                if labels_of(tensor) is None and own:
                     self.stop(merged, f"meets {self._where[-1] if self._where else 'a tensor with a value for each channel'}")
         return merged
 
     def _tie(self, one: Tensor, other: Tensor) -> None:
         """Filters that are added up can only go together."""
-        dims = {*_varying(one), *_varying(other)}
+        dims = {*varying(one), *varying(other)}
         where = tuple(slice(None) if d in dims else 0 for d in range(one.ndim))
         pairs = torch.stack([one[where].flatten(), other[where].flatten()], dim=1).unique(dim=0)
         lonely = (pairs == NOBODY).any(1)
         self.stop(pairs[lonely], "is added to channels that come from no filter")
         self.found.ties.append(pairs[~lonely & (pairs[:, 0] != pairs[:, 1])])
-
-
-def _labels(tensor: Any) -> Tensor | None:
-    return getattr(tensor, "_gkp_labels", None) if isinstance(tensor, Tensor) else None
-
-
-def _after(tensor: Tensor) -> bool:
-    return getattr(tensor, "_gkp_after", False)
-
-
-def _label(tensor: Tensor, along: Tensor | None, axis: int) -> None:
-    """Label `tensor` by one entry for each place on `axis`."""
-    if along is None:
-        tensor._gkp_labels = None  # type: ignore[attr-defined]
-    else:
-        shape = [1] * tensor.ndim
-        shape[axis] = len(along)
-        tensor._gkp_labels = along.int().cpu().view(shape).expand(tensor.shape)  # type: ignore[attr-defined]
-
-
-def _constant(labels: Tensor, dims: Iterable[int]) -> bool:
-    return not set(dims) & set(_varying(labels))
-
-
-def _varying(labels: Tensor) -> list[int]:
-    """The dimensions along which labels change."""
-    candidates = [d for d in range(labels.ndim) if labels.shape[d] > 1 and labels.stride(d) != 0]
-    return [d for d in candidates if not torch.equal(labels, labels.narrow(d, 0, 1).expand_as(labels))]
-
-
-def _moved(func: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
-    """The same move made with the labels; None if that does not work."""
-
-    def swap(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.dtype in (torch.int64, torch.int32, torch.bool):
-            return value  # an index
-        labels = _labels(value)
-        return torch.full((1,), NOBODY, dtype=torch.int32).expand(value.shape) if labels is None else labels
-
-    args, kwargs = tree_map(swap, (args, kwargs))
-    name = func._overloadpacket.__name__
-    if name == "constant_pad_nd":
-        args, kwargs = (args[0], args[1], NOBODY), {}
-    try:
-        if name in ("view", "_unsafe_view", "_reshape_alias"):  # labels are spread out without memory of their own
-            return [args[0].reshape(args[1])]
-        if any(isinstance(value, Tensor) and value.is_meta for value in tree_leaves((args, kwargs))):
-            return None  # places that are not known without numbers
-        return tree_leaves(func(*args, **kwargs))
-    except (RuntimeError, TypeError, IndexError):
-        return None
-
-
-def _spatial(given: Tensor, made: list[Tensor]) -> list[Tensor | None] | None:
-    """The labels after an operation on the last two dimensions."""
-    labels = _labels(given)
-    if labels is None or given.ndim < 3 or not _constant(labels, (labels.ndim - 1, labels.ndim - 2)):
-        return None
-    if any(tensor.shape[:-2] != given.shape[:-2] for tensor in made):
-        return None
-    return [labels[..., :1, :1].expand(tensor.shape) for tensor in made]
-
-
-def _reduced(name: str, args: Any, kwargs: Any, made: list[Tensor]) -> list[Tensor | None] | None:
-    """The labels after a mean, a sum, a softmax ... over dimensions along which they do not change."""
-    labels = _labels(args[0])
-    if labels is None:
-        return None
-    place = 2 if name in ("linalg_vector_norm", "norm") else 1
-    dims = kwargs.get("dim", args[place] if len(args) > place else None)
-    dims = range(labels.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    if not all(isinstance(d, int) for d in dims):
-        return None
-    dims = [d % labels.ndim for d in dims]
-    if not _constant(labels, dims):
-        return None
-    if name in _ALONG:
-        return [labels]
-    kept = labels.amax(dims, keepdim=True)
-    return [kept.reshape(tensor.shape) if kept.numel() == tensor.numel() else None for tensor in made]
