@@ -1,4 +1,4 @@
-"""What finished evaluations say of methods, all seeds together: accuracies and paired differences, with intervals.
+"""Effects of methods over all seeds, from finished evaluations: accuracies and paired differences, with intervals.
 
 An interval has both sources of chance, the images and the seeds of fine-tuning (`gkp.evaluation.statistics`). Seeds are pooled
 over all methods at hand, so a method with one seed gets as wide an interval as the others' seeds make plausible.
@@ -40,7 +40,7 @@ RADIUS = "1/255"  # where networks that were not trained for robustness still di
 
 @dataclass(frozen=True)
 class Scores:
-    """How often each image is classified correctly, by method and seed, over some attacks of one part.
+    """Shares of attacks under which each image is classified correctly, by method and seed, in one part.
 
     Attributes:
         part: A role of `gkp.artifact.results.plays`.
@@ -54,7 +54,7 @@ class Scores:
 
     @cached_property
     def spread(self) -> Spread:
-        """How much an accuracy varies with the seed, pooled over every method that has several."""
+        """The spread of an accuracy over seeds, pooled over every method that has several."""
         return Spread.pooled([[float(row.mean()) for row in seeds.values()] for seeds in self.rows.values()])
 
     @property
@@ -120,7 +120,7 @@ def is_tuned(one: Evaluation) -> bool:
 
 
 def setting_of(one: Evaluation) -> tuple[str, float, int]:
-    """What networks must share to be ranked: architecture, rate and epochs of fine-tuning; `SETTING` names the three.
+    """The setting that networks must share to be ranked: architecture, rate, epochs of fine-tuning; `SETTING` names the three.
 
     The rate of an unpruned network is 0, and so are the epochs of one that was not fine-tuned.
     """

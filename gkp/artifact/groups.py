@@ -66,7 +66,7 @@ Groups = dict[str, list[Cell]]
 
 @dataclass(frozen=True)
 class Scale:
-    """What a profile spends: the fine-tuning of each network, how it is evaluated, and which rows each table gets.
+    """The expense of a profile: the fine-tuning of each network, how it is evaluated, and which rows each table gets.
 
     finetune: fields of PruneCell; paper, pixel, cascade, autoattack, frequency: fields of EvaluateCell for the paper's
     protocol, the field's, the worst case of strong attacks, AutoAttack, and the high-frequency test sets of Table 1; timing,
@@ -112,7 +112,7 @@ class Scale:
 
 
 def network_groups(baseline: TrainCell, scale: Scale) -> Groups:
-    """What the paper does with one network, and what it leaves out: a group for each notebook."""
+    """The groups of one network, one for each notebook: what the paper does with it, and what it leaves out."""
     main = scale.pruned(baseline, [UNPRUNED, *registered()], rate=RATE)
     scratch = [replace(cell, scratch=True) for cell in main if cell.method == "sr-gkp"]  # is it the weights, or the shape?
 

@@ -10,8 +10,8 @@
 | `cascade` | several attacks, each on what the ones before left standing | the sum, fallen images apart |
 | `autoattack` | pyautoattack's ensemble (Croce & Hein 2020); **its batch size is part of its result** | 250 to 17,000 passes |
 
-Untargeted, Linf or L2. `gkp.attack` is the checked entrance: it puts the network in eval mode and leaves
-it as it found it. The plain functions check their options but neither the images nor the mode: the caller has done that.
+Untargeted, Linf or L2. `gkp.attack` is the checked entrance: it puts the network in eval mode and leaves it as it found it.
+The plain functions check their options but neither the images nor the mode: the caller has done that.
 What happens to an image depends on the image, its id and the seed, never on its neighbours or the batch size.
 """
 

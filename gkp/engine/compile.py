@@ -91,7 +91,7 @@ def _missing() -> str | None:
 
 
 class Compiled(nn.Module):
-    """What `compile` returns: it has the network's weights as buffers, and `CLASSIFIER_NAMES` as attributes.
+    """The network that `compile` returns: it has the network's weights as buffers, and `CLASSIFIER_NAMES` as attributes.
 
     Args:
         source: The network, to itself.

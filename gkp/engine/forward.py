@@ -38,7 +38,7 @@ class Segment:
         self.inference = self.forward.without_signs()
 
     def layout(self, value: int) -> MapShape | int:
-        """How a value lies in memory."""
+        """The layout of a value in memory."""
         shape = self.shapes[value]
         return MapShape(*shape, self.lanes) if len(shape) == 3 else shape[0]
 

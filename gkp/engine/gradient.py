@@ -79,7 +79,7 @@ class _Backward:
         return target
 
     def _fields(self, value: int, other: Buffer | None, masks: bool = True) -> dict[str, int]:
-        """What to add, and the signs to mask with if this contribution is the last and its step can."""
+        """The value to add, and the signs to mask with if this contribution is the last and its step can."""
         last = masks and value in self.rectified and self.to_come[value] == 0 and not self.waiting[value]
         if last:
             self.rectified.discard(value)

@@ -1,4 +1,4 @@
-"""How feature maps lie in memory, and the fields of a step.
+"""The layout of feature maps in memory, and the fields of a step.
 
 A map is `[channel][row][column]` float32. A row has `pitch` columns, a whole number of vector pieces; columns beyond the image
 are zero. Above the image is one row of zeros, below it at least one: those halo rows are never written, so they stay zero for

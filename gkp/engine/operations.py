@@ -99,7 +99,7 @@ class Linear(Operation):
 
 @dataclass(eq=False)
 class Stock(Operation):
-    """What the engine cannot express: `call` takes the inputs as tensors and returns a tensor."""
+    """An operation that the engine cannot express: `call` takes the inputs as tensors and returns a tensor."""
 
     call: Callable[..., Any] = lambda x: x
     name: str = ""

@@ -77,7 +77,7 @@ class _Pass(torch.autograd.Function):
 
 
 def plan(translation: Translation, size: tuple[int, ...]) -> list[Part | Stock]:
-    """What runs in order for images of this size (C, H, W).
+    """The programs and stock modules that run in order for images of this size (C, H, W).
 
     Raises:
         BadInput: They do not fit the network.

@@ -53,7 +53,7 @@ class Weights:
 
 @dataclass(eq=False)
 class Program:
-    """What `steps.run` takes, apart from addresses.
+    """The arguments of `steps.run`, apart from addresses.
 
     Attributes:
         steps: `(steps, fields)`. tables: int32. constants: float32.

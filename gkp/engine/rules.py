@@ -1,4 +1,4 @@
-"""What each kind of node becomes in the engine: one rule for each layer and function that it knows."""
+"""The translation of nodes into operations of the engine: one rule for each layer and function that it knows."""
 
 from __future__ import annotations
 

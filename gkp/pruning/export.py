@@ -9,7 +9,7 @@ n = 8 filter groups take, relative to the dense network, in medians of interleav
 | 7/16 | 4.6, 4.9, 5.2 | 4.7, 4.9, 5.2 |
 | 10/16 | 3.1, 3.2, 3.5 | 3.2, 3.3, 3.6 |
 
-The stage `gkp.artifact.experiments.speed` measures it again, beside other engines.
+`gkp run --profile cifar10 --only speed` measures it again, beside other engines.
 """
 
 from __future__ import annotations

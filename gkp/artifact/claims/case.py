@@ -103,7 +103,7 @@ class Case:
         return found
 
     def spread(self, part: str, keys: Sequence[str]) -> Spread:
-        """How much an accuracy of this architecture varies with the seed.
+        """The spread over seeds of an accuracy of this architecture.
 
         Pooled over every method that has several seeds, and over lengths of fine-tuning: a long one mostly has one seed.
         """

@@ -85,7 +85,7 @@ class Claim:
         return self.rule.find(index, model, **self.parameters)
 
     def decide(self, case: Case) -> Decision:
-        """What the evidence says on the architecture of the case. Raises NotRun when it says nothing."""
+        """Decide it by the evidence on the architecture of the case. Raises NotRun when that says nothing."""
         return self.rule.decide(case, **self.parameters)
 
     def minutes_of(self, cells: Sequence[Cell]) -> float:

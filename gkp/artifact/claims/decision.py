@@ -42,7 +42,7 @@ class NotRun(Exception):
 
 @dataclass(frozen=True)
 class Decision:
-    """What the data say of a claim.
+    """A verdict on a claim, with the numbers it follows from.
 
     Attributes:
         verdict: One of `VERDICTS` of its board, or `NO_VERDICT`.
@@ -74,7 +74,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Rule:
-    """How claims of one form are decided; claims.toml names it and gives its parameters.
+    """The procedure that decides claims of one form; claims.toml names it and gives its parameters.
 
     Attributes:
         board: The board its claims stand on, one of `BOARDS`.
@@ -91,7 +91,7 @@ class Rule:
 
     @property
     def name(self) -> str:
-        """What claims.toml calls it."""
+        """Its name in claims.toml."""
         return self.decide.__name__
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:

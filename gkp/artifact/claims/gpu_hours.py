@@ -1,4 +1,4 @@
-"""What deciding a claim costs in the paper's own setting, in GPU-hours; `gkp.artifact.experiments.status` has the minutes here.
+"""The GPU-hours that a claim takes in the paper's own setting; `gkp.artifact.experiments.status` has the minutes here.
 
 GPU-hours are scaled from the one wall time that was published: fine-tuning ResNet-20 for 300 epochs of 50,000 images, with two
 attacks on the test set after each, took 2 h 26 min on a Colab GPU (log of the public code). Scaled by multiply-accumulates,

@@ -83,7 +83,7 @@ class Contrast:
         return abs(self.reported or 0) / 2 if small else SAME_ACCURACY
 
     def verdict(self, estimate: Estimate, tests: int) -> str:
-        """What the difference says of "more", or with a margin of "not less by more than this"; one of so many at once."""
+        """The verdict on "more", or with a margin on "not less by more than this", from one of so many differences."""
         if (holds := judge(estimate, margin=self.margin)) is not None:
             return HOLDS if holds else FAILS
         none = self.margin is None and estimate.equivalence_p(self.equal_within, tests) < SURE

@@ -96,7 +96,7 @@ def as_read(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_full(row: Mapping[str, Any]) -> str:
-    """What was found with its interval, number of images and seeds; why nothing was, if nothing was."""
+    """The result with its interval, number of images and seeds; the reason where nothing was found."""
     text = {name: "" if pd.isna(row[name]) else str(row[name]) for name in ("ours", "interval", "reason")}
     if not text["ours"]:
         return re.split(r", about|[;(]", text["reason"])[0].strip()  # the rest is in the notes

@@ -1,4 +1,4 @@
-"""What a gate is on: a residual block, or a filter of VGG-16; where its factor goes, and which plan gates lead to."""
+"""The places of gates: a residual block, or a filter of VGG-16; where its factor goes, and which plan gates lead to."""
 
 from __future__ import annotations
 

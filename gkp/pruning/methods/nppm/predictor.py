@@ -1,4 +1,4 @@
-"""What NPPM learns beside the gates: a memory of architectures and their accuracies, and a predictor of the accuracy."""
+"""The two helpers of NPPM's gates: a memory of architectures and their accuracies, and a predictor of the accuracy."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Memory:
         return self.architectures[chosen], self.accuracies[chosen]
 
     def weights(self) -> Tensor:
-        """How likely each entry is drawn, not normalised: 1 / the number of entries in its bin."""
+        """The probability that each entry is drawn, not normalised: 1 / the number of entries in its bin."""
         low, high = self.accuracies.min(), self.accuracies.max()
         scaled = (self.accuracies - low) / (high - low) if high > low else torch.zeros_like(self.accuracies)
         bins = (scaled * BINS).long().clamp(max=BINS - 1)

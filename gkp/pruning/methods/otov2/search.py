@@ -112,12 +112,12 @@ class Search(PruningCallback):
             self._moving.clear()
 
     def figures(self) -> dict[str, float]:
-        """How many groups are redundant, zero, and were not zero by themselves."""
+        """The numbers of groups that are redundant, zero, and that were not zero by themselves."""
         chosen = 0 if self.redundant is None else int(self.redundant.sum())
         return {"redundant_groups": chosen, "zero_groups": int((~self.alive).sum()), "projected_groups": self.projected}
 
     def plan(self, net: nn.Module) -> Plan:
-        """What is left without the redundant groups."""
+        """The plan without the redundant groups."""
         assert self.redundant is not None
         return kept_plan(net, self.sets, self._split(~self.redundant), self.method.input_shape)
 

@@ -119,7 +119,7 @@ class Training(PruningCallback):
             self._hold(net, self._plan)
 
     def plan(self, net: nn.Module) -> Plan:
-        """What was left by the cut."""
+        """The plan that the cut has left."""
         assert self._plan is not None
         return self._plan
 
