@@ -2,7 +2,7 @@
 
 The first part computes nothing and needs neither a network nor a data set: it shows the committed cells. The second trains,
 prunes, fine-tunes and attacks one network here, as proof that the pipeline works on this machine; digits decide nothing. Cost:
-two to three minutes on two cores, seconds where everything is up to date.
+a minute and a half on two cores, seconds where everything is up to date.
 """
 
 from __future__ import annotations
