@@ -146,14 +146,15 @@ def test_table_8_has_every_method_and_the_registry_agrees_on_the_type_of_each():
         "l1norm-b",
         "lrf",
         "nppm",
+        "rap-admm",
         "sfp",
         "tmi-gkp",
         "sr-gkp",
     }
     here = points[(points["type, here"] != "not implemented") & (points["type, published"] != "")]
-    assert len(here) == 12 and set(here.index[here["type, here"] != here["type, published"]]) == {"GAL", "NPPM"}
+    assert len(here) == 13 and set(here.index[here["type, here"] != here["type, published"]]) == {"GAL", "NPPM"}
     one_shot = here.index[here["procedure, published"] == "one-shot"]
     assert (here.loc[one_shot, "procedure, here"] == "one-shot").all()
     assert set(here.index[(here["procedure, published"] != "one-shot") & (here["procedure, here"] == "one-shot")]) == {"HRank"}
     assert "adapted" in points.loc["HRank", "fidelity"]
-    assert set(points.index[points["type, here"] == "not implemented"]) == {"RAP-ADMM"}
+    assert not (points["type, here"] == "not implemented").any()
