@@ -491,6 +491,15 @@ def test_every_rule_decides_a_claim():
     assert {claim.rule.name for claim in claims()} == set(RULES)
 
 
+def test_a_method_with_a_search_before_it_is_compared_with_those_that_are_fine_tuned_as_long(lab):
+    lab.net("sr-gkp")
+    lab.net("gal", epochs=8, soft_epochs=5)
+    lab.net("l2", epochs=30)
+    longer, shorter = lab.case().index.by_schedule(lab.model)
+    assert [net.method for net in longer.methods(lab.model)] == ["l2"]
+    assert [net.method for net in shorter.methods(lab.model)] == ["sr-gkp", "gal"]
+
+
 def test_the_rivals_of_a_claim_are_the_methods_of_its_table_that_are_here_and_not_trained_for_robustness():
     here = {name: method for name, method in names_here().items() if not trained_for_robustness(method)}
     for c in claims():

@@ -133,7 +133,9 @@ class Index:
     def _of_length(self, model: str, epochs: int) -> Index:
         if (model, epochs) not in self._shorter:
             others = {
-                c.hash for c in self.cells if isinstance(c, PruneCell) and c.model == model and c.epochs not in (0, epochs)
+                c.hash
+                for c in self.cells
+                if isinstance(c, PruneCell) and c.model == model and c.epochs and c.finetuned != epochs
             }
             kept = (cell for cell in self.cells if cell.hash not in others)
             self._shorter[model, epochs] = Index(tuple(kept), self.profile)
