@@ -272,10 +272,9 @@ def _decode(paths: Sequence[Path], size: int | None, target: Path, name: str) ->
     finally:
         with contextlib.suppress(OSError):  # the folder itself may be the problem
             partial.unlink(missing_ok=True)
+    before = f"{glob.escape(target.stem.rpartition('-')[0])}-*.npy"  # copies of the same folder as it was
     with contextlib.suppress(OSError):
-        for old in target.parent.glob(
-            f"{glob.escape(target.stem.rpartition('-')[0])}-*.npy"
-        ):  # of the same folder as it was before
+        for old in target.parent.glob(before):
             if old != target and ".partial-" not in old.name:
                 old.unlink()
 
