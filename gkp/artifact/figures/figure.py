@@ -146,6 +146,12 @@ def bars(rows: pd.DataFrame, value: str = "accuracy") -> np.ndarray:
     return 100 * np.clip(np.stack([rows[value] - rows["low"], rows["high"] - rows[value]]), 0, None)
 
 
+def near(values: pd.Series) -> pd.Series:
+    """Which values are within three interquartile ranges of the quartiles: those that an axis is made for."""
+    first, third = values.quantile(0.25), values.quantile(0.75)
+    return values.between(first - 3 * (third - first), third + 3 * (third - first))
+
+
 def label_dots(
     ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str], *, size: float = 7.5, keep_out: Sequence[float] = ()
 ) -> None:
