@@ -48,6 +48,13 @@ def test_an_axis_is_made_for_what_can_be_told_apart_and_the_rest_is_written_at_i
     assert [text.get_text() for text in ax.texts] == ["◂ 70.0", "99.0 ▸"]
 
 
+def test_equal_networks_leave_room_for_those_a_little_apart():
+    _, (ax,) = panels(1, 1, 4, 4)
+    rows = pd.DataFrame({"accuracy": [0.89] * 5 + [0.91]}, index=list("abcdef"))
+    results._dots(ax, rows.assign(low=rows["accuracy"] - 0.006, high=rows["accuracy"] + 0.006), range(6))
+    assert not ax.texts and ax.get_xlim()[1] > 91.6
+
+
 def test_the_legend_has_sr_gkp_in_its_one_colour_and_every_family_in_use(compared):
     figure = dots(compared)
     (legend,) = figure.drawing.legends

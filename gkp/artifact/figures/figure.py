@@ -146,10 +146,11 @@ def bars(rows: pd.DataFrame, value: str = "accuracy") -> np.ndarray:
     return 100 * np.clip(np.stack([rows[value] - rows["low"], rows["high"] - rows[value]]), 0, None)
 
 
-def near(values: pd.Series) -> pd.Series:
-    """Which values are within three interquartile ranges of the quartiles: those that an axis is made for."""
+def near(values: pd.Series, least: float = 0.0) -> pd.Series:
+    """Which values an axis is made for: within three interquartile ranges of the quartiles, and `least` at any rate."""
     first, third = values.quantile(0.25), values.quantile(0.75)
-    return values.between(first - 3 * (third - first), third + 3 * (third - first))
+    reach = max(3 * (third - first), least)
+    return values.between(first - reach, third + reach)
 
 
 def label_dots(

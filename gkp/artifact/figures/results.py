@@ -29,7 +29,7 @@ from gkp.artifact.figures.figure import (
     panels,
 )
 from gkp.artifact.published import NETWORKS
-from gkp.artifact.results import attack_name, paper_name
+from gkp.artifact.results import CONTINUED, attack_name, paper_name
 from gkp.evaluation.outcomes import Outcomes
 
 _FORMS = {"grouped": PALETTE[2], "filters removed": PALETTE[0]}
@@ -54,10 +54,13 @@ def robustness_curves(outcomes: Mapping[str, Outcomes], attack: str = "pgd") -> 
         frames.append(frame[["network", "eps (of 255)", "accuracy", "low", "high", "n"]])
     points = pd.concat(frames, ignore_index=True)
     drawing, (ax,) = panels(1, 1, 6.5, 4)
-    told = []
-    for colour, (name, line) in zip(PALETTE, points.groupby("network", sort=False), strict=False):
+    told: list[str] = []
+    used: list[Any] = []
+    for name, line in points.groupby("network", sort=False):
         line = line.sort_values("eps (of 255)")
-        style = {"color": colour, "marker": "o", "capsize": 3}
+        used.append(method_colour(str(name).lower().removesuffix(", fine-tuned") if name != CONTINUED else CONTINUED))
+        style: dict[str, Any] = {"color": used[-1], "marker": "o", "capsize": 3}
+        style["linestyle"] = ("-", "--", ":", "-.")[(used.count(used[-1]) - 1) % 4]  # networks of one colour
         ax.errorbar(line["eps (of 255)"], 100 * line["accuracy"], yerr=bars(line), label=paper_name(str(name)), **style)
         gone = line[line["accuracy"] < line["accuracy"].iloc[0] / 2]["eps (of 255)"]
         told.append(f"{paper_name(str(name))} {f'at {gone.iloc[0]:g}/255' if len(gone) else 'at no radius shown'}")
@@ -255,7 +258,7 @@ def _above(rows: pd.DataFrame, cut: str) -> str:
 
 def _dots(ax: Axes, rows: pd.DataFrame, heights: Sequence[float], *, whole: bool = False) -> None:
     """Accuracies with intervals in percent, one a height; those far from the others are written at the edge, unless `whole`."""
-    close = near(rows["accuracy"]) | whole
+    close = near(rows["accuracy"], least=2 * (rows["high"] - rows["low"]).median()) | whole
     low, high = 100 * rows.loc[close, "low"].min(), 100 * rows.loc[close, "high"].max()
     ax.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     for (row, values), bar, at, shown in zip(rows.iterrows(), bars(rows).T, heights, close, strict=True):
