@@ -36,13 +36,13 @@ STRONGEST = {False: 0.106, True: 0.0106}  # the last rho, by whether U is in the
     fidelity="adapted: trained for robustness, as no other method here: on PGD's images alone, to its last epoch, without the "
     "fine-tuning of the other methods. Objective, attack, learning rates and the order of ADMM are as released, but it "
     "starts from a network trained without attack instead of an adversarially trained one, as in the paper's tables; 9 "
-    "updates of Z and U are spread over the first half of its epochs, and what is left is trained in the second half, by "
-    "one optimiser; U is detached from the graph (released: it is not, so the pull grows with every update; "
-    "u_in_graph=True), and rho grows to 0.106 instead of 0.0106, where both pull alike; the attack sees BatchNorm in "
-    "evaluation mode (released: in training mode, so that the attack's steps enter its statistics; attack_mode='train'); "
-    "only filters that leave the residual stream whole go, the same share of each layer, as many as the budget says, "
-    "instead of a share of every convolution; and they really go, BatchNorm's shift being zeroed with them, where the "
-    "released network is masked and a cut filter goes on as a constant",
+    "updates of Z and U are spread over the first half of its epochs, and what is left is trained in the second half; U "
+    "is detached from the graph (released: it is not, so the pull grows with every update; u_in_graph=True), and rho "
+    "grows to 0.106 instead of 0.0106, where both pull alike; the attack sees BatchNorm in evaluation mode (released: in "
+    "training mode, so that the attack's steps enter its statistics; attack_mode='train'); only filters that leave the "
+    "residual stream whole go, the same share of each layer, as many as the budget says, instead of a share of every "
+    "convolution; and they really go, BatchNorm's shift being zeroed with them, where the released network is masked and "
+    "a cut filter goes on as a constant",
 )
 @dataclass(frozen=True)
 class RAPADMM(L2):

@@ -41,6 +41,7 @@ class Training(PruningCallback):
     _done: int = field(default=0, init=False, repr=False)
     _plan: Plan | None = field(default=None, init=False, repr=False)
     _masks: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _sgd: torch.optim.SGD | None = field(default=None, init=False, repr=False)
 
     def schedule(self, epochs: int, steps: int) -> None:
         """Learn how many steps ADMM has, and where its cycles begin."""
@@ -56,6 +57,10 @@ class Training(PruningCallback):
         self.splitting = Splitting(kept, self.method.u_in_graph)
         self.splitting.start(_weights(net, self.layers))
         self._done, self._plan, self._masks = 0, None, {}
+
+    def sgd(self, optimizer: torch.optim.SGD) -> None:
+        """Learn the optimiser: as released, the cut begins with a new one."""
+        self._sgd = optimizer
 
     def lr_factor(self, step: int) -> float:
         """1, 0.1 and 0.01 in the thirds of each cycle; after the cut likewise, after 40 and 75 % of what is left."""
@@ -106,6 +111,8 @@ class Training(PruningCallback):
             weights = _weights(net, self.layers)
             keep = self.splitting.keep
             self._plan = self._plan_of({name: largest(weights[name].detach(), count) for name, count in keep.items()})
+            if self._sgd is not None:
+                self._sgd.state.clear()
         elif self._done in self._starts:
             self.splitting.update(_weights(net, self.layers))
         if self._plan is not None:
