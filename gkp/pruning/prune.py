@@ -95,7 +95,7 @@ def prune(
             data, a budget that the method cannot reach or does not keep, or a layer that was asked for and cannot be pruned
             exactly.
     """
-    net = unwrapped(net)
+    net = _inside(net)
     info = _info_for(net, method)
     net = copy_of(net) if any(p.is_inference() for p in net.parameters()) else net
     if info.procedure != "one-shot":
@@ -184,7 +184,7 @@ def train_pruned(
     Raises:
         BadInput: A one-shot method, or as `gkp.prune` and `gkp.training.loop.train`.
     """
-    net = unwrapped(net)
+    net = _inside(net)
     info = _info_for(net, method)
     if info.procedure == "one-shot":
         raise BadInput(f"{method} prunes in one shot; use gkp.prune, then gkp.training.loop.train")
@@ -293,6 +293,13 @@ def check_inputs(info: MethodInfo, net: nn.Module, convs: Mapping[str, nn.Conv2d
         )
     if "data" in info.needs:
         check_fit(net, data)
+
+
+def _inside(net: nn.Module) -> nn.Module:
+    """The network inside wrappers. Raises BadInput for one that `gkp.compile` made."""
+    if "compiled_from" in vars(net):
+        raise BadInput("a compiled network has its weights compiled in; prune the network it was made from")
+    return unwrapped(net)
 
 
 def _info_for(net: nn.Module, method: str) -> MethodInfo:
