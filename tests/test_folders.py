@@ -17,6 +17,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from gkp import files
+from gkp.artifact import experiments as grid
+from gkp.artifact.experiments.kinds import EvaluateCell, PruneCell, TrainCell
 from gkp.checkpoints import save_model
 from gkp.cli import main
 from gkp.data import folders
@@ -377,6 +379,26 @@ def test_the_papers_networks_take_these_images(place: SimpleNamespace, model: st
     data = load_dataset(dataset, "test")
     assert data.images.shape[2:] == (INPUT_SIDE.get(model, 64),) * 2
     check_fit(build_model(model, num_classes=2, mean=data.mean, std=data.std), data)
+
+
+def test_a_tiny_imagenet_goes_through_the_cells_of_an_experiment(place: SimpleNamespace, tmp_path: Path, monkeypatch) -> None:
+    tiny(place.data / "tiny-imagenet-200", n=4)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "theirs"))  # of the workers, which are other processes
+    short = {"epochs": 1, "lr": 0.01, "batch_size": 6}
+    baseline = TrainCell(dataset="tiny-imagenet", model="resnet20", **short)
+    pruned = PruneCell(net=baseline, method="l2-gkp", rate=6 / 16, **short)
+    evaluated = EvaluateCell(net=pruned, eps=("1/255",), attacks=("fgsm",))
+    _, small, outcome = grid.run([baseline, pruned, evaluated], jobs=1, store=grid.Store(tmp_path / "store"), progress=False)
+    assert small["input_shape"] == [3, 8, 8] and small["n"] == 12 and outcome["n"] == 4
+    assert len(list((tmp_path / "theirs").rglob("tiny-imagenet-200-*.npy"))) == 2
+
+
+def test_the_work_of_the_papers_networks_is_estimated_by_their_multiply_accumulates() -> None:
+    cells = [TrainCell(dataset="cifar10", model="resnet20"), TrainCell(dataset="tiny-imagenet", model="resnet56")]
+    cells += [TrainCell(dataset="tiny-imagenet", model="resnet101"), TrainCell(dataset="imagenet", model="resnet50")]
+    macs = [40.9e6 * 45_000, 506.3e6 * 100_000, 10_081.1e6 * 100_000, 4122.8e6 * 1_281_167]
+    for cell, cost in zip(cells, macs, strict=True):
+        assert cell.work / cells[0].work == pytest.approx(cost / macs[0], rel=0.02)
 
 
 def test_a_subset_of_the_real_tiny_imagenet(place: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,7 +215,8 @@ def _check_known(names: Iterable[str], numbers: dict[str, int], part: Path) -> N
 def _cache_file(root: Path, part: str, size: int | None, paths: Sequence[Path], labels: Tensor) -> Path:
     """Where the decoded images are: named by the folder, and by the names, sizes and times of the files."""
     stats = [path.stat() for path in paths]
-    seen = [[os.path.relpath(path, root), stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
+    above = len(str(root))
+    seen = [[str(path)[above:], stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
     where = files.json_sha256([str(root), part, size])[:12]
     what = files.json_sha256([seen, labels.tolist()])[:16]
     return files.cache_folder() / "folders" / f"{root.name}-{part}-{where}-{what}.npy"
