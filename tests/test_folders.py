@@ -381,16 +381,15 @@ def test_the_papers_networks_take_these_images(place: SimpleNamespace, model: st
     check_fit(build_model(model, num_classes=2, mean=data.mean, std=data.std), data)
 
 
-def test_a_tiny_imagenet_goes_through_the_cells_of_an_experiment(place: SimpleNamespace, tmp_path: Path, monkeypatch) -> None:
+def test_a_tiny_imagenet_goes_through_the_cells_of_an_experiment(place: SimpleNamespace, tmp_path: Path) -> None:
     tiny(place.data / "tiny-imagenet-200", n=4)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "theirs"))  # of the workers, which are other processes
     short = {"epochs": 1, "lr": 0.01, "batch_size": 6}
     baseline = TrainCell(dataset="tiny-imagenet", model="resnet20", **short)
     pruned = PruneCell(net=baseline, method="l2-gkp", rate=6 / 16, **short)
     evaluated = EvaluateCell(net=pruned, eps=("1/255",), attacks=("fgsm",))
     _, small, outcome = grid.run([baseline, pruned, evaluated], jobs=1, store=grid.Store(tmp_path / "store"), progress=False)
     assert small["input_shape"] == [3, 8, 8] and small["n"] == 12 and outcome["n"] == 4
-    assert len(list((tmp_path / "theirs").rglob("tiny-imagenet-200-*.npy"))) == 2
+    assert len(list((place.cache / "folders").iterdir())) == 2
 
 
 def test_the_work_of_the_papers_networks_is_estimated_by_their_multiply_accumulates() -> None:
