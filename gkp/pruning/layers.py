@@ -57,7 +57,8 @@ def choose_layers(
         left_out = {name: "not asked for" for name in every if name not in chosen}
         for name in chosen:
             if reason := _unfit(every[name], groups, kinds):
-                raise BadInput(f"{name} {reason}; use groups that divide its filters, or leave it out with layers=")
+                other = "use groups that divide its filters, or " if "divide" in reason else ""
+                raise BadInput(f"{name} {reason}; {other}leave it out with layers=")
     return _some(net, every, chosen, left_out), left_out
 
 
