@@ -47,16 +47,17 @@ def choose_layers(
     """
     every = convolutions(net)
     asked = getattr(net, "prunable", None) if layers is None else layers
+    inexact: dict[type, str] = {}
     if asked is None:
         left_out = {**_apart(net, every, input_shape)}
-        left_out.update({name: reason for name, conv in every.items() if (reason := _unfit(conv, groups, kinds))})
+        left_out.update({name: reason for name, conv in every.items() if (reason := _unfit(conv, groups, kinds, inexact))})
         chosen = [name for name in every if name not in left_out]
         left_out = {name: left_out[name] for name in every if name in left_out}
     else:
         chosen = _named(every, asked)
         left_out = {name: "not asked for" for name in every if name not in chosen}
         for name in chosen:
-            if reason := _unfit(every[name], groups, kinds):
+            if reason := _unfit(every[name], groups, kinds, inexact):
                 other = "use groups that divide its filters, or " if "divide" in reason else ""
                 raise BadInput(f"{name} {reason}; {other}leave it out with layers=")
     return _some(net, every, chosen, left_out), left_out
@@ -228,15 +229,22 @@ def _named(every: Mapping[str, nn.Conv2d], layers: Iterable[str] | Callable[[str
     return wanted
 
 
-def _unfit(conv: nn.Conv2d, groups: int, kinds: Kinds) -> str:
-    """The reason why `conv` cannot be pruned kernel by kernel, or an empty string."""
+def _unfit(conv: nn.Conv2d, groups: int, kinds: Kinds, inexact: dict[type, str]) -> str:
+    """The reason why `conv` cannot be pruned kernel by kernel, or an empty string.
+
+    inexact: The reason by subclass of `torch.nn.Conv2d`; a subclass that was not exact once is not tried again.
+    """
     if conv.groups != 1:
         return f"is a grouped convolution already (groups={conv.groups})"
     if groups < 1 or conv.out_channels % groups:
         return f"has {conv.out_channels} filters, which do not divide by {groups} groups"
     if kinds == "any" or not (reason := not_plain(conv)):
         return ""
-    return not_own(conv) or (reason if kinds == "plain" else _inexact(conv, groups))
+    if kinds == "plain" or not_own(conv):
+        return reason
+    if (kind := type(conv)) not in inexact and (found := _inexact(conv, groups)):
+        inexact[kind] = found
+    return inexact.get(kind, "")
 
 
 def _inexact(conv: nn.Conv2d, groups: int) -> str:
