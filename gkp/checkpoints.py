@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,6 +24,7 @@ from gkp.errors import BadInput
 from gkp.files import fetch, file_sha256, json_sha256, locate, not_found, read_tensors, replace_files
 from gkp.networks.build import BUILDERS, build, build_model
 from gkp.networks.classifier import IMAGENET_MEAN, IMAGENET_STD, Architecture, Classifier
+from gkp.networks.wrappers import unwrapped
 from gkp.pruning.plan import Plan, plan_of
 from gkp.pruning.twin import PrunedModel
 
@@ -137,7 +139,7 @@ def save_model(net: nn.Module, folder: str | Path) -> Path:
     Both are written beside and then renamed, so an interrupted save leaves the old network or none.
 
     Args:
-        net: The network; of a compiled one, that which it was made from.
+        net: The network; of a wrapped one (compiled, DataParallel, averaged), that which is inside.
         folder: Where to; it is made if there is none.
 
     Returns:
@@ -148,12 +150,11 @@ def save_model(net: nn.Module, folder: str | Path) -> Path:
     """
     from safetensors.torch import save
 
-    folder, net = Path(folder), getattr(net, "compiled_from", net)
+    folder, net = Path(folder), unwrapped(net)
     dense = net.net if isinstance(net, PrunedModel) else net
     if isinstance(net, PrunedModel):
         net.apply_masks()
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in dense.state_dict().items()}
-    data = save(tensors)
+    data = save(_apart(dense.state_dict()))
     architecture = getattr(dense, "architecture", None)
     header = {
         "format": FORMAT,
@@ -167,6 +168,14 @@ def save_model(net: nn.Module, folder: str | Path) -> Path:
     }
     header["header_sha256"] = json_sha256(header)
     return replace_files(folder, {"model.safetensors": data, "model.json": json.dumps(header, indent=1)}, "the network")
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, those that share memory as copies: tied weights are stored under each of their names."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    places = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+    shared = {name for name, tensor in tensors.items() if places[tensor.untyped_storage().data_ptr()] > 1}
+    return {name: tensor.clone() if name in shared else tensor for name, tensor in tensors.items()}
 
 
 def _load_public(name: str, weights: str) -> Classifier:
@@ -222,7 +231,7 @@ def _load_folder(folder: Path, into: nn.Module | None, expected: str | None = No
     if name in BUILDERS:
         net: nn.Module = build(Architecture.from_json(header["architecture"]))
     elif into is not None:
-        net = into
+        net = unwrapped(into)
     else:
         raise BadInput(f"{folder} holds a {name}, which gkp cannot build; pass a dense instance: load_model(folder, into=net)")
     plan = Plan.from_json(header["plan"], header.get("input_shape"))

@@ -65,7 +65,7 @@ def _options(*options: Callable[[Callable], Callable]) -> Callable[[Callable], C
 
 _seed = functools.partial(click.option, "--seed", default=0)
 _images = _options(
-    click.option("--dataset", default="cifar10", help="cifar10 or digits."),
+    click.option("--dataset", default="cifar10", help="cifar10, digits, or folder:PATH."),
     click.option("--examples", "n_examples", type=int, metavar="N", help="The first N.  [default: all; audit: 100]"),
     _seed(help="Of the random starts."),
 )
@@ -152,7 +152,7 @@ def _methods(as_json: bool) -> None:
 @click.option("--groups", default=8, help="Filter groups.")
 @_seed(help="For methods that draw.")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the method, e.g. alpha=0.75.")
-@click.option("--dataset", help="Training images for methods that look at data, e.g. cifar10.")
+@click.option("--dataset", help="Training images for methods that look at data: cifar10, folder:PATH, ...")
 @click.option("--form", type=click.Choice(["compact", "masked"]), default="compact", help="The network to save.")
 @out_option(required=True, help="Folder for model.safetensors and model.json.")
 @json_option

@@ -41,6 +41,7 @@ from gkp.artifact.experiments.report import Result
 from gkp.artifact.experiments.status import stated_minutes
 from gkp.artifact.experiments.store import Store
 from gkp.artifact.published import FIGURES, TABLES, names_here, published, superscores
+from gkp.artifact.results import trained_for_robustness
 from gkp.checkpoints import save_model
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
@@ -499,8 +500,8 @@ def test_a_method_with_a_search_before_it_is_compared_with_those_that_are_fine_t
     assert [net.method for net in shorter.methods(lab.model)] == ["sr-gkp", "gal"]
 
 
-def test_the_rivals_of_a_claim_are_the_methods_of_its_table_that_are_here():
-    here = names_here()
+def test_the_rivals_of_a_claim_are_the_methods_of_its_table_that_are_here_and_not_trained_for_robustness():
+    here = {name: method for name, method in names_here().items() if not trained_for_robustness(method)}
     for c in claims():
         if c.rule is best_or_second:
             printed = superscores(int(c.items[0].removeprefix("Table "))).index

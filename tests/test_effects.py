@@ -57,6 +57,7 @@ def test_other_images_missing_files_missing_attacks_and_shapes_from_scratch_are_
 def test_the_paper_s_own_difference_is_that_of_table_10():
     assert effects.printed_differences()["sr-gkp"] == pytest.approx((76.40 + 45.17 + 44.85 - 75.15 - 39.64 - 42.58) / 300)
     assert effects.printed_differences(["clean"])["hrank"] == pytest.approx((92.27 - 93.24) / 100)
+    assert {"gal", "nppm"} <= set(effects.printed_differences()) and "rap-admm" not in effects.printed_differences()
 
 
 def test_the_forest_plot_says_for_how_many_methods_pruning_costs_robustness(results):

@@ -48,6 +48,14 @@ def test_robustness_curves_carry_the_intervals_of_the_outcomes(pruned):
     assert points["low"].tolist() == frame.loc[["clean", "pgd-1/255", "pgd-8/255"], "low"].tolist()
 
 
+def test_networks_of_one_method_have_its_colour_and_lines_of_their_own(pruned):
+    out = benchmark(pruned, load_dataset("digits", "test").first(4), eps="1/255")
+    named = {"unpruned": out, "SR-GKP, one shot": out, "SR-GKP, fine-tuned": out}
+    lines = [bars.lines[0] for bars in plots.robustness_curves(named).drawing.axes[0].containers]
+    assert [line.get_color() for line in lines] == [plots.method_colour(row) for row in ("unpruned", "sr-gkp", "sr-gkp")]
+    assert [line.get_linestyle() for line in lines] == ["-", "-", "--"]
+
+
 def test_a_saved_figure_is_svg_png_and_csv_and_the_same_bytes_each_time(tmp_path, pruned):
     for folder in ("one", "two"):
         plots.snaking(pruned, "layer1.0.conv1").save("figure_3", tmp_path / folder)

@@ -86,7 +86,7 @@ def test_table_1_has_a_column_for_each_cut_and_passes_other_variants_over(tmp_pa
     found.append(evaluated(BASELINE, tmp_path, ACCURACY, protocol="paper"))
     table = tables.high_frequency(found)
     assert list(table.shown.columns) == ["full", "0.3", "0.5"] and table.shown.loc["unpruned", "0.3"] == "50.0 [40.0, 55.0]"
-    assert plots.frequency_lines(table.points).points["cut"].tolist() == ["full", "0.3", "0.5"]
+    assert plots.frequency_dots(table.points).points["cut"].tolist() == ["full", "0.3", "0.5"]
 
 
 def test_every_table_shows_the_evaluations_of_its_part_and_no_others(results, tmp_path):
@@ -156,7 +156,7 @@ def test_times_become_ratios_within_one_run(tmp_path):
         ("dense", 1): 1.0, ("grouped", 1): 3.0, ("filters removed", 1): 0.5,
         ("dense", 128): 1.0, ("grouped", 128): 3.0, ("filters removed", 128): 0.5,
     }  # fmt: skip
-    assert len(plots.latency_bars(measured.points).points) == 6
+    assert len(plots.latency_dots(measured.points).points) == 6
 
 
 def test_what_accelerates_is_split_into_the_engine_and_the_pruning(tmp_path):
@@ -246,7 +246,7 @@ def test_evaluations_that_are_not_finished_are_left_out():
 
 def test_without_points_a_figure_says_that_it_was_not_run():
     nothing = pd.DataFrame()
-    for draw in (plots.method_bars, plots.superscore_bars, plots.frequency_lines, plots.latency_bars):
+    for draw in (plots.method_dots, plots.superscore_dots, plots.frequency_dots, plots.latency_dots):
         assert draw(nothing).points.empty
     assert plots.pareto(nothing, x="macs", x_label="MACs").points.empty
 
@@ -272,4 +272,4 @@ def test_a_method_has_one_colour_whatever_its_options_and_a_family_shares_one():
 
 def test_the_superscore_figure_draws_what_the_table_found(results):
     points = tables.epoch_choice(results).points
-    assert plots.superscore_bars(points).points["gain"].tolist() == points["gain"].tolist()
+    assert plots.superscore_dots(points).points["gain"].tolist() == points["gain"].tolist()

@@ -174,10 +174,11 @@ def worst_case(results: Sequence[Result]) -> Scores:
 def printed_differences(keys: Sequence[str] = ATTACKS) -> dict[str, float]:
     """Method -> what Table 10 prints for it minus what it prints for the unpruned network, as a fraction, over these columns.
 
-    The paper's unpruned network was not fine-tuned, and every number is that of the epoch that is best in its column.
+    The paper's unpruned network was not fine-tuned, and every number is that of the epoch that is best in its column. As in
+    `scores`, methods that are trained for robustness are left out.
     """
     best = superscores(10, likely=True)[list(keys)].mean(axis=1) / 100
-    known = names_here()
+    known = {name: here for name, here in names_here().items() if not trained_for_robustness(here)}
     return {known[name]: float(best[name] - best["Unpruned"]) for name in best.index if name in known and name != "Unpruned"}
 
 

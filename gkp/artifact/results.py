@@ -14,6 +14,7 @@ from torch import nn
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import EvaluateCell, Network, PruneCell, network_in
 from gkp.artifact.experiments.report import Result
+from gkp.artifact.published import ATTACKED
 from gkp.checkpoints import load_model
 from gkp.data.dataset import Dataset
 from gkp.data.sources import is_here, load_dataset
@@ -146,6 +147,17 @@ def trained_for_robustness(method: str) -> bool:
     """Whether this method trains on adversarial images: what it gains by that is no merit of what it prunes."""
     info = methods().get(method)
     return info is not None and info.adversarial
+
+
+def attack_name(attack: str, protocol: str) -> str:
+    """A key of an outcome matrix as people read it: "(b) FGSM .1" in the paper's protocol, "Worst case 1/255" in pixels."""
+    if protocol == "paper" and attack in ATTACKED:
+        return dict(zip(ATTACKED, ("Benign", "(a) FGSM .01", "(b) FGSM .1", "(c) PGD 8/255"), strict=True))[attack]
+    if attack == "clean":
+        return "Benign"
+    name, _, eps = attack.removesuffix("-true").rpartition("-")
+    named = {"worst-case": "Worst case", "cascade": "Cascade", "autoattack": "AutoAttack"}.get(name, name.upper())
+    return f"{named} {eps}" + (", true labels" if attack.endswith("-true") else "")
 
 
 def method_of(row: str) -> str:

@@ -1,4 +1,4 @@
-"""Data sets by name: digits, CIFAR-10 and the corrupted images of CIFAR-10-C.
+"""Data sets by name: digits, CIFAR-10, the corrupted images of CIFAR-10-C; folders of images are in `gkp.data.folders`.
 
 | name | images | train | val | train+val | test | where from |
 |---|---|---|---|---|---|---|
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from gkp import files
 from gkp.data.dataset import Dataset
+from gkp.data.folders import KNOWN, folder_is_here, is_folder, load_folder
 from gkp.errors import BadInput
 from gkp.files import cache_folder, searched_folders
 
@@ -46,29 +47,30 @@ _CIFAR10C, _PER_SEVERITY = "CIFAR-10-C", 10_000
 
 
 def dataset_names() -> list[str]:
-    """The names that `load_dataset` knows."""
-    return sorted(_LOADERS)
+    """The names that `load_dataset` knows, beside folder:PATH."""
+    return sorted((*_LOADERS, *KNOWN))
 
 
 def load_dataset(name: str, split: str = "test") -> Dataset:
     """Load a split of a data set, once per process: treat its tensors as read-only.
 
     Args:
-        name: "digits" or "cifar10".
+        name: "digits", "cifar10", "tiny-imagenet", "imagenet", or "folder:PATH" for images of your own, see
+            `gkp.data.folders`.
         split: "train", "val", "train+val" or "test".
 
     Returns:
-        The images and labels, in memory.
+        The images and labels, in memory, those of folders mapped into it.
 
     Raises:
-        BadInput: Unknown name or split, a file that is not what its name says, or cifar10 is in none of the folders searched
-            (see `gkp.files`) and cannot be downloaded.
+        BadInput: Unknown name or split, a file that is not what its name says, or the data set is in none of the folders
+            searched (see `gkp.files`) and cannot be downloaded.
     """
-    if name not in _LOADERS:
-        raise BadInput(f"unknown dataset {name!r}; known: {', '.join(dataset_names())}")
+    if name not in _LOADERS and not is_folder(name):
+        raise BadInput(f"unknown dataset {name!r}; known: {', '.join(dataset_names())}, folder:PATH")
     if split not in SPLITS:
         raise BadInput(f"unknown split {split!r} of dataset {name!r}; known: {', '.join(SPLITS)}")
-    return _LOADERS[name](split)
+    return load_folder(name, split) if is_folder(name) else _LOADERS[name](split)
 
 
 @cache
@@ -99,7 +101,7 @@ def _cut(training: np.ndarray, labels: np.ndarray, split: str, *, n_val: int) ->
 def is_here(name: str) -> bool:
     """Whether the images of a data set can be loaded without a download."""
     if name != "cifar10":
-        return name in _LOADERS
+        return folder_is_here(name) if is_folder(name) else name in _LOADERS
     found = (folder / file for folder in searched_folders() for file in ("cifar10_test.npz", _CIFAR_FOLDER))
     return any(path.exists() for path in found)
 

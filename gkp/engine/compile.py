@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from gkp.engine.graph import Translation, Whole, translate
 from gkp.engine.operations import Stock
 from gkp.errors import BadInput, ModelWarning, need_extra
+from gkp.networks.wrappers import unwrapped
+from gkp.pruning.masks import unmasked
 from gkp.pruning.twin import CLASSIFIER_NAMES
 
 INSTALL = 'pip install "gkp[fast]"'
@@ -47,7 +49,7 @@ def compile(net: nn.Module, *, threads: int | None = None) -> nn.Module:
     Raises:
         BadInput: The network is in training mode, of another precision or on another device.
     """
-    net = net.compiled_from if isinstance(net, Compiled) else net
+    net = unwrapped(net)
     _check(net)
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise BadInput(f"threads must be 1 or more, not {threads!r}; leave it out for as many as torch uses")
@@ -61,6 +63,7 @@ def compile_all(net: nn.Module) -> Compiled:
         BadInput: There is no numba, or the engine must leave the whole network to torch.
     """
     need_extra("fast", "numba")
+    net = unwrapped(net)
     _check(net)
     fast = Compiled(copy.deepcopy(net).requires_grad_(False))
     if reason := fast.fallbacks.get("network"):
@@ -123,7 +126,7 @@ class Compiled(nn.Module):
             reasons = {"network": missing}
         else:
             try:
-                self._translation = translate(source)
+                self._translation = translate(unmasked(source))
                 reasons = self._translation.fallbacks
             except Whole as error:
                 reasons = {"network": str(error)}

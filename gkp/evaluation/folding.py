@@ -22,7 +22,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gkp.attacks.network import MIN_ROWS, evaluating, logits_of
+from gkp.networks.wrappers import unwrapped
 from gkp.pruning.grouped import GroupedKernelConv2d
+from gkp.pruning.masks import unmask
 from gkp.pruning.plan import replace_layer
 
 TOLERANCE = 1e-5
@@ -44,7 +46,7 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
         BadInput: The network gives NaN.
     """
     with evaluating(model):
-        twin = copy.deepcopy(model)
+        twin = unmask(copy.deepcopy(unwrapped(model)))
         try:
             count = _make_dense(twin)
             graph = fx.Tracer().trace(twin)

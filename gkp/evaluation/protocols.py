@@ -26,6 +26,7 @@ from gkp.errors import BadInput
 from gkp.evaluation.folding import folded
 from gkp.evaluation.outcomes import AttackSpec
 from gkp.evaluation.subject import first_images, images_home
+from gkp.networks.wrappers import unwrapped
 
 PROTOCOLS = ("paper", "pixel")
 PIXEL_EPS = tuple(k / 255 for k in (0.25, 0.5, 1, 2, 4, 8))  # naturally trained networks are told apart below 8 / 255
@@ -63,8 +64,9 @@ def space_of(net: nn.Module, data: Dataset, protocol: str, *, fold: bool = False
     lows = [(0 - m) / s for m, s in zip(data.mean, data.std, strict=True)]
     highs = [(1 - m) / s for m, s in zip(data.mean, data.std, strict=True)]
     bounds = PAPER_BOX.get(data.name.partition("+")[0], (min(lows), max(highs)))  # "cifar10+rotate-10" too
-    inside = getattr(net, "from_normalised", None)
-    if inside is not None and _same(getattr(net, "mean", None), mean) and _same(getattr(net, "std", None), std):
+    known = net if hasattr(net, "from_normalised") else unwrapped(net)
+    inside = getattr(known, "from_normalised", None)
+    if inside is not None and _same(getattr(known, "mean", None), mean) and _same(getattr(known, "std", None), std):
         model: Model = inside  # the paper's path, bit for bit
     else:
 

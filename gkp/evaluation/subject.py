@@ -16,6 +16,7 @@ from gkp.attacks.network import ALIKE, apart_from_others, images_home, logits_of
 from gkp.data.dataset import Dataset, to_unit
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput, ModelWarning
+from gkp.networks.wrappers import unwrapped
 
 _ASKED = 16  # images that a network is asked about before an evaluation
 
@@ -109,9 +110,12 @@ def on_device(model: nn.Module, device: str | torch.device | None) -> Iterator[n
 
 
 def state_sha256(model: nn.Module) -> str:
-    """sha256 (hex) of the network's parameters and buffers: names, types, shapes and bytes, in order of name."""
+    """sha256 (hex) of the network's parameters and buffers: names, types, shapes and bytes, in order of name.
+
+    That of a wrapped network (DataParallel, compiled, averaged) is that of the network inside.
+    """
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(unwrapped(model).state_dict().items()):
         if isinstance(value, Tensor):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -33,7 +33,7 @@ class BottleneckResNet(Classifier, torchvision.models.ResNet):
                     module.relu = FunctionalReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return Classifier.forward(self, x)
+        return self.from_normalised((x - self.mean) / self.std)
 
     def from_normalised(self, z: Tensor) -> Tensor:
         return self._forward_impl(z)  # type: ignore[operator]

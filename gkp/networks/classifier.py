@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +75,11 @@ class Classifier(nn.Module):
     """
 
     relus_uncounted_when_pruned = False
-    architecture: Architecture
-    mean: Tensor
-    std: Tensor
+    __jit_unused_properties__: ClassVar = ["num_classes"]
+    if TYPE_CHECKING:  # torch.jit.script cannot read annotations that are strings
+        architecture: Architecture
+        mean: Tensor
+        std: Tensor
 
     def describe(self, architecture: Architecture) -> None:
         """Keep `architecture` and register its normalisation as buffers."""
@@ -115,7 +117,7 @@ class ShortcutA(nn.Module):
         self.sampled = nn.AvgPool2d(kernel_size=1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(self.sampled(x), (0, 0, 0, 0, *self.padding))
+        return F.pad(self.sampled(x), (0, 0, 0, 0, self.padding[0], self.padding[1]))
 
 
 class Projection(nn.Module):

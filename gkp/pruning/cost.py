@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gkp.networks.classifier import Classifier, GlobalAvgPool
+from gkp.networks.wrappers import unwrapped
 from gkp.pruning.grouped import GroupedKernelConv2d
 from gkp.pruning.probe import copy_of, image_for, send, undisturbed, without_norms
 from gkp.pruning.twin import PrunedModel
@@ -77,12 +78,12 @@ def cost(net: nn.Module, *, input_shape: Sequence[int] = (3, 32, 32)) -> Cost:
     Raises:
         BadInput: An image of that shape does not pass through the network.
     """
-    return count(_small(copy_of(net)), input_shape)
+    return count(_small(net), input_shape)
 
 
 def macs_of_layers(net: nn.Module, *, input_shape: Sequence[int] = (3, 32, 32)) -> dict[str, int]:
     """Multiply-accumulates of each convolution and linear layer by name; arguments and errors as in `cost`."""
-    return _macs_of(_small(copy_of(net)).eval(), input_shape)
+    return _macs_of(_small(net).eval(), input_shape)
 
 
 def _macs_of(small: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
@@ -155,8 +156,9 @@ def latency(
 
 
 def _small(net: nn.Module) -> nn.Module:
-    net = getattr(net, "compiled_from", net)
-    return net.compact() if isinstance(net, PrunedModel) else net
+    """A copy of the network inside wrappers, compact if it is a masked twin."""
+    net = unwrapped(net)
+    return net.compact() if isinstance(net, PrunedModel) else copy_of(net)
 
 
 _aten = torch.ops.aten

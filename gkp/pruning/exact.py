@@ -36,6 +36,7 @@ def difference(pruned: PrunedModel, shape: Sequence[int] | None) -> str:
         with undisturbed(), torch.inference_mode(False), torch.no_grad():
             twin = copy_of(pruned).eval().to(dtype)
             _shake(twin)
+            twin.apply_masks()  # type: ignore[operator]  # for hooks, which read weights outside of a forward pass
             try:
                 small = twin.compact().eval()  # type: ignore[operator]
             except Exception as error:  # whatever cutting says of a foreign layer

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
+from gkp.pruning.masks import layer_type, unmask
+from gkp.pruning.probe import copy_of
 from gkp.pruning.spec import Spec, check_kept, conv_like, ints, spec_kind
+
+DENSE = ("out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")  # the same in the small convolution
 
 
 @spec_kind("group_of_filter")
@@ -84,29 +88,32 @@ class GroupedSpec(Spec):
 class GroupedKernelConv2d(nn.Module):
     """A convolution after grouped kernel pruning, really small: gather inputs, grouped convolution, original filter order.
 
+    To code that reads it, it is the dense convolution: of its widths, its geometry, one group, and a `weight` with zeros.
+
     Attributes:
         gather: Buffer `(groups * K,)`, the input channels group by group; one that several groups keep is gathered for each.
-        conv: The grouped convolution, weight `(C_out, K, k_h, k_w)`.
+        conv: The grouped convolution, weight `(C_out, K, k_h, k_w)`, of the type that the dense one was of.
         restore: Buffer `(C_out,)`, where each filter's output is.
     """
 
-    gather: Tensor
-    restore: Tensor
+    if TYPE_CHECKING:  # torch.jit.script cannot read annotations that are strings
+        gather: Tensor
+        restore: Tensor
+
+    __jit_unused_properties__: ClassVar = ["spec", "weight", "bias", *DENSE]
 
     def __init__(self, conv: nn.Conv2d, spec: GroupedSpec):
         super().__init__()
         order, weight = spec.permutation, conv.weight.detach()
         self.in_channels = conv.in_channels  # of the dense one: channels that no group keeps are not gathered
+        self.groups = 1
         self.register_buffer("gather", spec.kept.flatten().to(weight.device))
         self.register_buffer("restore", torch.argsort(order).to(weight.device))
-        self.conv = conv_like(conv, spec.kept.numel(), conv.out_channels, groups=spec.groups, bias=conv.bias is not None)
         kept_of_filter = spec.kept[spec.group_of_filter]  # (C_out, K)
-        with torch.no_grad():
-            small = weight[torch.arange(conv.out_channels)[:, None], kept_of_filter]
-            self.conv.weight.copy_(small[order])
-            if conv.bias is not None and self.conv.bias is not None:
-                self.conv.bias.copy_(conv.bias[order])
-        self.conv.requires_grad_(conv.weight.requires_grad)
+        small = weight[torch.arange(conv.out_channels)[:, None], kept_of_filter]
+        bias = None if conv.bias is None else conv.bias.detach()[order]
+        self.conv = _of_type(conv, small[order], bias, spec.kept.numel(), spec.groups, order)
+        vars(self).update(_hooks(conv))
 
     @property
     def spec(self) -> GroupedSpec:
@@ -115,20 +122,68 @@ class GroupedKernelConv2d(nn.Module):
         group_size = len(self.restore) // groups
         return GroupedSpec((self.restore // group_size).cpu(), self.gather.view(groups, -1).cpu())
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight `(C_out, C_in, k_h, k_w)` of the dense convolution of the same function; removed kernels are zero."""
+        spec, small = self.spec, self.conv.weight
+        kept_of_filter = spec.kept[spec.group_of_filter].to(small.device)  # (C_out, K)
+        filters = torch.arange(len(small), device=small.device)[:, None]
+        dense = small.new_zeros(len(small), self.in_channels, *small.shape[2:])
+        return dense.index_put((filters, kept_of_filter), small[self.restore])
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias `(C_out,)` of the dense convolution."""
+        return None if self.conv.bias is None else self.conv.bias[self.restore]
+
     def dense(self) -> nn.Conv2d:
         """The dense convolution of the same function; removed kernels are zero."""
-        spec, small = self.spec, self.conv
-        conv = conv_like(small, self.in_channels, small.out_channels, bias=small.bias is not None)
-        with torch.no_grad():
-            conv.weight.zero_()
-            kept_of_filter = spec.kept[spec.group_of_filter]  # (C_out, K)
-            conv.weight[torch.arange(conv.out_channels)[:, None], kept_of_filter] = small.weight[self.restore]
-            if conv.bias is not None and small.bias is not None:
-                conv.bias.copy_(small.bias[self.restore])
-        return conv.requires_grad_(small.weight.requires_grad)
+        bias = None if self.bias is None else self.bias.detach()
+        conv = _of_type(self.conv, self.weight.detach(), bias, self.in_channels, 1, self.restore)
+        vars(conv).update(_hooks(self))
+        return conv
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x.index_select(1, self.gather)).index_select(1, self.restore)
+
+
+def _of_dense(name: str) -> property:
+    return property(lambda self: getattr(self.conv, name))
+
+
+for _name in DENSE:
+    setattr(GroupedKernelConv2d, _name, _of_dense(_name))
+
+
+@torch.no_grad()
+def _of_type(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, in_channels: int, groups: int, order: Tensor) -> nn.Conv2d:
+    """A convolution of the type of `conv` with other inputs; its other tensors of one entry a filter come in `order`."""
+    if layer_type(conv) is nn.Conv2d:
+        made = conv_like(conv, in_channels, conv.out_channels, bias=bias is not None, groups=groups)
+        made.weight.copy_(weight)
+        if made.bias is not None and bias is not None:
+            made.bias.copy_(bias)
+        return made.requires_grad_(conv.weight.requires_grad)
+    made = unmask(copy_of(conv))  # type: ignore[assignment]
+    vars(made).update(_hooks(nn.Module()))
+    made.in_channels, made.groups = in_channels, groups
+    tensors = {"weight": weight, "bias": bias}
+    for name, parameter in made._parameters.items():
+        if parameter is not None:
+            given = tensors[name] if name in tensors else _in_order(parameter, order)
+            made._parameters[name] = None if given is None else nn.Parameter(given.detach().clone(), parameter.requires_grad)
+    for name, buffer in made._buffers.items():
+        made._buffers[name] = None if buffer is None else _in_order(buffer, order)
+    return made
+
+
+def _hooks(module: nn.Module) -> dict[str, Any]:
+    """Where a module keeps the hooks of its forward and backward pass."""
+    return {name: value for name, value in vars(module).items() if "hook" in name and "state_dict" not in name}
+
+
+def _in_order(tensor: Tensor, order: Tensor) -> Tensor:
+    return tensor[order.to(tensor.device)] if tensor.ndim and len(tensor) == len(order) else tensor
 
 
 def kept_count(in_channels: int, rate: float, layer: str = "the layer") -> int:

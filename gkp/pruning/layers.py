@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
+from typing import Literal
 
 import torch
 from torch import nn
@@ -13,18 +14,23 @@ from gkp.errors import BadInput
 from gkp.networks.classifier import Classifier, Vgg16Bn, convolutions
 from gkp.pruning.blocks import blocks_of
 from gkp.pruning.coupling import Couplings
-from gkp.pruning.exact import TIME_LIMIT, sound_layers
+from gkp.pruning.exact import TIME_LIMIT, difference, sound_layers
 from gkp.pruning.filters import FilterSpec
+from gkp.pruning.grouped import GroupedSpec
 from gkp.pruning.plan import Plan
 from gkp.pruning.probe import find_input_shape
+from gkp.pruning.spec import not_own, not_plain
 from gkp.pruning.tracing import trace
 from gkp.pruning.twin import PrunedModel
 
 Layers = Iterable[str] | Callable[[str, nn.Conv2d], bool] | None
+Kinds = Literal["exact", "plain", "any"]  # of convolutions: those that masks and groups suit, torch's own, all ungrouped ones
 Chosen = tuple[dict[str, nn.Conv2d], dict[str, str]]  # the convolutions to prune; the others with the reason
 
 
-def choose_layers(net: nn.Module, layers: Layers, groups: int, input_shape: Sequence[int] | None = None) -> Chosen:
+def choose_layers(
+    net: nn.Module, layers: Layers, groups: int, input_shape: Sequence[int] | None = None, *, kinds: Kinds = "exact"
+) -> Chosen:
     """The convolutions of `net` to prune kernel by kernel, and the ones left out with the reason.
 
     Args:
@@ -33,23 +39,27 @@ def choose_layers(net: nn.Module, layers: Layers, groups: int, input_shape: Sequ
             `groups` except image layers, those that no other layer comes before.
         groups: Number of equal filter groups.
         input_shape: (C, H, W) of the images; None for a usual one.
+        kinds: "exact": subclasses of `torch.nn.Conv2d` that stay one function, masked and compact, when they keep their type;
+            "plain": none of them; "any": all, to count what they cost.
 
     Raises:
         BadInput: A layer that was asked for does not fit, or nothing is left.
     """
     every = convolutions(net)
     asked = getattr(net, "prunable", None) if layers is None else layers
+    inexact: dict[type, str] = {}
     if asked is None:
         left_out = {**_apart(net, every, input_shape)}
-        left_out.update({name: reason for name, conv in every.items() if (reason := _unfit(conv, groups))})
+        left_out.update({name: reason for name, conv in every.items() if (reason := _unfit(conv, groups, kinds, inexact))})
         chosen = [name for name in every if name not in left_out]
         left_out = {name: left_out[name] for name in every if name in left_out}
     else:
         chosen = _named(every, asked)
         left_out = {name: "not asked for" for name in every if name not in chosen}
         for name in chosen:
-            if reason := _unfit(every[name], groups):
-                raise BadInput(f"{name} {reason}; use groups that divide its filters, or leave it out with layers=")
+            if reason := _unfit(every[name], groups, kinds, inexact):
+                other = "use groups that divide its filters, or " if "divide" in reason else ""
+                raise BadInput(f"{name} {reason}; {other}leave it out with layers=")
     return _some(net, every, chosen, left_out), left_out
 
 
@@ -74,13 +84,13 @@ def choose_filter_layers(
     couplings = Couplings(net, input_shape)
     left_out: dict[str, str] = {}
     if layers is None:
-        left_out = {name: reason for name in every if (reason := couplings.reason(name))}
+        left_out = {name: reason for name in every if (reason := not_own(every[name]) or couplings.reason(name))}
         chosen = [name for name in every if name not in left_out]
     else:
         chosen = _named(every, layers)
         left_out = {name: "not asked for" for name in every if name not in chosen}
         for name in chosen:
-            if reason := couplings.reason(name):
+            if reason := not_own(every[name]) or couplings.reason(name):
                 raise BadInput(f"whole filters of {name} cannot go: it {reason}; leave it out with layers=")
     if not isinstance(net, Classifier):
         sound, faulty = _tried(net, chosen, input_shape, time_limit)
@@ -219,10 +229,28 @@ def _named(every: Mapping[str, nn.Conv2d], layers: Iterable[str] | Callable[[str
     return wanted
 
 
-def _unfit(conv: nn.Conv2d, groups: int) -> str:
-    """The reason why `conv` cannot be pruned kernel by kernel, or an empty string."""
+def _unfit(conv: nn.Conv2d, groups: int, kinds: Kinds, inexact: dict[type, str]) -> str:
+    """The reason why `conv` cannot be pruned kernel by kernel, or an empty string.
+
+    inexact: The reason by subclass of `torch.nn.Conv2d`; a subclass that was not exact once is not tried again.
+    """
     if conv.groups != 1:
         return f"is a grouped convolution already (groups={conv.groups})"
     if groups < 1 or conv.out_channels % groups:
         return f"has {conv.out_channels} filters, which do not divide by {groups} groups"
-    return ""
+    if kinds == "any" or not (reason := not_plain(conv)):
+        return ""
+    if kinds == "plain" or not_own(conv):
+        return reason
+    if (kind := type(conv)) not in inexact and (found := _inexact(conv, groups)):
+        inexact[kind] = found
+    return inexact.get(kind, "")
+
+
+def _inexact(conv: nn.Conv2d, groups: int) -> str:
+    """The reason why a subclass of `torch.nn.Conv2d` is another function in small, or an empty string."""
+    inputs = conv.in_channels
+    kept = torch.stack([(torch.arange((inputs + 1) // 2) * 2 + group) % inputs for group in range(groups)]).sort(1).values
+    spec = GroupedSpec(torch.arange(conv.out_channels) % groups, kept)
+    reason = difference(PrunedModel(nn.Sequential(conv), Plan({"0": spec})), None)
+    return f"is a {type(conv).__name__}, which is not exact in small: {reason}" if reason else ""

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
+from gkp.networks.wrappers import unwrapped
 from gkp.pruning import coupling
 from gkp.pruning.coupling import Couplings, Cut
 from gkp.pruning.probe import copy_of
@@ -126,11 +127,17 @@ class Plan(Mapping[str, Spec]):
 
 def plan_of(net: nn.Module) -> Plan:
     """The plan by which a masked twin or a compact network was pruned; an empty one for any other network."""
-    plan = getattr(net, "plan", None)
+    plan = getattr(unwrapped(net), "plan", None)
     return plan if isinstance(plan, Plan) else Plan({})
 
 
 def replace_layer(net: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put `layer` in the place of the module `name` of `net`."""
-    parent, _, child = name.rpartition(".")
-    setattr(net.get_submodule(parent), child, layer)
+    """Put `layer` in the place of the module `name` of `net`, under each name that it has; what is new in it takes its mode."""
+    old = net.get_submodule(name)
+    known = set(old.modules())
+    for new in layer.modules():
+        new.training = new.training if new in known else old.training
+    for parent in list(net.modules()):
+        for child, module in list(parent._modules.items()):
+            if module is old:
+                setattr(parent, child, layer)

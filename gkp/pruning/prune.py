@@ -17,11 +17,12 @@ from torch import nn
 
 from gkp.data.dataset import Dataset, check_fit
 from gkp.errors import BadInput
+from gkp.networks.wrappers import unwrapped
 from gkp.pruning.budget import TOLERANCE, check_budget, grouped_kernel_macs
 from gkp.pruning.callback import PruningCallback
 from gkp.pruning.cost import cost
 from gkp.pruning.exact import TIME_LIMIT, difference, sound_layers
-from gkp.pruning.layers import Chosen, Layers, choose_block_layers, choose_filter_layers, choose_layers, whole_kernels
+from gkp.pruning.layers import Chosen, Kinds, Layers, choose_block_layers, choose_filter_layers, choose_layers, whole_kernels
 from gkp.pruning.plan import Plan, plan_of
 from gkp.pruning.probe import copy_of, find_input_shape
 from gkp.pruning.registry import MethodInfo, make_method, method_info
@@ -68,7 +69,8 @@ def prune(
     does not is left out with the reason.
 
     Args:
-        net: A trained network: one of ours, or any other made of ungrouped convolutions.
+        net: A trained network: one of ours, or any other made of ungrouped convolutions. Wrappers (DataParallel, compiled,
+            averaged) are taken off.
         method: One of `gkp.methods()` whose procedure is "one-shot".
         rate: For grouped kernel methods the share of kernels removed in every pruned layer. For all others the same budget:
             they match, within 1 %, the paper_macs that grouped kernel pruning at this rate leaves of `net`.
@@ -93,6 +95,7 @@ def prune(
             data, a budget that the method cannot reach or does not keep, or a layer that was asked for and cannot be pruned
             exactly.
     """
+    net = _inside(net)
     info = _info_for(net, method)
     net = copy_of(net) if any(p.is_inference() for p in net.parameters()) else net
     if info.procedure != "one-shot":
@@ -181,6 +184,7 @@ def train_pruned(
     Raises:
         BadInput: A one-shot method, or as `gkp.prune` and `gkp.training.loop.train`.
     """
+    net = _inside(net)
     info = _info_for(net, method)
     if info.procedure == "one-shot":
         raise BadInput(f"{method} prunes in one shot; use gkp.prune, then gkp.training.loop.train")
@@ -227,7 +231,8 @@ def layers_for(
     elif info.family == "residual block":
         chosen = choose_block_layers(net, layers, input_shape)
     else:
-        chosen = choose_layers(net, layers, groups if "groups" in info.options else 1, input_shape)
+        kinds: Kinds = "plain" if info.family == "channel" else "exact"
+        chosen = choose_layers(net, layers, groups if "groups" in info.options else 1, input_shape, kinds=kinds)
     if plan_of(net):
         raise BadInput("this network is pruned already; prune the network it was made from")
     return chosen
@@ -255,8 +260,15 @@ def target_macs(
         raise
     if budget is not None:
         return budget if budget >= 1 else budget * cost(net, input_shape=shape).paper_macs
-    same = convs if grouped or layers is not None else choose_layers(net, None, 1, shape)[0]
+    same = convs if grouped or layers is not None else _grouped_layers(net, shape)
     return grouped_kernel_macs(net, same, rate, input_shape=shape)
+
+
+def _grouped_layers(net: nn.Module, shape: tuple[int, ...]) -> Mapping[str, nn.Conv2d]:
+    """The layers that grouped kernel pruning would prune; all ungrouped ones if there are none."""
+    with contextlib.suppress(BadInput):
+        return choose_layers(net, None, 1, shape)[0]
+    return choose_layers(net, None, 1, shape, kinds="any")[0]
 
 
 def _first(faulty: Mapping[str, str]) -> str:
@@ -281,6 +293,13 @@ def check_inputs(info: MethodInfo, net: nn.Module, convs: Mapping[str, nn.Conv2d
         )
     if "data" in info.needs:
         check_fit(net, data)
+
+
+def _inside(net: nn.Module) -> nn.Module:
+    """The network inside wrappers. Raises BadInput for one that `gkp.compile` made."""
+    if "compiled_from" in vars(net):
+        raise BadInput("a compiled network has its weights compiled in; prune the network it was made from")
+    return unwrapped(net)
 
 
 def _info_for(net: nn.Module, method: str) -> MethodInfo:

@@ -8,8 +8,10 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gkp.errors import BadInput
+from gkp.pruning.masks import layer_type
 
 
 class Spec(ABC):
@@ -38,6 +40,9 @@ class Spec(ABC):
         """Raise BadInput, naming the layer, unless this spec fits the dense `conv`."""
         if conv.groups != 1:
             raise BadInput(f"{name} is a grouped convolution (groups={conv.groups}); prune the network it was made from")
+        others = type(self).twin is not Spec.twin  # plain convolutions take its place
+        if reason := not_plain(conv) if others else not_own(conv):
+            raise BadInput(f"{name} {reason}; leave it out with layers=")
 
     def twin(self, conv: nn.Conv2d) -> nn.Module:
         """The module to train in place of the dense `conv`: itself, held by masks, or (CC, LRF) a restructured one."""
@@ -114,6 +119,21 @@ def ints(values: Any, what: str, dims: int) -> Tensor:
     if tensor.dtype != torch.int64 or tensor.ndim != dims:
         raise BadInput(f"not {what}: needs whole numbers in {dims} dimension{'s' * (dims > 1)}, not {str(values)[:60]}")
     return tensor
+
+
+def not_own(conv: nn.Module) -> str:
+    """The reason why a convolution does not compute with a weight of its own by its class's forward pass, or ""."""
+    if "weight" not in conv._parameters:
+        return "computes its weight from other tensors (weight_norm, a parametrisation or the like)"
+    if is_lazy(conv._parameters["weight"]):  # type: ignore[arg-type]
+        return "has no weights before a first batch has passed through the network"
+    return "has a forward pass put in place of its class's" if "forward" in vars(conv) else ""
+
+
+def not_plain(conv: nn.Module) -> str:
+    """The reason why a convolution computes something else than a `torch.nn.Conv2d`, or ""."""
+    own = layer_type(conv)
+    return not_own(conv) or ("" if own is nn.Conv2d else f"is a {own.__name__}, for which no plain convolution can stand")
 
 
 def conv_like(conv: nn.Conv2d, in_channels: int, out_channels: int, *, bias: bool, groups: int = 1) -> nn.Conv2d:

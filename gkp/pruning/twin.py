@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gkp.networks.wrappers import unwrapped
+from gkp.pruning import masks
 from gkp.pruning.grouped import GroupedKernelConv2d, GroupedSpec
 from gkp.pruning.plan import Plan, plan_of, replace_layer
 from gkp.pruning.probe import copy_of
@@ -16,12 +18,14 @@ CLASSIFIER_NAMES = ("architecture", "mean", "std", "num_classes", "from_normalis
 
 
 class PrunedModel(nn.Module):
-    """The masked dense twin of a pruned network: a copy of it in which the removed weights are held at exactly zero.
+    """The masked dense twin of a pruned network: a copy of it in which the removed weights count for nothing.
 
-    Momentum revives masked weights: they are zeroed again before every forward pass in training mode and whenever the mode
-    changes, so any training loop keeps the plan; a loop that looks at weights between steps calls `apply_masks` itself. Where a
-    filter goes whole, its row, its bias, its BatchNorm weight and bias and its readers' columns are zero, so that its channel
-    is zero all the way.
+    Its layers compute with weight x mask (`gkp.pruning.masks`): whatever a training loop does, removed weights have no part in
+    the function, their gradient is zero, and they stay at exactly zero. Parameters have their ordinary names. Where a filter
+    goes whole, its row, its bias, its BatchNorm weight and bias and its readers' columns are masked, so that its channel is
+    zero all the way.
+
+    It takes and returns what the dense network does; attributes that it does not have itself are those of the dense network.
 
     Args:
         net: The dense network.
@@ -29,6 +33,7 @@ class PrunedModel(nn.Module):
         left_out: Layers that were not pruned, with the reason.
 
     Attributes:
+        net: The dense network with masked layers.
         off_budget: How far its paper_macs are from the budget, as a fraction of it, where a method's steps were too coarse to
             meet it within the tolerance: then it is not to be compared at equal MACs. None where it is met, or none was set.
 
@@ -39,46 +44,52 @@ class PrunedModel(nn.Module):
     @torch.inference_mode(mode=False)
     def __init__(self, net: nn.Module, plan: Plan, left_out: Mapping[str, str] | None = None):
         super().__init__()
-        self.net = copy_of(net)
         self.plan = plan
         self.left_out = dict(left_out or {})
         self.off_budget: float | None = None
-        self._cuts = plan.cuts(self.net)
-        plan.make_twin(self.net)
-        self._masked = list(masks := plan.removed(self.net, self._cuts))
-        for parameter, gone in masks.items():
-            weight = self.net.get_parameter(parameter)
-            self.register_buffer(_mask_name(parameter), gone.to(weight.device), persistent=False)
-        self.train(net.training)
+        self.training = net.training
+        twin = masks.unmask(copy_of(unwrapped(net)))
+        self._cuts = plan.cuts(twin)
+        plan.make_twin(twin)
+        masks.mask(twin, plan.removed(twin, self._cuts))
+        self.net = twin
 
-    @torch.no_grad()
     def apply_masks(self) -> None:
-        """Set every pruned weight to exactly zero, in place."""
-        for parameter in self._masked:
-            self.net.get_parameter(parameter).masked_fill_(self.get_buffer(_mask_name(parameter)), 0.0)
-
-    def train(self, mode: bool = True) -> PrunedModel:
-        """Switch the mode and apply the masks."""
-        super().train(mode)
-        self.apply_masks()
-        return self
+        """Set every removed weight to exactly zero, in place, if something wrote into it; the function stays the same."""
+        masks.zero_removed(self.net)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.net, name) if name in CLASSIFIER_NAMES else super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "net" or name.startswith("__"):
+                raise
+            return getattr(self.net, name)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of images `x`, in the form that the dense network takes."""
-        if self.training:
-            self.apply_masks()
-        return self.net(x)
+    def __setattr__(self, name: str, value: Any) -> None:
+        net = vars(self).get("_modules", {}).get("net")
+        own = net is None or name == "net" or name in vars(self) or hasattr(type(self), name)
+        super().__setattr__(name, value) if own or not hasattr(net, name) else setattr(net, name, value)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return masks.computing(self.net, *args, **kwargs)
 
     @torch.inference_mode(mode=False)
     def compact(self) -> nn.Module:
         """A new, really smaller module that computes the same function (logits within 1e-5), in the same mode."""
-        self.apply_masks()
-        small = copy_of(self.net)
+        small = masks.unmask(copy_of(self.net))
         self.plan.shrink(small, self._cuts)
-        return small.train(self.training)
+        return small
+
+
+def _forward(self: PrunedModel, x: Tensor) -> Tensor:
+    """Logits of images `x`, in the form that the dense network takes; other arguments are handed on to it."""
+    raise NotImplementedError
+
+
+# torch.fx and torch.export ask for the names of the arguments, and can do nothing with *args
+PrunedModel.forward.__wrapped__ = _forward  # type: ignore[attr-defined]
+PrunedModel.forward.__doc__ = _forward.__doc__
 
 
 def masked_twin(small: nn.Module) -> nn.Module:
@@ -86,17 +97,13 @@ def masked_twin(small: nn.Module) -> nn.Module:
 
     Any other network is returned as it is: only grouped convolutions take longer than the dense ones that they come from.
     """
-    plan = plan_of(small)
-    if isinstance(small, PrunedModel) or not plan or not all(isinstance(spec, GroupedSpec) for spec in plan.values()):
+    plan, inside = plan_of(small), unwrapped(small)
+    if isinstance(inside, PrunedModel) or not plan or not all(isinstance(spec, GroupedSpec) for spec in plan.values()):
         return small
-    dense = copy_of(small)
+    dense = copy_of(inside)
     for name in plan:
         layer = dense.get_submodule(name)
         assert isinstance(layer, GroupedKernelConv2d)
         replace_layer(dense, name, layer.dense())
     del dense.plan  # it is no compact network any more
     return PrunedModel(dense, plan)
-
-
-def _mask_name(parameter: str) -> str:
-    return "removed:" + parameter.replace(".", "/")

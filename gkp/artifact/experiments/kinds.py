@@ -26,10 +26,15 @@ _SIZE = {
     "resnet56": 3.1,
     "resnet110": 6.2,
     "vgg16_bn": 7.7,
-    "resnet101": 246.0,
-    "resnet50": 101.0,
+    "resnet101": 61.5,
+    "resnet50": 2.06,
 }
-_IMAGES = {"digits": (1100, 0.25), "cifar10": (45_000, 1.0)}  # training images, pixels relative to 32x32
+_IMAGES = {  # training images, pixels relative to 32x32
+    "digits": (1100, 0.25),
+    "cifar10": (45_000, 1.0),
+    "tiny-imagenet": (100_000, 4.0),
+    "imagenet": (1_281_167, 49.0),
+}
 
 
 def _training_work(dataset: str, model: str, epochs: int) -> float:

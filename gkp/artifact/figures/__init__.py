@@ -8,13 +8,14 @@ from gkp.artifact.figures.effects import forest, trade_off
 from gkp.artifact.figures.figure import PALETTE, Figure, method_colour
 from gkp.artifact.figures.frequency import reconstructions
 from gkp.artifact.figures.mechanism import beam, granularities, snaking
+from gkp.artifact.figures.protocol import order_by_epochs, protocols, rates
 from gkp.artifact.figures.results import (
-    frequency_lines,
-    latency_bars,
-    method_bars,
+    frequency_dots,
+    latency_dots,
+    method_dots,
     pareto,
     robustness_curves,
-    superscore_bars,
+    superscore_dots,
 )
 
 __all__ = [
@@ -22,15 +23,18 @@ __all__ = [
     "Figure",
     "beam",
     "forest",
-    "frequency_lines",
+    "frequency_dots",
     "granularities",
-    "latency_bars",
-    "method_bars",
+    "latency_dots",
     "method_colour",
+    "method_dots",
+    "order_by_epochs",
     "pareto",
+    "protocols",
+    "rates",
     "reconstructions",
     "robustness_curves",
     "snaking",
-    "superscore_bars",
+    "superscore_dots",
     "trade_off",
 ]

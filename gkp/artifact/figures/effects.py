@@ -27,6 +27,7 @@ from gkp.artifact.figures.figure import (
     hollow,
     label_dots,
     method_colour,
+    near,
     not_run,
     panels,
 )
@@ -227,10 +228,10 @@ def _cloud(ax: Axes, frame: pd.DataFrame, printed: pd.DataFrame) -> None:
         style: dict[str, Any] = {"color": colour, "ecolor": (colour, 0.9 if sr else 0.35), "elinewidth": 1.5 if sr else 0.8}
         style |= {"xerr": ends["benign"][:, [at]], "yerr": ends["attacked"][:, [at]]}
         ax.errorbar(x, y, marker="o", markersize=5, zorder=4 if sr else 3, **style)
-    near = frame[_near(frame["difference_benign"]) & _near(frame["difference_attacked"])]
-    low, high = 100 * near["low_attacked"].min() - 0.3, 100 * max(near["high_attacked"].max(), 0) + 0.3
+    close = frame[near(frame["difference_benign"]) & near(frame["difference_attacked"])]
+    low, high = 100 * close["low_attacked"].min() - 0.3, 100 * max(close["high_attacked"].max(), 0) + 0.3
     ax.set(
-        xlim=(100 * near["low_benign"].min() - 0.3, 100 * max(near["high_benign"].max(), 0) + 0.9),
+        xlim=(100 * close["low_benign"].min() - 0.3, 100 * max(close["high_benign"].max(), 0) + 0.9),
         ylim=(low, high + 0.5 * (high - low)),  # room for the picture of the whole
     )
     sns.despine(ax=ax)
@@ -241,7 +242,7 @@ def _whole(inset: Axes, ax: Axes, frame: pd.DataFrame, printed: pd.DataFrame) ->
     _cross(inset, printed, 8)
     colours = [method_colour(row) for row in frame["method"]]
     inset.scatter(100 * frame["difference_benign"], 100 * frame["difference_attacked"], s=8, c=colours, zorder=3)
-    for row in frame[~(_near(frame["difference_benign"]) & _near(frame["difference_attacked"]))].itertuples():
+    for row in frame[~(near(frame["difference_benign"]) & near(frame["difference_attacked"]))].itertuples():
         at = 100 * row.difference_benign, 100 * row.difference_attacked
         inset.annotate(paper_name(str(row.method)), at, (3, 3), textcoords="offset points", fontsize=6)
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
@@ -257,12 +258,6 @@ def _cross(ax: Axes, printed: pd.DataFrame, size: float) -> None:
     ax.axvline(0, color="#bbbbbb", linewidth=1, zorder=0)
     edge = [method_colour(row) for row in printed.index]
     ax.scatter(printed["x"], printed["y"], marker="D", s=size, facecolors="white", edgecolors=edge, alpha=0.5, zorder=1)
-
-
-def _near(values: pd.Series) -> pd.Series:
-    """Which values are within three interquartile ranges of the quartiles."""
-    first, third = values.quantile(0.25), values.quantile(0.75)
-    return values.between(first - 3 * (third - first), third + 3 * (third - first))
 
 
 def _trade(frames: dict[str, pd.DataFrame]) -> str:

@@ -146,6 +146,13 @@ def bars(rows: pd.DataFrame, value: str = "accuracy") -> np.ndarray:
     return 100 * np.clip(np.stack([rows[value] - rows["low"], rows["high"] - rows[value]]), 0, None)
 
 
+def near(values: pd.Series, least: float = 0.0) -> pd.Series:
+    """Which values an axis is made for: within three interquartile ranges of the quartiles, and `least` at any rate."""
+    first, third = values.quantile(0.25), values.quantile(0.75)
+    reach = max(3 * (third - first), least)
+    return values.between(first - reach, third + reach)
+
+
 def label_dots(
     ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str], *, size: float = 7.5, keep_out: Sequence[float] = ()
 ) -> None:

@@ -67,7 +67,7 @@ def reconstructions(
     for (part, theta), version in versions.items():
         ax = axes[places[part, theta]]
         ax.imshow(version.images[0].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-        ax.set_title("the image" if theta is None else f"{part} frequencies, {_sign(part)} {theta:g}", fontsize=10)
+        ax.set_title("The image" if theta is None else f"{part.capitalize()} frequencies, {_sign(part)} {theta:g}", fontsize=10)
         _caption(ax, points[(points["part"] == part) & (True if theta is None else points["theta"] == theta)])
     truth = points["true class"].iloc[0]
     drawing.suptitle(f"Figure 2 · {data.name} {data.split} image {position}, {truth}; convention of the cut: {convention}")

@@ -56,7 +56,7 @@ def granularities(net: nn.Module, layer: str, *, rate: float = 7 / 16) -> Figure
         if unit == "grouped kernel":
             for border in range(out_channels // spec.groups, out_channels, out_channels // spec.groups):
                 ax.axhline(border - 0.5, color="white", linewidth=1.5)
-        ax.set(title=f"{unit}: {1 - stays.double().mean():.1%} removed", xlabel="input channel", ylabel="filter")
+        ax.set(title=f"{unit.capitalize()}: {1 - stays.double().mean():.1%} removed", xlabel="input channel", ylabel="filter")
         ax.set_yticks(range(out_channels), [str(int(r)) for r in rows], fontsize=6 if out_channels <= 32 else 3)
         points.append(_kernel_points(unit, norm, stays))
     drawing.suptitle(
@@ -93,7 +93,7 @@ def snaking(net: nn.Module, layer: str, *, groups: int = 8) -> Figure:
     left.set(xlabel="filter group", ylabel="row of the deal", xticks=range(groups), yticks=range(len(rough) // groups))
     left.margins(y=0.3)
     left.invert_yaxis()
-    left.set_title("filters in the order of the deal")
+    left.set_title("Filters in the order of the deal")
     drawing.colorbar(dots, ax=left, label="smoothness (lower = smoother)")
     totals = pd.DataFrame(
         {
@@ -103,9 +103,9 @@ def snaking(net: nn.Module, layer: str, *, groups: int = 8) -> Figure:
         }
     )
     sns.barplot(totals, x="group", y="smoothness", hue="filters", palette=PALETTE[:2], ax=right)
-    right.set(xlabel="filter group", ylabel="total smoothness", title="how even the groups are")
+    right.set(xlabel="filter group", ylabel="total smoothness", title="How even the groups are")
     right.legend(title=None, frameon=False)
-    drawing.suptitle(f"Figure 3 · smoothness snaking, {layer}")
+    drawing.suptitle(f"Figure 3 · Smoothness snaking, {layer}")
     return Figure(drawing, points)
 
 
@@ -149,7 +149,7 @@ def beam(net: nn.Module, layer: str, *, rate: float = 7 / 16, groups: int = 8, g
     ]
     ax.legend(handles=handles, frameon=False, loc="upper left")
     ax.set(xlabel="grouped kernels in the branch", ylabel="branches", yticks=[], xticks=range(1, steps[-1].size + 1))
-    ax.set_title(f"Figure 4 · smooth beam greedy, {layer}, filter group {group}, from input channel {start}")
+    ax.set_title(f"Figure 4 · Smooth beam greedy, {layer}, filter group {group}, from input channel {start}")
     sns.despine(ax=ax, left=True)
     return Figure(drawing, points)
 

@@ -1,4 +1,7 @@
-"""Figures of measured results: bars, eps curves, seeds, accuracy against cost. One colour a family of methods, everywhere."""
+"""Figures of measured results: dots with intervals for each method, curves over radii and cuts, time and accuracy against it.
+
+An axis spans what can be told apart; what lies far outside is written at its edge.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,30 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.lines import Line2D
 
-from gkp.artifact.figures.figure import OWN, PALETTE, Figure, bars, families, method_colour, not_run, panels
-from gkp.artifact.results import paper_name
+from gkp.artifact.effects import UNPRUNED, over_seeds
+from gkp.artifact.figures.figure import (
+    PALETTE,
+    Figure,
+    bars,
+    families,
+    finish,
+    label_dots,
+    method_colour,
+    near,
+    not_run,
+    panels,
+)
+from gkp.artifact.published import NETWORKS
+from gkp.artifact.results import CONTINUED, attack_name, paper_name
 from gkp.evaluation.outcomes import Outcomes
+
+_FORMS = {"grouped": PALETTE[2], "filters removed": PALETTE[0]}
 
 
 def robustness_curves(outcomes: Mapping[str, Outcomes], attack: str = "pgd") -> Figure:
@@ -23,8 +42,9 @@ def robustness_curves(outcomes: Mapping[str, Outcomes], attack: str = "pgd") -> 
         outcomes: Name -> outcome matrix in the pixel protocol.
         attack: Its name before the radius.
     """
+    question = f"How does accuracy fall with the radius of {attack.upper()}?"
     if not outcomes:
-        return not_run(f"accuracy under {attack.upper()}")
+        return not_run(question)
     frames = []
     for name, out in outcomes.items():
         frame = out.to_frame()
@@ -34,170 +54,254 @@ def robustness_curves(outcomes: Mapping[str, Outcomes], attack: str = "pgd") -> 
         frames.append(frame[["network", "eps (of 255)", "accuracy", "low", "high", "n"]])
     points = pd.concat(frames, ignore_index=True)
     drawing, (ax,) = panels(1, 1, 6.5, 4)
-    for colour, (name, line) in zip(PALETTE, points.groupby("network", sort=False), strict=False):
+    told: list[str] = []
+    used: list[Any] = []
+    for name, line in points.groupby("network", sort=False):
         line = line.sort_values("eps (of 255)")
-        style = {"color": colour, "marker": "o", "capsize": 3}
+        used.append(method_colour(str(name).lower().removesuffix(", fine-tuned") if name != CONTINUED else CONTINUED))
+        style: dict[str, Any] = {"color": used[-1], "marker": "o", "capsize": 3}
+        style["linestyle"] = ("-", "--", ":", "-.")[(used.count(used[-1]) - 1) % 4]  # networks of one colour
         ax.errorbar(line["eps (of 255)"], 100 * line["accuracy"], yerr=bars(line), label=paper_name(str(name)), **style)
-    ax.set(xlabel="eps (of 255, $L_\\infty$)", ylabel="accuracy (%)", ylim=(0, 100))
-    n = int(points["n"].iloc[0])
-    ax.set_title(f"accuracy under {attack.upper()}, n = {n:,}, 95 % intervals")
+        gone = line[line["accuracy"] < line["accuracy"].iloc[0] / 2]["eps (of 255)"]
+        told.append(f"{paper_name(str(name))} {f'at {gone.iloc[0]:g}/255' if len(gone) else 'at no radius shown'}")
+    ax.set(xlabel="eps (of 255, $L_\\infty$)", ylabel="Accuracy (%)", ylim=(0, 100))
     ax.legend(frameon=False)
     sns.despine(ax=ax)
-    return Figure(drawing, points)
+    answer = f"Less than half of the accuracy without attack is left: {'; '.join(told)}. {_bars_of(points)}"
+    return finish(drawing, points, question, answer)
 
 
-def method_bars(points: pd.DataFrame, *, attacks: Sequence[str] | None = None) -> Figure:
-    """A panel for each attack, a bar for each method: accuracy at the last epoch with its 95 % Wilson interval (Figures 5-9).
+def method_dots(
+    points: pd.DataFrame, *, attacks: Sequence[str] | None = None, question: str = "How accurate and how robust is each method?"
+) -> Figure:
+    """A panel for each attack, a dot for each method: accuracy at the last epoch with its 95 % interval (Figures 5-9).
 
-    Every panel starts at 0 and has its own scale: 90 % without attack and 13 % under it leave little to see on a common one.
+    Methods are ordered by their mean accuracy under the attacks, after the unpruned networks.
 
     Args:
-        points: Those of `gkp.artifact.tables.methods_table`.
+        points: Those of `gkp.artifact.tables.methods_table`, of one rate and schedule.
         attacks: The panels; by default all but those with true labels.
+        question: The title.
     """
     if points.empty:
-        return not_run("accuracy of every method")
-    attacks = attacks or [key for key in dict.fromkeys(points["attack"]) if not key.endswith("-true")]
-    chosen = points[points["attack"].isin(attacks)]
-    drawing, axes = panels(1, len(attacks), 3.2 * len(attacks), 0.26 * chosen["method"].nunique() + 1.4)
-    for ax, attack in zip(axes, attacks, strict=True):
-        shown = chosen[chosen["attack"] == attack].iloc[::-1]
-        names, colours = shown["method"].map(paper_name), _colours(shown["method"])
-        ax.barh(names, 100 * shown["accuracy"], xerr=bars(shown), color=colours, capsize=2)
-        ax.set(title=attack, xlabel="accuracy (%)", ylim=(-0.7, len(shown) - 0.3))
-        ax.tick_params(labelleft=ax is axes[0])
-        sns.despine(ax=ax)
-    n = int(chosen["n"].iloc[0])
-    families(drawing, chosen["method"])
-    drawing.suptitle(f"accuracy of every method at the last epoch, {chosen['protocol'].iloc[0]} protocol, n = {n:,}")
-    return Figure(drawing, chosen.reset_index(drop=True))
+        return not_run(question)
+    means = over_seeds(points)
+    chosen = list(attacks or [key for key in dict.fromkeys(means["attack"]) if not key.endswith("-true")])
+    means = means[means["attack"].isin(chosen)]
+    protocol = str(means["protocol"].iloc[0])
+    drawing, _ = _grid_of_dots(means, "attack", {attack: attack_name(attack, protocol) for attack in chosen})
+    return finish(drawing, means, question, _best_of(means, chosen))
 
 
-def superscore_bars(points: pd.DataFrame) -> Figure:
-    """The best epoch on the test set, as Figures 5-9 of the paper draw it, beside the last epoch, per method.
+def superscore_dots(points: pd.DataFrame) -> Figure:
+    """The best epoch on the test set, as Figures 5-9 of the paper show it, beside the last epoch, per method, mean over seeds.
 
     Args:
         points: Those of `gkp.artifact.tables.epoch_choice`.
     """
+    question = "What does choosing the epoch on the test set add?"
     if points.empty:
-        return not_run("best and last epoch")
-    drawing, (ax,) = panels(1, 1, 8, 0.3 * len(points) + 1.4)
-    shown = points.iloc[::-1]
-    height, colours = np.arange(len(shown)), _colours(shown["method"])
-    ends = bars(shown.rename(columns={"last": "accuracy", "last_low": "low", "last_high": "high"}))
-    ax.barh(height, 100 * shown["last"], xerr=ends, color=colours, capsize=2)
-    ax.barh(height, 100 * shown["gain"], left=100 * shown["last"], color=colours, alpha=0.4, hatch="//")
-    ax.set_yticks(height, shown["method"].map(paper_name))
-    ax.set(xlabel="accuracy (%)", ylim=(-0.7, len(shown) - 0.3))
-    sns.despine(ax=ax)
-    families(drawing, shown["method"])
-    n = int(points["n"].iloc[0])
-    drawing.suptitle(f"solid: the last epoch, n = {n:,}, 95 % intervals; hatched: what choosing the epoch on the test set adds")
-    return Figure(drawing, points.reset_index(drop=True))
+        return not_run(question)
+    tuned = points[~points["method"].str.endswith("shape from scratch")]  # nothing was pruned of those
+    renamed = tuned.rename(columns={"last": "accuracy", "last_low": "low", "last_high": "high"})
+    means = renamed.groupby("method", sort=False)[["accuracy", "low", "high", "best", "gain"]].mean()
+    means = means.sort_values("accuracy", ascending=False, kind="stable")
+    drawing, (ax,) = panels(1, 1, 7, 0.235 * len(means) + 1.8)
+    heights = [-at for at in range(len(means))]
+    ax.hlines(heights, 100 * means["accuracy"], 100 * means["best"], colors="#bbbbbb", zorder=0)
+    _dots(ax, means, heights, whole=True)
+    ax.scatter(100 * means["best"], heights, marker=">", s=22, c=[method_colour(row) for row in means.index], zorder=3)
+    ends, tips = means[["accuracy", "low", "high"]].to_numpy(), means["best"]
+    ax.set_xlim(100 * ends.min() - 0.4, 100 * max(ends.max(), tips.max()) + 0.4)
+    ax.set_yticks(heights, [paper_name(row) for row in means.index])
+    ax.set(xlabel="Accuracy (%)", ylim=(0.7 - len(means), 0.7))
+    best = Line2D([], [], color="#888888", marker=">", linestyle="", label="best epoch on the test set")
+    families(drawing, means.index, best)
+    gains = 100 * means["gain"]
+    least, most = (f"{gains[row]:.1f} ({paper_name(str(row))})" for row in (gains.idxmin(), gains.idxmax()))
+    agreed = means["accuracy"].corr(means["best"], method="spearman")
+    answer = (
+        f"{gains.mean():.1f} points on average, between {least} and {most}; the orders by last and by best epoch have rank "
+        f"correlation {agreed:+.2f}. Dot: last epoch. {_bars_of(points)}"
+    )
+    return finish(drawing, points, question, answer)
 
 
-def pareto(points: pd.DataFrame, *, x: str, x_label: str) -> Figure:
+def pareto(points: pd.DataFrame, *, x: str, x_label: str, question: str = "What does robustness cost?") -> Figure:
     """Accuracy against a cost, a panel an attack, a dot a network with its 95 % interval; the line is the Pareto front.
-
-    Named are the networks on the front, SR-GKP and the unpruned ones; the CSV names all.
 
     Args:
         points: One row a network and attack, with columns method, attack, accuracy, low, high, n and `x`; networks whose
-            cost is NaN are left out.
+            cost is NaN are left out, and so are attacks that leave nothing of any network.
         x: The column of the cost.
         x_label: The label of its axis, with the unit.
+        question: The title.
     """
     points = points.dropna(subset=[x]) if len(points) else points
-    if points.empty:
-        return not_run("accuracy against cost")
-    attacks = [attack for attack in dict.fromkeys(points["attack"]) if attack != "clean"]
-    drawing, axes = panels(1, len(attacks), 5 * len(attacks), 4)
+    most = points.groupby("attack", sort=False)["accuracy"].max() if len(points) else {}
+    attacks = [attack for attack, accuracy in dict(most).items() if attack != "clean" and accuracy > 0]
+    if not attacks:
+        return not_run(question)
+    drawing, axes = panels(1, len(attacks), max(7, 5.5 * len(attacks)), 5.2)
+    fronts = {}
     for ax, attack in zip(axes, attacks, strict=True):
         shown = points[points["attack"] == attack].sort_values(x)
-        for row, bar, cost in zip(shown.itertuples(), bars(shown).T, shown[x], strict=True):
-            ax.errorbar(cost, 100 * row.accuracy, yerr=bar[:, None], marker="o", color=method_colour(row.method), capsize=2)
-        front = shown[shown["accuracy"] > shown["accuracy"].cummax().shift(fill_value=-1.0)]
-        _label(ax, shown[shown["method"].isin({*front["method"], "sr-gkp"}) | shown["method"].str.startswith("unpruned")], x)
+        for row, bar, at in zip(shown.itertuples(), bars(shown).T, shown[x], strict=True):
+            colour = method_colour(row.method)
+            style: dict[str, Any] = {"marker": "o", "color": colour, "ecolor": (colour, 0.4), "elinewidth": 1}
+            ax.errorbar(at, 100 * row.accuracy, yerr=bar[:, None], **style)
+        front = fronts[attack] = shown[shown["accuracy"] > shown["accuracy"].cummax().shift(fill_value=-1.0)]
         ax.step(front[x], 100 * front["accuracy"], where="post", color="#999999", linewidth=1, zorder=0)
-        counts = ", ".join(f"{n:,}" for n in dict.fromkeys(shown["n"]))
-        ax.set(title=f"{attack}, n = {counts}", xlabel=x_label, ylabel="accuracy (%)")
+        title = f"{attack_name(attack, 'pixel')}, n = {', '.join(f'{n:,}' for n in dict.fromkeys(shown['n']))}"
+        ax.set(title=title, xlabel=x_label, ylabel="Accuracy (%)", xscale="log")
+        values = [tick for tick in (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100) if shown[x].min() <= tick <= shown[x].max()]
+        ax.set_xticks(values, [f"{value:g}" for value in values], minor=False)
+        ax.set_xticks([], minor=True)
         sns.despine(ax=ax)
     families(drawing, points["method"])
-    drawing.suptitle("accuracy against cost, 95 % intervals")
-    return Figure(drawing, points.reset_index(drop=True))
+    names = {attack: ", ".join(map(paper_name, front["method"])) for attack, front in fronts.items()}
+    told = [f"{attack_name(attack, 'pixel')}: {named}" for attack, named in names.items()]
+    answer = f"Not dominated, from the cheapest on: {'; '.join(told)}. The grey line is this front; bars: 95 %."
+    figure = finish(drawing, points, question, answer)
+    drawing.draw_without_rendering()
+    for ax, attack in zip(axes, attacks, strict=True):
+        shown = points[points["attack"] == attack]
+        first = (
+            shown["method"].isin({*fronts[attack]["method"], "sr-gkp", *UNPRUNED}).sort_values(ascending=False, kind="stable")
+        )
+        shown = shown.loc[first.index]
+        label_dots(ax, shown[x], 100 * shown["accuracy"], [paper_name(row) for row in shown["method"]])
+    return figure
 
 
-def latency_bars(points: pd.DataFrame) -> Figure:
-    """Latency of each form of a network relative to the dense one (1), a panel a batch size.
-
-    The bar ends at the median, and its line spans the quartile range.
+def latency_dots(points: pd.DataFrame) -> Figure:
+    """Latency of each form of a network relative to the dense one (1), a panel a batch size: median and quartile range.
 
     Args:
         points: Those of `gkp.artifact.tables.latencies`.
     """
+    question = "Is the pruned network faster in stock kernels?"
     if points.empty:
-        return not_run("latency")
-    sizes = list(dict.fromkeys(points["batch_size"]))
-    drawing, axes = panels(1, len(sizes), 5 * len(sizes), 3.5)
-    forms = [form for form in dict.fromkeys(points["form"]) if form != "dense"]
-    models = list(dict.fromkeys(points["model"]))
+        return not_run(question)
+    sizes, models = (list(dict.fromkeys(points[name])) for name in ("batch_size", "model"))
+    shown = points[points["form"] != "dense"]
+    drawing, axes = panels(1, len(sizes), 1.5 + 4 * len(sizes), 0.45 * len(models) + 1.8, sharey=True)
     for ax, size in zip(axes, sizes, strict=True):
-        for i, (form, colour) in enumerate(zip(forms, (PALETTE[2], PALETTE[0]), strict=False)):
-            shown = points[(points["batch_size"] == size) & (points["form"] == form)].set_index("model").loc[models]
-            dense = shown["median"] / shown["ratio"]
-            at = np.arange(len(models)) + 0.4 * (i - 0.5)
-            ax.bar(at, shown["ratio"], 0.4, yerr=shown["iqr"] / dense / 2, color=colour, label=form, capsize=2)
-        ax.axhline(1, color="#333333", linewidth=1)
-        ax.set_xticks(range(len(models)), models)
-        ax.set(title=f"batch of {size}", ylabel="time / dense")
-        sns.despine(ax=ax)
-    axes[0].legend(frameon=False)
-    drawing.suptitle("measured latency on one thread; below 1 is faster than the dense network")
-    return Figure(drawing, points.reset_index(drop=True))
+        for row in shown[shown["batch_size"] == size].to_dict("records"):
+            half = row["iqr"] / (row["median"] / row["ratio"]) / 2
+            at, colour = -models.index(row["model"]), _FORMS.get(row["form"], "#aaaaaa")
+            ax.errorbar(row["ratio"], at, xerr=half, marker="o", color=colour, capsize=2)
+        ax.axvline(1, color="#777777", linewidth=1)
+        ax.set(title=f"Batch of {size}", xlabel="Time, dense network = 1 (log scale)", xscale="log")
+        ticks = [0.5, 0.7, 1, 1.5, 2, 3, 5, 10]
+        ax.set_xlim(min(0.6, 0.9 * shown["ratio"].min()), max(1.3, 1.15 * shown["ratio"].max()))
+        ax.set_xticks([tick for tick in ticks if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]])
+        ax.set_xticklabels([f"{tick:g}" for tick in ax.get_xticks()])
+        ax.set_xticks([], minor=True)
+        ax.grid(axis="x", color="#eeeeee")
+        sns.despine(ax=ax, left=True)
+    axes[0].set_yticks(range(0, -len(models), -1), [_network(model) for model in models])
+    axes[0].set_ylim(0.6 - len(models), 0.6)
+    entries = [Line2D([], [], color=_FORMS[form], marker="o", linestyle="", label=form) for form in _FORMS]
+    drawing.legend(handles=entries, loc="outside lower center", ncols=2, frameon=False)
+    spans = {form: shown.loc[shown["form"] == form, "ratio"] for form in dict.fromkeys(shown["form"])}
+    told = [f"{form}, {rows.min():.2f} to {rows.max():.2f} times the dense network's time" for form, rows in spans.items()]
+    faster = [form for form, rows in spans.items() if (rows < 1).all()]
+    opening = "Yes" if len(faster) == len(spans) else f"Only with {', '.join(faster)}" if faster else "No"
+    return finish(drawing, points, question, f"{opening}: {'; '.join(told)}, on one thread. Bars: quartile range.")
 
 
-def frequency_lines(points: pd.DataFrame) -> Figure:
-    """Table 1 drawn: accuracy on what is left of the test set above each cut, a line a network, with 95 % intervals.
+def frequency_dots(points: pd.DataFrame) -> Figure:
+    """Table 1 drawn: accuracy on what is left of the test set above each cut, a panel a cut, a dot a network, 95 % intervals.
 
     Args:
         points: Those of `gkp.artifact.tables.high_frequency`.
     """
+    question = "Do pruned networks see more in high frequencies?"
     if points.empty:
-        return not_run("accuracy above a frequency")
-    drawing, (ax,) = panels(1, 1, 7, 4.5)
+        return not_run(question)
     cuts = list(dict.fromkeys(points["cut"]))
-    for method, line in points.groupby("method", sort=False):
-        at = [cuts.index(cut) for cut in line["cut"]]
-        accent = method in OWN
-        ax.errorbar(
-            at,
-            100 * line["accuracy"],
-            yerr=bars(line),
-            label=paper_name(str(method)) if accent else None,
-            color=method_colour(str(method)),
-            linewidth=2 if accent else 0.8,
-            zorder=3 if accent else 1,
-            marker="o",
-            capsize=2,
-        )
-    ax.set_xticks(range(len(cuts)), cuts)
-    ax.set(xlabel="frequencies above", ylabel="accuracy (%)", title=f"n = {int(points['n'].iloc[0]):,}, 95 % intervals")
-    ax.legend(frameon=False)
-    sns.despine(ax=ax)
-    return Figure(drawing, points.reset_index(drop=True))
+    drawing, axes = _grid_of_dots(points, "cut", {cut: "All frequencies" if cut == "full" else f"Above {cut}" for cut in cuts})
+    for ax, cut in zip(axes, cuts, strict=True):
+        for value in points[(points["cut"] == cut) & (points["method"] == UNPRUNED[0])]["accuracy"]:
+            ax.axvline(100 * value, color="#999999", linewidth=1, zorder=0)
+    told = [_above(points[points["cut"] == cut], cut) for cut in cuts if cut != "full"]
+    answer = f"Above the unpruned network's interval: {'; '.join(told)}. Grey line: the unpruned network. {_bars_of(points)}"
+    return finish(drawing, points, question, answer)
 
 
-def _label(ax: Axes, shown: pd.DataFrame, x: str) -> None:
-    """Write the name of each dot beside it, those of similar cost spread so that none covers another."""
-    low, high = ax.get_ylim()
-    step, placed = 0.05 * (high - low), dict[int, float]()
-    for row, cost in sorted(zip(shown.itertuples(), shown[x], strict=True), key=lambda pair: pair[0].accuracy):
-        column = round(5 * float(np.log(cost)))  # within about 20 %: a name is as wide as that
-        placed[column] = max(100 * row.accuracy, placed.get(column, low - step) + step)
-        spot = (6, placed[column])
-        style: dict[str, Any] = {"textcoords": ("offset points", "data"), "fontsize": 6, "va": "center"}
-        ax.annotate(paper_name(row.method), (cost, 100 * row.accuracy), spot, **style)
+def _grid_of_dots(points: pd.DataFrame, by: str, titles: Mapping[str, str]) -> tuple[MatplotlibFigure, list[Axes]]:
+    """A panel for each value of a column, a row for each method: the unpruned first, then by mean accuracy without "clean"."""
+    ordered = points[~points[by].isin(["clean", "full"])] if len(titles) > 1 else points
+    means = ordered.groupby("method", sort=False)["accuracy"].mean().sort_values(ascending=False, kind="stable")
+    order = [*(row for row in UNPRUNED if row in means.index), *(row for row in means.index if row not in UNPRUNED)]
+    drawing, axes = panels(1, len(titles), 1.8 + 2.6 * len(titles), 0.235 * len(order) + 1.7, sharey=True)
+    for ax, (value, title) in zip(axes, titles.items(), strict=True):
+        rows = points[points[by] == value].set_index("method").reindex(order).dropna(subset=["accuracy"])
+        _dots(ax, rows, [-order.index(row) for row in rows.index])
+        ax.set(title=title, xlabel="Accuracy (%)")
+    axes[0].set_yticks(range(0, -len(order), -1), [paper_name(row) for row in order])
+    axes[0].set_ylim(0.7 - len(order), 0.7)
+    families(drawing, order)
+    return drawing, axes
 
 
-def _colours(rows: Sequence[str]) -> list:
-    return [method_colour(row) for row in rows]
+def _above(rows: pd.DataFrame, cut: str) -> str:
+    """How many pruned networks lie above and below the unpruned one, by intervals that do not meet."""
+    reference, others = rows[rows["method"] == "unpruned"], rows[~rows["method"].isin(UNPRUNED)]
+    if reference.empty:
+        return f"not known at {cut}, where it is not finished"
+    above = int((others["low"] > reference["high"].iloc[0]).sum())
+    below = int((others["high"] < reference["low"].iloc[0]).sum())
+    return f"{above} of {len(others)} pruned networks at a cut of {cut}, and {below} below it"
+
+
+def _dots(ax: Axes, rows: pd.DataFrame, heights: Sequence[float], *, whole: bool = False) -> None:
+    """Accuracies with intervals in percent, one a height; those far from the others are written at the edge, unless `whole`."""
+    close = near(rows["accuracy"], least=2 * (rows["high"] - rows["low"]).median()) | whole
+    low, high = 100 * rows.loc[close, "low"].min(), 100 * rows.loc[close, "high"].max()
+    ax.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    for (row, values), bar, at, shown in zip(rows.iterrows(), bars(rows).T, heights, close, strict=True):
+        colour, value = method_colour(str(row)), 100 * values["accuracy"]
+        if shown:
+            ax.errorbar(value, at, xerr=bar[:, None], marker="o", markersize=5, capsize=2, color=colour)
+        else:
+            edge, text, side = (0.0, f"◂ {value:.1f}", "left") if value < low else (1.0, f"{value:.1f} ▸", "right")
+            ax.text(edge, at, text, color=colour, ha=side, va="center", fontsize=8, transform=ax.get_yaxis_transform())
+    ax.grid(axis="x", color="#eeeeee")
+    ax.set_axisbelow(True)
+    ax.tick_params(left=False)
+    sns.despine(ax=ax, left=True)
+
+
+def _best_of(means: pd.DataFrame, attacks: Sequence[str]) -> str:
+    """The answer of a figure of methods: the best of each panel, who cannot be told apart from it, and SR-GKP's places."""
+    told, places = [], []
+    for attack in attacks:
+        rows = means[(means["attack"] == attack) & means["group"].notna()].set_index("method")["accuracy"]
+        group = means[(means["attack"] == attack) & (means["group"] == 1)]["method"]
+        if rows.empty:
+            continue
+        name = attack_name(attack, str(means["protocol"].iloc[0]))
+        tied = f", {len(group) - 1} more cannot be told apart from it" if len(group) > 1 else ""
+        told.append(f"{name}: {paper_name(str(rows.idxmax()))}{tied}")
+        if "sr-gkp" in rows.index:
+            places.append(f"{int(rows.rank(ascending=False, method='min')['sr-gkp'])}")
+    best = f"Best, {'; '.join(told)}" if told else "Too few methods are finished to say"
+    ours = f". SR-GKP has rank {', '.join(places)} of {means.loc[means['group'].notna(), 'method'].nunique()}" if places else ""
+    return f"{best}{ours}. {_bars_of(means)}"
+
+
+def _bars_of(points: pd.DataFrame) -> str:
+    """What the bars are: on how many images, and of how many seeds where the points say it."""
+    text = f"Bars: 95 %, n = {', '.join(f'{n:,}' for n in dict.fromkeys(points['n']))} images"
+    if "seeds" not in points:
+        return f"{text}."
+    if points["seeds"].max() == 1:
+        return f"{text}; one seed: networks are told apart, not their methods."
+    return f"{text}; {' to '.join(map(str, sorted({points['seeds'].min(), points['seeds'].max()})))} seeds."
+
+
+def _network(model: str) -> str:
+    """The paper's name of an architecture."""
+    return {here: there for there, here in NETWORKS.items()}.get(model, model)

@@ -12,7 +12,7 @@ from gkp.artifact.experiments.kinds import LatencyCell, Network, PruneCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.groups import RATE
 from gkp.artifact.published import ATTACKED, NETWORKS, REFERENCE, printed
-from gkp.artifact.results import STRONG, Evaluation, evaluations
+from gkp.artifact.results import STRONG, Evaluation, attack_name, evaluations
 from gkp.artifact.tables.table import Table, by_method, images, not_run, spread_out, with_interval
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import mean_rank
@@ -91,13 +91,14 @@ def methods_table(
     }
     shown = {
         **(cost if protocol == "paper" else {}),
-        **{_heading(attack, protocol): _marked(frame, protocol) for attack, frame in frames.items()},
+        **{attack_name(attack, protocol): _marked(frame, protocol) for attack, frame in frames.items()},
         "seeds": first["seeds"].to_list(),
     }
     told = "**best**, _second best_, = cannot be told apart from the best (Holm over the column); [95 % intervals]"
     beside = f"; paper: what it prints for the same network, or for {REFERENCE}, of the best epoch of each column"
+    told += "" if means["seeds"].max() > 1 else "; one seed: networks are told apart, not their methods"
     legend = told + (beside if protocol == "paper" else "")
-    if none := [_heading(attack, protocol) for attack in wanted if attack not in columns]:
+    if none := [attack_name(attack, protocol) for attack in wanted if attack not in columns]:
         legend += f"; at most {_NOTHING:.1%} everywhere and not shown: {', '.join(none)}"
     order = ["method", *SETTING, "seed", "n", "paper_macs", "params", "protocol", "attack", "accuracy", "low", "high", "group"]
     table = by_method(shown, first.reset_index()["method"])
@@ -143,15 +144,6 @@ def _columns(known: list[str], protocol: str, attacks: Sequence[str] | None, rad
         wanted = [key for key in known if key == "clean" or (key.endswith(chosen) if radius else key.startswith(chosen))]
         wanted = wanted if len(wanted) > 1 else known
     return [key for key in wanted if key in known]
-
-
-def _heading(attack: str, protocol: str) -> str:
-    """An attack as the head of a column: the paper's letters in its protocol, "worst case 1/255" in pixels."""
-    if protocol == "paper" and attack in ATTACKED:
-        return dict(zip(ATTACKED, ("benign", "(a) FGSM .01", "(b) FGSM .1", "(c) PGD 8/255"), strict=True))[attack]
-    name, _, eps = attack.removesuffix("-true").rpartition("-")
-    named = {"worst-case": "worst case", "": "benign"}.get(name, name.upper())
-    return f"{named} {'' if attack == 'clean' else eps}".strip() + (", true labels" if attack.endswith("-true") else "")
 
 
 def _marked(frame: pd.DataFrame, protocol: str) -> list[str]:

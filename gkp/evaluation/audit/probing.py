@@ -22,6 +22,7 @@ from gkp.evaluation.audit.evidence import Gradients, InputPath, Probe, Row
 from gkp.evaluation.benchmark import adversarial, benchmark, predict
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
 from gkp.evaluation.subject import images_home
+from gkp.networks.wrappers import unwrapped
 
 _SHORT = {"steps": 3, "queries": 10, "restarts": 2}  # enough to see how an attack behaves
 
@@ -151,7 +152,8 @@ def input_path(subject: Subject, logits: Tensor, reference: float | None) -> Inp
     std as a loader computes it (not as the network does), into its own entrance for such images.
     """
     data, model, difference = subject.data, subject.model, None
-    inside, mean, std = (getattr(model, name, None) for name in ("from_normalised", "mean", "std"))
+    known = model if hasattr(model, "from_normalised") else unwrapped(model)
+    inside, mean, std = (getattr(known, name, None) for name in ("from_normalised", "mean", "std"))
     right = np.zeros(len(data), dtype=bool)
     with evaluating(model):
         for positions in subject.batches(np.arange(len(data))):

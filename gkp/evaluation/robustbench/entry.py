@@ -34,6 +34,7 @@ from gkp.evaluation.robustbench.schema import check_entry
 from gkp.evaluation.subject import state_sha256
 from gkp.files import replace_file
 from gkp.networks.classifier import Architecture
+from gkp.networks.wrappers import unwrapped
 from gkp.pruning.cost import cost, latency
 from gkp.pruning.plan import plan_of
 from gkp.pruning.twin import PrunedModel
@@ -220,6 +221,7 @@ def _facts(outcomes: Outcomes, specs: Sequence[AttackSpec], shares: Mapping[str,
 
 
 def _architecture(net: nn.Module) -> str:
+    net = unwrapped(net)
     dense = net.net if isinstance(net, PrunedModel) else net
     known = getattr(dense, "architecture", None)
     return known.name if isinstance(known, Architecture) else type(dense).__name__
@@ -238,7 +240,8 @@ def _efficiency(net: nn.Module, input_shape: tuple[int, ...], seconds: float | N
     costs = cost(net, input_shape=input_shape)
     numbers: dict[str, Any] = {"parameters": costs.params, "macs": costs.macs, "paper_macs": costs.paper_macs, "latency": None}
     if seconds is not None:
-        shipped = net.compact() if isinstance(net, PrunedModel) else net
+        inside = unwrapped(net)
+        shipped = inside.compact() if isinstance(inside, PrunedModel) else net
         measured = latency(shipped, input_shape=input_shape, seconds=seconds)
         form = "compact" if plan_of(net) else "as evaluated"
         numbers["latency"] = {

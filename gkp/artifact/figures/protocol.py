@@ -1,0 +1,254 @@
+"""What a choice does to all methods at once: the attack's protocol, the rate, the length of fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from gkp.artifact.effects import ATTACKS, Scores, is_tuned, scores, setting_of, smallest_radius
+from gkp.artifact.experiments.kinds import PruneCell
+from gkp.artifact.experiments.report import Result
+from gkp.artifact.figures.figure import Figure, families, finish, method_colour, not_run, panels
+from gkp.artifact.results import BASELINE, CONTINUED, Evaluation, attack_name, evaluations, paper_name, row_name
+from gkp.evaluation.statistics import LEVEL, holm
+
+SR = "sr-gkp"
+_MARKS = "osD^vPX*"
+
+
+def protocols(results: Sequence[Result]) -> Figure:
+    """The same networks under FGSM with predicted and with true labels, and in pixels: accuracy, and the order of methods.
+
+    Args:
+        results: Finished networks of one architecture, rate and schedule, and their evaluations. In pixels it is the worst case
+            at `smallest_radius`.
+    """
+    question = "What does the protocol change?"
+    radius = smallest_radius(results)
+    sides = {
+        "FGSM .1,\npredicted labels": scores(results, "paper", ["fgsm-0.1"]),
+        "FGSM .1,\ntrue labels": scores(results, "paper", ["fgsm-0.1-true"]),
+        f"Pixels, {radius}": scores(results, "pixel", [f"worst-case-{radius}"]),
+    }
+    sides = {title: side for title, side in sides.items() if len(side.pruned) > 1}
+    first = next(iter(sides.values()), Scores("", (), {}))
+    common = [row for row in first.pruned if all(row in side.rows for side in sides.values())]
+    if len(sides) < 2 or len(common) < 2:
+        return not_run(question)
+    rows = [
+        {"protocol": title.replace("\n", " "), "method": row, "seeds": found.seeds, "n": found.n}
+        | {"accuracy": found.value, "low": found.low, "high": found.high}
+        for title, side in sides.items()
+        for row in common
+        for found in [side.accuracy(row)]
+    ]
+    points = pd.DataFrame(rows)
+    points["rank"] = points.groupby("protocol", sort=False)["accuracy"].rank(ascending=False, method="min")
+    drawing, (left, right) = panels(1, 2, 12, 0.22 * len(common) + 2.2)
+    for ax, value, scale in ((left, "accuracy", 100), (right, "rank", 1)):
+        _slopes(ax, points, value, scale, list(sides))
+    left.set(title="Level", ylabel="Accuracy (%)", ylim=(0, None))
+    right.set(title="Order", ylabel="Rank, 1 is the most robust", ylim=(len(common) + 0.5, 0.5))
+    right.set_yticks(range(1, len(common) + 1, 1 + len(common) // 12))
+    last = points[points["protocol"] == points["protocol"].iloc[-1]]
+    _names_at(right, len(sides) - 1, list(last["method"]), list(last["rank"]), step=1)
+    families(drawing, points["method"])
+    return finish(drawing, points, question, _changed(points))
+
+
+def rates(results: Sequence[Result]) -> Figure:
+    """Accuracy against multiply-accumulates, a curve for each method that has several rates, with 95 % intervals.
+
+    Args:
+        results: Finished networks of one architecture and schedule at several rates, and their evaluations.
+    """
+    question = "How do accuracy and robustness change with the rate?"
+    radius = smallest_radius(results)
+    sides = {
+        "Benign": ("paper", ["clean"]),
+        "Mean of the paper's three attacks": ("paper", list(ATTACKS)),
+        f"Pixels, worst case at {radius}": ("pixel", [f"worst-case-{radius}"]),
+    }
+    points = pd.DataFrame([row for title, side in sides.items() for row in _by_rate(results, title, *side)])
+    several = points.groupby("method")["rate"].transform("nunique") > 1 if len(points) else []
+    points = points[several].reset_index(drop=True) if len(points) else points
+    if points.empty:
+        return not_run(question)
+    titles = list(dict.fromkeys(points["panel"]))
+    drawing, axes = panels(1, len(titles), 1 + 4.3 * len(titles), 4.4)
+    methods = list(dict.fromkeys(points["method"]))
+    for ax, title in zip(axes, titles, strict=True):
+        for at, method in enumerate(methods):
+            line = points[(points["panel"] == title) & (points["method"] == method)].sort_values("macs")
+            ends = 100 * np.stack([line["accuracy"] - line["low"], line["high"] - line["accuracy"]])
+            style: dict[str, Any] = {"color": method_colour(method), "marker": _MARKS[at % len(_MARKS)], "capsize": 2}
+            style |= {"linewidth": 2.2 if method == SR else 1.2, "zorder": 4 if method == SR else 3}
+            aside = 0.012 * points["macs"].max() * (at - (len(methods) - 1) / 2)  # no bar covers another
+            ax.errorbar((line["macs"] + aside) / 1e6, 100 * line["accuracy"], yerr=ends, label=paper_name(method), **style)
+        ax.set(title=title, xlabel="Multiply-accumulates left (M)", ylabel="Accuracy (%)")
+        sns.despine(ax=ax)
+    handles, labels = axes[0].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return finish(drawing, points, question, _with_rate(points))
+
+
+def order_by_epochs(results: Sequence[Result], part: str = "paper", keys: Sequence[str] = ATTACKS) -> Figure:
+    """The rank of each method after each length of fine-tuning, with the ranks that these data leave open.
+
+    A method's interval ends at the ranks that it has when all that cannot be told apart from it are on one side: paired tests
+    of every two methods, Holm over all of a length.
+
+    Args:
+        results: Finished networks of one architecture and rate, of several lengths of fine-tuning, and their evaluations.
+        part, keys: By which methods are ranked, as in `gkp.artifact.effects.scores`; by default the paper's three attacks.
+    """
+    question = "Does training longer change the order?"
+    lengths = sorted({setting_of(one)[2] for one in evaluations(results, part) if _is_method(one)})
+    sides = {epochs: scores(results, part, keys, wanted=_tuned(epochs)) for epochs in lengths}
+    named = {epochs: {row.removesuffix(", one shot"): row for row in side.pruned} for epochs, side in sides.items()}
+    named = {epochs: rows for epochs, rows in named.items() if len(rows) > 1}
+    common = [row for row in next(iter(named.values()), {}) if all(row in rows for rows in named.values())]
+    if len(named) < 2 or len(common) < 2:
+        return not_run(question)
+    points = pd.DataFrame([row for epochs, rows in named.items() for row in _ranks(sides[epochs], rows, common, epochs)])
+    drawing, (ax,) = panels(1, 1, 2.5 + 2.2 * len(named), 0.3 * len(common) + 2)
+    spread = np.linspace(-0.12, 0.12, len(common))
+    for shift, method in zip(spread, common, strict=True):
+        line = points[points["method"] == method]
+        at = np.arange(len(line)) + shift
+        style: dict[str, Any] = {"color": method_colour(method), "linewidth": 2.2 if method == SR else 1.0}
+        ax.plot(at, line["rank"], marker="o", **style)
+        ax.vlines(at, line["low"], line["high"], color=method_colour(method), alpha=0.35)
+    ax.set_xticks(range(len(named)), [f"{epochs} epochs" for epochs in named])
+    ax.set(ylabel="Rank, 1 is the most robust", ylim=(len(common) + 0.5, 0.5), xlim=(-0.3, len(named) - 0.3))
+    ax.set_yticks(range(1, len(common) + 1, 1 + len(common) // 12))
+    last = points[points["epochs"] == points["epochs"].iloc[-1]]
+    _names_at(ax, len(named) - 1 + 0.12, list(last["method"]), list(last["rank"]), step=1)
+    sns.despine(ax=ax)
+    families(drawing, common)
+    return finish(drawing, points, question, _reordered(points))
+
+
+def _slopes(ax: Axes, points: pd.DataFrame, value: str, scale: float, titles: Sequence[str]) -> None:
+    """A line a method from protocol to protocol; SR-GKP is thick and has its intervals."""
+    for method, line in points.groupby("method", sort=False):
+        accent, at = method == SR, range(len(line))
+        style: dict[str, Any] = {"color": method_colour(str(method)), "linewidth": 2.5 if accent else 0.9}
+        style |= {"zorder": 4 if accent else 2, "alpha": 1 if accent else 0.7}
+        ax.plot(at, scale * line[value], marker="o", markersize=5 if accent else 3.5, **style)
+        if accent and value == "accuracy":
+            ends = scale * np.stack([line["accuracy"] - line["low"], line["high"] - line["accuracy"]])
+            ax.errorbar(at, scale * line[value], yerr=ends, fmt="none", capsize=3, **style)
+    ax.set_xticks(range(len(titles)), titles)
+    sns.despine(ax=ax)
+
+
+def _names_at(ax: Axes, x: float, rows: Sequence[str], heights: Sequence[float], *, step: float) -> None:
+    """Names to the right of the last points, so far apart that none covers another."""
+    at = -np.inf
+    for height, row in sorted(zip(heights, rows, strict=True)):
+        at = max(height, at + step)
+        style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8, "annotation_clip": False}
+        ax.annotate(paper_name(row), (x, at), (9, 0), color=method_colour(row), **style)
+
+
+def _changed(points: pd.DataFrame) -> str:
+    """The answer of the slope chart: mean level under each protocol, and how far its order is that of the first."""
+    wide = points.pivot_table(index="method", columns="protocol", values="accuracy", sort=False)
+    first, *others = wide.columns
+    level = ", ".join(f"{100 * wide[name].mean():.1f} % ({name})" for name in wide)
+    agreed = ", ".join(f"{wide[first].corr(wide[name], method='spearman'):+.2f} ({name})" for name in others)
+    text = f"The level, mean of {len(wide)} methods: {level}. The order, rank correlation with the first: {agreed}."
+    ranks = points[points["method"] == SR].set_index("protocol")["rank"]
+    ours = f" SR-GKP has rank {', '.join(f'{rank:.0f}' for rank in ranks)}." if len(ranks) else ""
+    counts = ", ".join(f"{n:,}" for n in dict.fromkeys(points["n"]))
+    return f"{text}{ours} Bars, on SR-GKP: 95 %, n = {counts} images."
+
+
+def _by_rate(results: Sequence[Result], panel: str, part: str, keys: Sequence[str]) -> Iterable[dict[str, Any]]:
+    """For each rate, schedule being the most frequent, and method its accuracy and multiply-accumulates."""
+    found = [one for one in evaluations(results, part) if _is_method(one) and one.network]
+    schedules = [setting_of(one)[2] for one in found]
+    usual = max(set(schedules), key=schedules.count) if schedules else 0
+    for rate in sorted({setting_of(one)[1] for one in found}):
+        here = {row_name(one.net): one for one in found if setting_of(one)[1:] == (rate, usual)}
+        side = scores(results, part, keys, wanted=_tuned(usual, rate))
+        for row in side.pruned:
+            estimate, macs = side.accuracy(row), here[row].network["paper_macs"]  # type: ignore[index]  # `found` has those with one
+            facts = {"panel": panel, "method": row, "rate": rate, "macs": macs, "n": estimate.n, "seeds": estimate.seeds}
+            yield facts | {"accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _with_rate(points: pd.DataFrame) -> str:
+    """The answer of the curves: what SR-GKP, or the first method, loses from the lowest to the highest rate, and who leads."""
+    several = points.groupby("method")["rate"].nunique()
+    method = SR if several.get(SR, 0) > 1 else str(several.idxmax())
+    told, best = [], []
+    for panel, rows in points.groupby("panel", sort=False):
+        line = rows[rows["method"] == method].sort_values("rate")
+        change = 100 * (line["accuracy"].iloc[-1] - line["accuracy"].iloc[0])
+        told.append(f"{change:+.1f} points ({str(panel)[0].lower()}{str(panel)[1:]})")
+        top = rows[rows["rate"] == line["rate"].iloc[-1]]
+        best.append(paper_name(top.loc[top["accuracy"].idxmax(), "method"]))
+    ends = points[points["method"] == method]["rate"]
+    counts = ", ".join(f"{n:,}" for n in dict.fromkeys(points["n"]))
+    return (
+        f"From {16 * ends.min():g}/16 to {16 * ends.max():g}/16 of the kernels removed, {paper_name(method)} changes by "
+        f"{', '.join(told)}; highest at {16 * ends.max():g}/16: {', '.join(best)}. Bars: 95 %, n = {counts} images; "
+        "curves are set apart sideways so that none covers another."
+    )
+
+
+def _is_method(one: Evaluation) -> bool:
+    """Whether something was pruned of the network, and it was not trained anew."""
+    return isinstance(one.net, PruneCell) and is_tuned(one) and row_name(one.net) not in (BASELINE, CONTINUED)
+
+
+def _tuned(epochs: int, rate: float | None = None) -> Callable[[Evaluation], bool]:
+    """Which networks are pruned and fine-tuned for so long, at this rate where one is given."""
+    return lambda one: _is_method(one) and setting_of(one)[2] == epochs and rate in (None, setting_of(one)[1])
+
+
+def _ranks(side: Scores, rows: dict[str, str], common: Sequence[str], epochs: int) -> Iterable[dict[str, Any]]:
+    """For each of the common methods its rank among them, and the ranks that are open."""
+    value = {method: side.accuracy(rows[method]).value for method in common}
+    pairs = list(combinations(common, 2))
+    corrected = holm([side.minus(rows[a], rows[b]).p() for a, b in pairs])
+    apart = {frozenset(pair) for pair, p in zip(pairs, corrected, strict=True) if p <= 1 - LEVEL}
+    for method in common:
+        others = [other for other in common if other != method]
+        above = sum(value[other] > value[method] for other in others)
+        surely_above = sum(value[other] > value[method] for other in others if frozenset((method, other)) in apart)
+        surely_below = sum(value[other] < value[method] for other in others if frozenset((method, other)) in apart)
+        facts = {"method": method, "epochs": epochs, "attack": attack_names(side), "accuracy": value[method], "rank": 1 + above}
+        yield facts | {"low": 1 + surely_above, "high": len(common) - surely_below, "seeds": len(side.rows[rows[method]])}
+
+
+def attack_names(side: Scores) -> str:
+    """The attacks that were averaged, as people read them."""
+    return ", ".join(attack_name(key, side.part) for key in side.keys)
+
+
+def _reordered(points: pd.DataFrame) -> str:
+    """The answer of the ranks: how the orders of two lengths agree, and whether any order is turned round for sure."""
+    wide = points.pivot_table(index="method", columns="epochs", values="rank", sort=False)
+    lengths = list(wide.columns)
+    agreed = [f"{a} and {b} epochs {wide[a].corr(wide[b], method='spearman'):+.2f}" for a, b in combinations(lengths, 2)]
+    ends = points.set_index(["epochs", "method"])
+    sure = {
+        epochs: {(a, b) for a in wide.index for b in wide.index if ends.loc[(epochs, a), "high"] < ends.loc[(epochs, b), "low"]}
+        for epochs in lengths
+    }
+    turned = {frozenset(pair) for x, y in combinations(lengths, 2) for pair in sure[x] if pair[::-1] in sure[y]}
+    pairs = [" and ".join(map(paper_name, sorted(pair))) for pair in sorted(turned, key=sorted)]
+    names = "; ".join([*pairs[:3], *(["..."] if len(pairs) > 3 else [])])
+    sure_of = f"Yes, for {len(turned)} pairs for sure ({names})"
+    opening = sure_of if turned else "Not for sure: no pair of methods changes places"
+    bars = f"the ranks that paired tests leave open, {len(wide)} methods"
+    return f"{opening}. Rank correlation of {'; '.join(agreed)}. Bars: {bars}."

@@ -1,0 +1,314 @@
+"""Folders of image files as data sets: torchvision's ImageFolder, Tiny-ImageNet as it is distributed, ImageNet.
+
+| name | images | what it is |
+|---|---|---|
+| `folder:PATH` | as they are, all of one size | PATH/train/CLASS/..., PATH/val/CLASS/... and so on, or PATH/CLASS/... alone |
+| `folder:PATH?size=224` | 224x224 | the same, resized to 256 on the shorter side and cropped at the centre |
+| `tiny-imagenet` | 64x64 | the folder `tiny-imagenet-200`: 100,000 in train, 10,000 in val with val_annotations.txt |
+| `imagenet` | 224x224 | the folder `imagenet` or `ILSVRC2012`: 1,281,167 in train/CLASS/..., 50,000 in val/CLASS/... |
+
+Split "train" is the folder train, "val" the folder val (or valid, validation), "test" the folder test, or val where that is
+missing or has no labels, as in both ImageNets. A folder of classes alone is whatever split is asked for. Classes, their order
+and that of the images are torchvision's: the images come class by class, but those of an annotation file in its order. Grey,
+palette and CMYK images become RGB as there, transparency is dropped, and of 16 bits the upper 8 stay.
+
+Everything is decoded once, into one uint8 file below the user's cache that is mapped into memory: 10,000 images of 64x64 take
+2 s and 123 MB. It is made anew when a file of the folder changes. Normalisation is ImageNet's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor
+
+from gkp import files
+from gkp.data.dataset import Dataset
+from gkp.errors import BadInput
+from gkp.networks.classifier import IMAGENET_MEAN, IMAGENET_STD
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PREFIX = "folder:"
+_PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_CHUNK = 512  # images that are decoded at a time
+_RESIZED = 256 / 224  # of the shorter side before the crop, as usual on ImageNet
+
+
+@dataclass(frozen=True)
+class Known:
+    """A data set that consists of a folder.
+
+    Attributes:
+        folders: Its usual names.
+        size: Pixels a side that its images are cropped to; None to take them as they are.
+        url: Where to get it.
+    """
+
+    folders: tuple[str, ...]
+    size: int | None
+    url: str
+
+
+KNOWN = {
+    "tiny-imagenet": Known(("tiny-imagenet-200",), None, "http://cs231n.stanford.edu/tiny-imagenet-200.zip"),
+    "imagenet": Known(("imagenet", "ILSVRC2012"), 224, "https://image-net.org/download.php"),
+}
+_loaded: dict[tuple[str, str, Path], Dataset] = {}
+
+
+def is_folder(name: str) -> bool:
+    """Whether `load_folder` has data sets of this name."""
+    return name in KNOWN or (isinstance(name, str) and name.startswith(PREFIX))
+
+
+def folder_is_here(name: str) -> bool:
+    """Whether the folder of this data set exists."""
+    try:
+        return _root(name)[0].is_dir()
+    except BadInput:
+        return False
+
+
+def load_folder(name: str, split: str) -> Dataset:
+    """Load a split of a folder of images, once per process as long as no file changes.
+
+    Args:
+        name: "folder:PATH", "folder:PATH?size=224", "tiny-imagenet" or "imagenet".
+        split: "train", "val", "train+val" or "test".
+
+    Raises:
+        BadInput: The folder, the split, a class or an image is missing; images cannot be read or are of several sizes; or there
+            is no room for the decoded ones.
+    """
+    root, size = _root(name)
+    if not root.is_dir():
+        what = "is a file" if root.is_file() else "is not there"
+        raise BadInput(f"{name}: {root} {what}; give the folder that has the folders of the classes, or train and val")
+    try:
+        parts, classes = _parts(root, split)
+        samples = [sample for part in parts for sample in _samples(part, classes)]
+        paths, labels = [path for path, _ in samples], torch.tensor([label for _, label in samples])
+        target = _cache_file(root, "+".join(part.name for part in parts), size, paths, labels)
+    except OSError as error:
+        raise BadInput(f"{name}: cannot be read ({files.one_line(error)}); make its folders and files readable") from error
+    key = (name, split, target)
+    if key not in _loaded:
+        images = _mapped(target) if target.exists() else None
+        if images is None:
+            _decode(paths, size, target, name)
+            images = _mapped(target)
+        assert images is not None
+        normal = (IMAGENET_MEAN, IMAGENET_STD)
+        _loaded[key] = Dataset(name, split, images, labels, len(classes), *normal, flip=name in KNOWN)
+    return _loaded[key]
+
+
+def _root(name: str) -> tuple[Path, int | None]:
+    """The folder of a data set, and the size that its images get."""
+    if name in KNOWN:
+        known = KNOWN[name]
+        found = (files.locate(folder) for folder in known.folders)
+        root = next((path for path in found if path is not None), None)
+        if root is None:
+            searched = ", ".join(str(folder) for folder in files.searched_folders())
+            raise BadInput(
+                f"{name}: {' or '.join(known.folders)} is in none of the folders searched ({searched}); get it from "
+                f"{known.url}, unpack it, and name the folder that holds {known.folders[0]} in GKP_DATA"
+            )
+        return root, known.size
+    path, _, size = name.removeprefix(PREFIX).partition("?size=")
+    if not path:
+        raise BadInput(f"{name!r} names no folder; give folder:PATH")
+    if size and not (size.isascii() and size.isdigit() and int(size) >= 1):
+        raise BadInput(f"{name}: size is {size!r}; give a whole number of pixels, such as folder:{path}?size=224")
+    return Path(path).expanduser().resolve(), int(size) if size else None
+
+
+def _parts(root: Path, split: str) -> tuple[list[Path], list[str]]:
+    """The folders that make up a split, and the names of the classes, which are those of the training part."""
+    there = {part: next((root / n for n in names if (root / n).is_dir()), None) for part, names in _PARTS.items()}
+    if not any(there.values()):
+        return [root], _classes(root)
+    if there["test"] is None or not _has_labels(there["test"]):
+        if split == "train+val" and there["val"] is not None:
+            raise BadInput(f"{root}: what is tested on is {there['val'].name}, so there is no train+val; ask for train")
+        there["test"] = there["val"]
+    wanted = {part: there[part] for part in split.split("+")}
+    if missing := [part for part, folder in wanted.items() if folder is None]:
+        known = ", ".join(part for part, folder in there.items() if folder is not None)
+        names = " or ".join(_PARTS[missing[0]])
+        raise BadInput(f"{root}: has no folder {names} with labelled images for the split {split}; its splits: {known}")
+    found = [folder for folder in wanted.values() if folder is not None]
+    return found, _classes(there["train"] or found[0])
+
+
+def _has_labels(part: Path) -> bool:
+    """Whether the images of a part stand in folders of classes or in an annotation file."""
+    inner = [entry.name for entry in os.scandir(part) if entry.is_dir()]
+    return _annotations(part).is_file() or inner not in ([], ["images"])
+
+
+def _annotations(part: Path) -> Path:
+    return part / f"{part.name}_annotations.txt"
+
+
+def _classes(part: Path) -> list[str]:
+    """The names of the classes, sorted as torchvision sorts them."""
+    if _annotations(part).is_file():
+        return sorted({word for _, word in _annotated(part)})
+    names = sorted(entry.name for entry in os.scandir(part) if entry.is_dir())
+    if not names:
+        raise BadInput(f"{part}: has no folders of classes; put the images of each class into a folder of its own")
+    return names
+
+
+def _annotated(part: Path) -> list[tuple[Path, str]]:
+    """The images of an annotation file and their classes, in its order: lines of name, class and whatever follows."""
+    rows = [line.split("\t") for line in _annotations(part).read_text(errors="replace").splitlines() if line.strip()]
+    if short := next((row for row in rows if len(row) < 2), None):
+        raise BadInput(f"{_annotations(part)}: the line {short[0][:60]!r} has no class; each has a file, a tab and a class")
+    if not rows:
+        raise BadInput(f"{_annotations(part)}: is empty; each line has a file, a tab and a class")
+    return [(part / "images" / row[0], row[1].strip()) for row in rows]
+
+
+def _samples(part: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
+    """The images of a part and their labels."""
+    numbers = {name: i for i, name in enumerate(classes)}
+    if _annotations(part).is_file():
+        rows = _annotated(part)
+        _check_known({name for _, name in rows}, numbers, part)
+        if lost := next((path for path, _ in rows if not path.is_file()), None):
+            raise BadInput(f"{lost}: is not there, but {_annotations(part)} names it; unpack the data set again")
+        return [(path, numbers[name]) for path, name in rows]
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # late: torchvision takes a second to import
+
+    here = _classes(part)
+    _check_known(here, numbers, part)
+    chosen = {name: numbers[name] for name in here}
+    found = make_dataset(str(part), chosen, extensions=IMG_EXTENSIONS, allow_empty=True)
+    if empty := sorted(set(chosen.values()) - {label for _, label in found}):
+        raise BadInput(
+            f"{part / classes[empty[0]]}: has no image ({', '.join(IMG_EXTENSIONS)}); remove it, or put some into it"
+        )
+    return [(Path(path), label) for path, label in found]
+
+
+def _check_known(names: Iterable[str], numbers: dict[str, int], part: Path) -> None:
+    if strange := sorted(set(names) - set(numbers)):
+        raise BadInput(f"{part}: has the class {strange[0]!r}, which the training part has not; rename it or take it away")
+
+
+def _cache_file(root: Path, part: str, size: int | None, paths: Sequence[Path], labels: Tensor) -> Path:
+    """Where the decoded images are: named by the folder, and by the names, sizes and times of the files."""
+    stats = [path.stat() for path in paths]
+    above = len(str(root))
+    seen = [[str(path)[above:], stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
+    where = files.json_sha256([str(root), part, size])[:12]
+    what = files.json_sha256([seen, labels.tolist()])[:16]
+    return files.cache_folder() / "folders" / f"{root.name}-{part}-{where}-{what}.npy"
+
+
+def _mapped(path: Path) -> Tensor | None:
+    """The images of a file, mapped into memory, and never written back; None if it is damaged."""
+    try:
+        array = open_memmap(path, mode="c")
+    except (OSError, ValueError, EOFError):
+        return None
+    return torch.from_numpy(array) if array.dtype == np.uint8 and array.ndim == 4 else None
+
+
+def _decode(paths: Sequence[Path], size: int | None, target: Path, name: str) -> None:
+    """Write all images as one array (N, 3, H, W). Raises BadInput, and leaves nothing behind, if one cannot be read."""
+    from tqdm import tqdm
+
+    readable = ((path, image) for path in paths if isinstance(image := _read(path, size), np.ndarray))
+    model, first = next(readable, (paths[0], np.zeros((3, 1, 1), np.uint8)))
+    broken: list[tuple[Path, str]] = []
+    shape = (len(paths), *first.shape)
+    partial = target.with_name(f"{target.stem}.partial-{os.getpid()}.npy")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        need, free = int(np.prod(shape)), shutil.disk_usage(target.parent).free
+        if need > free:  # a write into a mapped file on a full disk would kill the process
+            raise BadInput(
+                f"{name}: its {len(paths):,} images take {need / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB left; "
+                "make room, or set XDG_CACHE_HOME to a folder on another disk"
+            )
+        array = open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        with ThreadPoolExecutor() as pool, tqdm(total=len(paths), unit="image", desc=f"decoding {name}", disable=None) as bar:
+            for start in range(0, len(paths), _CHUNK):
+                some = paths[start : start + _CHUNK]
+                for i, (path, image) in enumerate(zip(some, pool.map(lambda p: _read(p, size), some), strict=True), start):
+                    if isinstance(image, str):
+                        broken.append((path, image))
+                    elif image.shape != shape[1:]:
+                        raise BadInput(_sizes(name, model, shape[1:], path, image.shape))
+                    else:
+                        array[i] = image
+                bar.update(len(some))
+        if broken:
+            which = ", ".join(f"{path} {reason}" for path, reason in broken[:3])
+            raise BadInput(f"{name}: {len(broken)} of {len(paths):,} images cannot be read ({which}); replace or remove them")
+        array.flush()
+        del array
+        os.replace(partial, target)
+    except OSError as error:
+        raise BadInput(
+            f"{target}: cannot be written ({files.one_line(error)}); set XDG_CACHE_HOME to a folder you may write to"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # the folder itself may be the problem
+            partial.unlink(missing_ok=True)
+    before = f"{glob.escape(target.stem.rpartition('-')[0])}-*.npy"  # copies of the same folder as it was
+    with contextlib.suppress(OSError):
+        for old in target.parent.glob(before):
+            if old != target and ".partial-" not in old.name:
+                old.unlink()
+
+
+def _sizes(name: str, one: Path, here: Sequence[int], other: Path, there: Sequence[int]) -> str:
+    path = name.removeprefix(PREFIX) if name.startswith(PREFIX) else one.parent
+    sizes = f"{one.name} is {here[2]}x{here[1]} and {other.name} {there[2]}x{there[1]}"
+    return f"{name}: images are of several sizes ({sizes}); give the one that all shall get, as folder:{path}?size=224"
+
+
+def _read(path: Path, size: int | None) -> np.ndarray | str:
+    """The pixels of an image, uint8 (3, H, W), or the reason why there are none."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            if image.mode == "F":
+                return "has pixels of 32-bit floats"
+            if image.mode.startswith("I"):  # 16 bits of grey
+                rgb = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+            else:
+                rgb = image.convert("RGB")
+    except UnidentifiedImageError:
+        return "is empty" if not path.stat().st_size else "is no image"
+    except Exception as error:  # whatever the decoders of damaged files raise
+        return f"is damaged: {files.one_line(error)[:80]}"
+    if size is not None and rgb.size != (size, size):
+        rgb = _cropped(rgb, size)
+    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def _cropped(image: Image, size: int) -> Image:
+    """An image of Pillow's, its shorter side resized to 256/224 of `size` and its middle cut out, as torchvision does."""
+    from torchvision.transforms import functional as F
+
+    return F.center_crop(F.resize(image, [round(size * _RESIZED)]), [size])

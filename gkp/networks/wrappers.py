@@ -1,0 +1,28 @@
+"""Wrappers that hand everything on to one network: parallel, averaged and compiled ones."""
+
+from __future__ import annotations
+
+from torch import nn
+
+# By name, so that none of their libraries is loaded for the question; `module` is what they wrap.
+_HOLD_A_MODULE = frozenset(
+    "DataParallel DistributedDataParallel FullyShardedDataParallel AveragedModel ModelEma ModelEmaV2 ModelEmaV3".split()  # noqa: SIM905
+)
+
+
+def unwrapped(net: nn.Module) -> nn.Module:
+    """The network inside wrappers that compute the same: of torch.compile, `gkp.compile`, nn.DataParallel,
+    DistributedDataParallel, FSDP, and the averages of torch.optim.swa_utils and timm; any other network as it is."""
+    while (inner := _inside(net)) is not None:
+        net = inner
+    return net
+
+
+def _inside(net: nn.Module) -> nn.Module | None:
+    if not isinstance(net, nn.Module):
+        return None
+    children = vars(net)["_modules"]
+    found = children.get("_orig_mod", vars(net).get("compiled_from"))  # torch.compile's, ours
+    if found is None and any(cls.__name__ in _HOLD_A_MODULE for cls in type(net).__mro__):
+        found = children.get("module")
+    return found if isinstance(found, nn.Module) else None

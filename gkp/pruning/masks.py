@@ -1,0 +1,182 @@
+"""Masked layers, which compute with weight x mask whatever is done to the weight.
+
+In a forward pass a masked layer reads each masked parameter times its mask: removed weights count for nothing, whatever their
+values, and their gradient is zero. Everywhere else the attribute is the parameter itself, so that optimisers, initialisers and
+state dicts meet an ordinary layer. A masked layer has a class of its own, derived from the layer's and of the same name; its
+masks are no buffers, so that averages of buffers and broadcasts of them leave the masks alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _State(threading.local):
+    depth = 0  # forward passes of masked layers and networks that this thread is in
+
+
+_STATE = _State()
+
+
+def computing(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What `forward` returns for these arguments, every masked parameter read in it times its mask."""
+    _STATE.depth += 1
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        _STATE.depth -= 1
+
+
+class MaskedLayer:
+    """What a masked layer has besides what its own class has.
+
+    Attributes:
+        unmasked: The layer's own class.
+        gone: Mask of each masked parameter by name, broadcastable to it: True where a weight goes.
+        keep: The opposite, in the shape, type and memory format of the parameter, 1 or 0: to multiply by it is the fastest.
+        tied: Names of those parameters that another layer has too, whose removed weights are not set to zero.
+    """
+
+    unmasked: type[nn.Module]
+    gone: dict[str, Tensor]
+    keep: dict[str, Tensor]
+    tied: frozenset[str]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return computing(super().forward, *args, **kwargs)  # type: ignore[misc]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        moved = super()._apply(fn, recurse)  # type: ignore[misc]
+        _fit(self)
+        return moved
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, *rest)  # type: ignore[misc]
+        if not metadata.get("assign_to_params_buffers"):  # then they are the caller's own tensors
+            _zero(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        found: Any = super().__reduce_ex__(max(2, protocol))
+        return _new, (self.unmasked, tuple(self.keep)), *found[2:]
+
+
+def mask(net: nn.Module, removed: Mapping[str, Tensor]) -> None:
+    """Mask parameters of `net`, in place, and set the removed weights to zero.
+
+    Args:
+        net: A network without masked layers.
+        removed: By name of parameter, broadcastable to it: True where a weight goes.
+    """
+    owners = Counter(id(p) for module in net.modules() for p in module._parameters.values() if p is not None)
+    of_layer: dict[nn.Module, dict[str, Tensor]] = {}
+    for full, gone in removed.items():
+        layer, _, name = full.rpartition(".")
+        module = net.get_submodule(layer)
+        of_layer.setdefault(module, {})[name] = gone
+    for module, masks in of_layer.items():
+        own = module._parameters
+        vars(module)["tied"] = frozenset(name for name in masks if owners[id(own[name])] > 1)
+        vars(module)["gone"] = masks
+        vars(module)["keep"] = {name: ~gone for name, gone in masks.items()}
+        module.__class__ = _masked_class(type(module), tuple(masks))  # type: ignore[arg-type]
+        _fit(module)
+        _zero(module)
+
+
+def zero_removed(net: nn.Module) -> None:
+    """Set the removed weights of the masked layers of `net` to exactly zero, in place, but for those of tied parameters."""
+    for module in net.modules():
+        if isinstance(module, MaskedLayer):
+            _zero(module)
+
+
+@torch.no_grad()
+def unmask(net: nn.Module) -> nn.Module:
+    """`net` itself, its masked layers made ordinary ones that compute the same, in place; tied ones come apart."""
+    for module in list(net.modules()):
+        if isinstance(module, MaskedLayer):
+            _zero(module)
+            for name, parameter in _masked_parameters(module):
+                if name in module.tied:
+                    alone = parameter.masked_fill(module.gone[name], 0.0)
+                    module._parameters[name] = nn.Parameter(alone, parameter.requires_grad)
+            own = module.unmasked
+            del module.gone, module.keep, module.tied
+            module.__class__ = own  # type: ignore[assignment]
+    return net
+
+
+def unmasked(net: nn.Module) -> nn.Module:
+    """`net` itself if it has no masked layers, or else an unmasked copy."""
+    masked = any(isinstance(module, MaskedLayer) for module in net.modules())
+    return unmask(copy.deepcopy(net)) if masked else net
+
+
+def layer_type(layer: nn.Module) -> type[nn.Module]:
+    """The layer's own class, masked or not."""
+    return layer.unmasked if isinstance(layer, MaskedLayer) else type(layer)
+
+
+def _masked_parameters(layer: Any) -> Iterator[tuple[str, Tensor]]:
+    for name in layer.keep:
+        if (parameter := layer._parameters.get(name)) is not None:
+            yield name, parameter
+
+
+@torch.no_grad()
+def _zero(layer: Any) -> None:
+    for name, parameter in _masked_parameters(layer):
+        if name not in layer.tied and not parameter.is_meta:
+            parameter.masked_fill_(layer.gone[name].to(parameter.device), 0.0)
+
+
+@torch.inference_mode(mode=False)
+def _fit(layer: Any) -> None:
+    """Put the masks where the parameters are, and `keep` into their shape, type and memory format."""
+    for name, parameter in _masked_parameters(layer):
+        if not parameter.is_meta:
+            layer.gone[name] = layer.gone[name].to(parameter.device)
+            layer.keep[name] = torch.empty_like(parameter, requires_grad=False).copy_(layer.keep[name])
+
+
+def _fitting(keep: Tensor, value: Tensor) -> Tensor:
+    """`keep` where `value` is and of its type: parameters may come from outside, or be replicas on another device."""
+    return keep if keep.device == value.device and keep.dtype == value.dtype else keep.to(value.device, value.dtype)
+
+
+@cache
+def _masked_class(own: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    unscripted = [*getattr(own, "__jit_unused_properties__", []), *names]
+    fields = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__, "unmasked": own}
+    readers = {name: _reader(name) for name in names}
+    kind: Any = type(own)
+    return kind(own.__name__, (MaskedLayer, own), {**fields, "__jit_unused_properties__": unscripted, **readers})
+
+
+def _reader(name: str) -> property:
+    def read(self: Any) -> Any:
+        value = self._parameters.get(name)
+        if value is None:  # replicas of DataParallel have plain tensors instead
+            value = self.__dict__.get(name)
+            if value is None and name not in self._parameters:
+                raise AttributeError(f"{type(self).__name__} has no parameter {name}")
+        return value * _fitting(self.keep[name], value) if value is not None and _STATE.depth else value
+
+    def write(self: Any, value: Any) -> None:
+        self.__dict__[name] = value
+
+    return property(read, write)
+
+
+def _new(own: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    """A masked layer whose state is filled in by copy or pickle."""
+    made = _masked_class(own, names)  # type: ignore[arg-type]
+    return made.__new__(made)
