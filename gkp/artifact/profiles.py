@@ -46,6 +46,14 @@ from gkp.errors import BadInput
 
 # it trains adversarially to the end, by a saw-tooth of its own: fine-tuning on plain images would undo its robustness
 RAP: dict[str, Any] = {"epochs": 6, "soft_epochs": 6, "schedule": "step", "weight_decay": 1e-4}
+# as released: SGD without momentum, its learning rate divided by ten every 75 epochs; it has no fine-tuning of its own
+OTO: dict[str, Any] = {
+    "soft_epochs": 300,
+    "lr": 0.1,
+    "step_epochs": 75,
+    "momentum": 0.0,
+    "options": {"sparsity": 1e-3, "warm_up": 1 / 6, "deadline": 1.0},
+}
 _ONE_SHOT = "SR-GKP, one shot"
 COMMITTED = "cifar10"  # the profile whose measured cells are in the repository: they are shown, not computed again
 
@@ -74,6 +82,8 @@ def quick() -> Groups:
         own={
             "dhp": {"epochs": 8, "soft_epochs": 4, "lr": 0.1, "weight_decay": 1e-4, "options": {"check_every": 10}},
             "nppm": {"options": {"steps": 300}},
+            "otov2": {"epochs": 5, "soft_epochs": 3, "options": {"deadline": 0.8}},
+            "otov2-scratch": {"epochs": 8, "soft_epochs": 6, "lr": 0.1},
             "rap-admm": {**RAP, "lr": 0.05, "options": {"attack_steps": 3}},
         },
     )
@@ -104,6 +114,8 @@ def cifar10() -> Groups:
                 "weight_decay": 1e-4,
                 "options": {"check_every": 25},
             },
+            "otov2": {"epochs": 6, "soft_epochs": 3, "options": {"deadline": 0.8}},
+            "otov2-scratch": {"epochs": 9, "soft_epochs": 6, "batch_size": 128, "lr": 0.1},
             "rap-admm": {**RAP, "lr": 0.05, "batch_size": 128, "options": {"attack_steps": 3}},
         },
     )
@@ -163,6 +175,8 @@ def paper() -> Groups:
         own={
             "dhp": {"soft_epochs": 100, "lr": 0.1, "weight_decay": 1e-4, "options": {"sparsity": 3e-4}},
             "nppm": {"options": {"steps": 4000}},
+            "otov2": OTO,
+            "otov2-scratch": OTO,
             "rap-admm": {**RAP, "epochs": 300, "soft_epochs": 300, "batch_size": 128},
         },
     )
