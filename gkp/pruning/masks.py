@@ -51,6 +51,7 @@ class MaskedLayer:
     tied: frozenset[str]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer's own class computes, with weight x mask."""
         return computing(super().forward, *args, **kwargs)  # type: ignore[misc]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
