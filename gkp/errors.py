@@ -1,4 +1,4 @@
-"""The error that a user can mend, the error of a failed run, the warning about a network, and missing optional packages."""
+"""The error that a user can mend, those of a failed and of a stopped run, the warning about a network, missing packages."""
 
 from importlib.util import find_spec
 
@@ -16,6 +16,10 @@ class RunFailed(RuntimeError):
 
     The message is one line that says what failed and where to look. The command line prints it and exits with status 1.
     """
+
+
+class OutOfTime(RunFailed):
+    """Work was stopped at its deadline. What was finished is kept, and the same call goes on from there."""
 
 
 class ModelWarning(UserWarning):

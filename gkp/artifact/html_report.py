@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import base64
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -25,15 +26,23 @@ from gkp.artifact.readme import FIGURE, caption
 from gkp.artifact.verify import VERDICTS, root_of
 from gkp.errors import BadInput
 
-# The template of JupyterLab without what it loads from elsewhere: figures and tables need no script.
-_LEFT_OUT = ("html_head_js", "jupyter_widgets", "html_head_js_mathjax", "html_head_js_mermaidjs")
 COLUMNS = (  # of the table of all claims: column of verdicts.csv, heading, kind
-    *(("statement", "claim", "text"), ("board", "board", "text"), ("item", "in the paper", "text")),
-    *(("reported", "reported", "text"), ("ours", "ours", "text"), ("interval", "95 % interval", "text")),
-    *(("n", "n", "number"), ("seeds", "seeds", "number"), ("setting", "setting", "text"), ("verdict", "verdict", "text")),
-    ("minutes", "minutes", "number"),
+    *(("statement", "claim", "text"), ("verdict", "verdict", "text"), ("board", "board", "text")),
+    *(("item", "in the paper", "text"), ("reported", "reported", "text"), ("ours", "ours", "text")),
+    *(("interval", "95 % interval", "text"), ("n", "n", "number"), ("seeds", "seeds", "number")),
+    *(("setting", "setting", "text"), ("minutes", "minutes", "number")),
 )
-_TEMPLATE = "{%- extends 'lab/index.html.j2' -%}" + "".join(f"{{% block {name} %}}{{% endblock %}}" for name in _LEFT_OUT)
+QUESTIONS = {
+    "exactness": "Does what was published come out of this code?",
+    "claims": "Is the statement true where it was measured?",
+    "consistency": "Do the paper's own numbers agree with each other?",
+}
+TONES = {  # verdict -> class of its colours; a verdict always stands there in words too
+    **dict.fromkeys(("reproduced", "holds", "consistent"), "yes"),
+    **dict.fromkeys(("not reproduced", "does not hold", "inconsistent"), "no"),
+    **{"no difference": "even", "undecided": "open", claims.NOT_RUN: "not", claims.NO_VERDICT: "not"},
+}
+BOARD = "leaderboard.html"  # what notebook 08 saves, shown beside the notebooks
 
 
 @dataclass(frozen=True)
@@ -61,18 +70,27 @@ def html_report(profile: str = "quick", *, out: Path | None = None, root: Path |
     check_profile(profile)
     root = root_of(root)
     files, lead = _executed(root, profile)
-    titles = {file: sources(read_notebook(file))[0][1].splitlines()[0].lstrip("# ") for file in files}
-    pages = {file.stem: (titles[file], nbformat.read(file, as_version=4)) for file in files}
-    index = _index(root, lead, [(file.stem, title) for file, title in titles.items()])
-    exporter = HTMLExporter(embed_images=True, raw_template=_TEMPLATE)
+    titles = {file.stem: sources(read_notebook(file))[0][1].splitlines()[0].lstrip("# ") for file in files}
+    pages = {file.stem: nbformat.read(file, as_version=4) for file in files}
+    board = next((file.parent / BOARD for file in files if (file.parent / BOARD).is_file()), None)
+    index = _index(root, lead, titles, board)
+    exporter = HTMLExporter(
+        embed_images=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        raw_template=(Path(__file__).parent / "notebook.html.j2").read_text(encoding="utf-8"),
+    )
     out = out or root / "build" / "html"
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         (partial / "index.html").write_text(index, encoding="utf-8")
-        for name, (title, book) in pages.items():
-            body, _ = exporter.from_notebook_node(book, resources={"metadata": {"name": title}})
+        if board:
+            shutil.copy(board, partial)
+        for name, book in pages.items():
+            body, _ = exporter.from_notebook_node(book, resources={"metadata": {"name": titles[name]}})
+            body = body.replace("<th></th>", "<td></td>")  # the corner of a table is no header
             (partial / f"{name}.html").write_text(body, encoding="utf-8")
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
@@ -83,32 +101,47 @@ def html_report(profile: str = "quick", *, out: Path | None = None, root: Path |
     return Report(out / "index.html", tuple(out / f"{name}.html" for name in pages))
 
 
-def _index(root: Path, lead: str, notebooks: Sequence[tuple[str, str]]) -> str:
+def _index(root: Path, lead: str, notebooks: Mapping[str, str], board: Path | None) -> str:
     """Return the first page; the verdicts are those of the committed CIFAR-10 cells, whatever the notebooks show."""
-    found: dict[str, Any] = {"headlines": [], "main": [], "claims": [], "choices": {}, "figure": ""}
+    found: dict[str, Any] = {"boards": [], "main": [], "claims": [], "choices": {}, "figure": ""}
     if (file := root / "data" / VERDICTS).exists():
         points = pd.read_csv(file)
         found |= {
-            "headlines": claims.headlines(points),
-            "main": [_claim(row) for row in claims.main_rows(points)],
-            "claims": [_claim(row) for row in claims.rows_of(points)],
+            "boards": _boards(points),
+            "main": [_claim(row, notebooks) for row in claims.main_rows(points)],
+            "claims": [_claim(row, notebooks) for row in claims.rows_of(points)],
             "choices": {name: sorted(set(points[name])) for name in ("board", "verdict")},
         }
     if (drawn := root / FIGURE).exists():
         found["figure"] = "data:image/png;base64," + base64.b64encode(drawn.read_bytes()).decode()
     found |= dict(zip(("question", "answer"), caption(root), strict=True))
-    title = "SR-GKP: one less reason for filter pruning? The reproducible artifact"
-    return render("report.html.j2", title=title, lead=lead, notebooks=notebooks, columns=COLUMNS, **found)
+    found |= {"lead": lead, "notebooks": notebooks.items(), "columns": COLUMNS, "tones": TONES, "board": board and BOARD}
+    return render("report.html.j2", title="SR-GKP: one less reason for filter pruning?", **found)
 
 
-def _claim(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of verdicts.csv with what the page shows of it."""
+def _boards(points: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return each board with its question, its headline, and how many claims have which verdict."""
+    given = {name: Counter(rows) for name, rows in points.groupby("board")["verdict"]}
+    there = [name for name in claims.BOARDS if name in given]
+    return [
+        {
+            "name": name,
+            "question": QUESTIONS[name],
+            "headline": headline,
+            "counts": [(one, given[name][one]) for one in TONES if given[name][one]],
+        }
+        for name, headline in zip(there, claims.headlines(points), strict=True)
+    ]
+
+
+def _claim(row: Mapping[str, Any], pages: Container[str]) -> dict[str, Any]:
+    """Return a row of verdicts.csv with what the page shows of it; pages: the notebooks that can be linked to."""
     given = {name: "" if pd.isna(value) else value for name, value in row.items()}
     numbers = {"n": f"{int(given['n'] or 0):,}", "seeds": f"{int(given['seeds'] or 0)}", "minutes": f"{given['minutes']:,.0f}"}
     found = claims.in_full(row)
     notebook = next(word.removeprefix("ONLY=") for word in str(given["command"]).split() if word.startswith("ONLY="))
     shown = {**given, **numbers, "ours": given["ours"] or found}
-    return {**given, "found": found, "notebook": notebook, "shown": shown}
+    return {**given, "found": found, "notebook": notebook, "page_there": notebook in pages, "shown": shown}
 
 
 def _executed(root: Path, profile: str) -> tuple[list[Path], str]:

@@ -153,16 +153,48 @@ def images_home(net: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in eval mode; afterwards every module is in the mode it was in. Raises BadInput if it is no nn.Module."""
+    """`model` in eval mode and in `full_precision`; afterwards every module is in the mode it was in.
+
+    Raises BadInput if it is no nn.Module.
+    """
     if not isinstance(model, nn.Module):
         raise BadInput(f"the model is a {type(model).__name__}; give a torch.nn.Module that maps images in [0, 1] to logits")
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        yield
+        with full_precision():
+            yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 is float32 for a while, and a GPU takes the same kernels each time; afterwards torch's settings are as before.
+
+    By default torch lets convolutions of a GPU round their inputs to 10 bits (TF32): enough to change the sign of a small
+    gradient, and so the pixels of an attack. cuDNN is held to its deterministic kernels and does not choose them by a race.
+    On a CPU nothing changes.
+    """
+    matmul = torch.backends.cuda.matmul
+    try:
+        usual = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the user has set the newer fp32_precision, which takes no orders from the older setting
+        usual, newer = "", matmul.fp32_precision
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False, fp32_precision="ieee"):
+        try:
+            if not usual:
+                matmul.fp32_precision = "ieee"
+            elif usual != "highest":
+                torch.set_float32_matmul_precision("highest")
+            yield
+        finally:
+            if not usual:
+                matmul.fp32_precision = newer
+            elif usual != "highest":
+                torch.set_float32_matmul_precision(usual)
 
 
 def probe(model: Model, x: Tensor) -> int:

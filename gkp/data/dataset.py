@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -117,6 +118,15 @@ class Dataset:
         """The images of a slice or of these positions as float32 `(n, C, H, W)` in [0, 1]."""
         return to_unit(self.images[which])
 
+    def to(self, device: str | torch.device) -> Dataset:
+        """The same data on a device, as uint8; this very object if it is there already."""
+        there = torch.empty(0, device=device).device  # "cuda" is a device by number
+        if self.images.device == there:
+            return self
+        moved = copy(self)  # with its hash, if it is known
+        vars(moved).update(images=self.images.to(there), labels=self.labels.to(there))
+        return moved
+
     def batches(self, batch_size: int, *, device: str | torch.device = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs (x float32 in [0, 1], y int64) in the stored order, the last one possibly smaller."""
         _check_batch_size(batch_size)
@@ -126,8 +136,9 @@ class Dataset:
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 pixels as float32 in [0, 1]: k becomes k / 255, as in torchvision's ToTensor."""
-    return images.to(torch.float32).div_(255)
+    """uint8 pixels as float32 in [0, 1]: k becomes k / 255, as in torchvision's ToTensor, the same bits on every device."""
+    pixels = images.to(torch.float32)
+    return pixels.div_(pixels.new_full((), 255))  # by a number a GPU would multiply by 1 / 255, which rounds otherwise
 
 
 def augmented_batches(
@@ -139,8 +150,11 @@ def augmented_batches(
     flip: bool | None = None,
     device: str | torch.device = "cpu",
     drop_last: bool = False,
+    ahead: bool | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One shuffled epoch of pairs (x float32 in [0, 1], y int64), cropped at random after zero padding, and mirrored.
+
+    Images on a GPU (`Dataset.to`) are augmented there and never leave it: the epoch has the same bits as on a CPU.
 
     Args:
         dataset: The images and labels.
@@ -150,6 +164,9 @@ def augmented_batches(
         flip: Whether half of the images are mirrored; None for the data set's own (cifar10: yes; digits: no).
         device: Where the batches go.
         drop_last: Whether to leave out a last batch that is not full.
+        ahead: Whether to draw the numbers of the whole epoch before its first batch and send them to the images at once,
+            instead of those of each batch when it is due. It is the same epoch; but the generator is used up at once. None: for
+            images on a GPU, so that nothing is sent there from step to step.
 
     Raises:
         BadInput: A batch size below 1, or one that leaves nothing.
@@ -164,9 +181,15 @@ def augmented_batches(
             f"{dataset._where}: batches of {batch_size} with drop_last leave nothing of its {len(dataset)} images; "
             "give a smaller batch size"
         )
-    for start in range(0, stop, batch_size):
-        chosen = order[start : start + batch_size].to(dataset.images.device)
-        x = crop_and_flip(dataset.images[chosen], pad=pad, flip=flip, generator=generator)
+    home = dataset.images.device
+    sizes = [min(batch_size, stop - start) for start in range(0, stop, batch_size)]
+    drawn = (_draw(n, pad=pad, flip=flip, generator=generator) for n in sizes)
+    if home.type != "cpu" if ahead is None else ahead:
+        moves = torch.cat(list(drawn), dim=1).to(home)
+        order, drawn = order.to(home), iter(moves.split(sizes, dim=1))
+    for start, n, moved in zip(range(0, stop, batch_size), sizes, drawn, strict=True):
+        chosen = order[start : start + n].to(home)
+        x = _moved(dataset.images[chosen], moved.to(home), pad=pad, flip=flip)
         yield to_unit(x.to(device)), dataset.labels[chosen].to(device)
 
 
@@ -175,14 +198,26 @@ def crop_and_flip(images: Tensor, *, pad: int, flip: bool, generator: torch.Gene
 
     Draws, in this order: if pad, N row and N column offsets in 0..2*pad; if flip, N mirrors.
     """
+    moves = _draw(len(images), pad=pad, flip=flip, generator=generator)
+    return _moved(images, moves.to(images.device), pad=pad, flip=flip)
+
+
+def _draw(n: int, *, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Rows of numbers `(3, n)`: row offset, column offset, mirror; zeros for what is not drawn."""
+    none = torch.zeros(1, n, dtype=torch.int64)
+    offsets = torch.randint(2 * pad + 1, (2, n), generator=generator) if pad else none.expand(2, n)
+    return torch.cat([offsets, torch.randint(2, (1, n), generator=generator) if flip else none])
+
+
+def _moved(images: Tensor, moves: Tensor, *, pad: int, flip: bool) -> Tensor:
+    """The images `(n, C, H, W)` cropped and mirrored by the rows of `_draw`, on their device."""
     n, _, height, width = images.shape
+    top, left, mirrored = moves
     if pad:
-        top, left = torch.randint(2 * pad + 1, (2, n), generator=generator).to(images.device)
         windows = F.pad(images, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # a view: (N, C, 2p+1, 2p+1, H, W)
         images = windows[torch.arange(n, device=images.device), :, top, left]
     if flip:
-        mirrored = torch.randint(2, (n,), generator=generator).to(images.device, torch.bool)
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        images = torch.where(mirrored.bool()[:, None, None, None], images.flip(3), images)
     return images
 
 

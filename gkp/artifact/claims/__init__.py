@@ -10,13 +10,14 @@ that a rule looks at. Costs seconds: finished experiments are read and none is c
 """
 
 from gkp.artifact.claims.claim import Claim, claims
-from gkp.artifact.claims.decision import BOARDS, KINDS, NO_VERDICT, VERDICTS, Decision, NotRun
+from gkp.artifact.claims.decision import BOARDS, KINDS, NO_VERDICT, NOT_RUN, VERDICTS, Decision, NotRun
 from gkp.artifact.claims.verdicts import MAIN, as_read, headlines, in_full, main_rows, on_board, rows_of, verdicts
 
 __all__ = [
     "BOARDS",
     "KINDS",
     "MAIN",
+    "NOT_RUN",
     "NO_VERDICT",
     "VERDICTS",
     "Claim",

@@ -55,7 +55,8 @@ class Table:
         legend = f"<br><small>{_as_html(self.legend)}</small>" if self.legend else ""
         shown = self.shown.map(_as_html) if self.marked else self.shown
         safe = shown.rename(index=_safe, columns=_safe) if self.marked else shown
-        return f"<b>{escape(self.title)}</b>{legend}{safe.to_html(escape=not self.marked)}{fold}"
+        one_row = safe.rename_axis(columns=safe.index.name, index=None)  # of headers, the name of the rows among them
+        return f"<b>{escape(self.title)}</b>{legend}{_scoped(one_row.to_html(escape=not self.marked, border=0))}{fold}"
 
     def __repr__(self) -> str:
         return "\n".join(filter(None, (self.title, self.legend, self.shown.to_string())))
@@ -63,6 +64,12 @@ class Table:
 
 def _safe(value: object) -> object:
     return escape(value) if isinstance(value, str) else value
+
+
+def _scoped(table: str) -> str:
+    """The table with headers that say what they are of; a corner without a name is no header."""
+    head, body, rest = table.replace("<th></th>", "<td></td>").partition("<tbody>")
+    return head.replace("<th>", '<th scope="col">') + body + rest.replace("<th>", '<th scope="row">')
 
 
 def _as_html(value: object) -> str:
