@@ -36,7 +36,7 @@ from gkp.artifact.claims.evidence import BASELINE, SR, TMI, Index, Keys, Net
 from gkp.artifact.claims.gpu_hours import gpu_hours
 from gkp.artifact.claims.rules import Contrast, best_or_second, contrasts, equal_but_fragile, together
 from gkp.artifact.claims.verdicts import decide, headlines, on_board, verdicts
-from gkp.artifact.experiments.kinds import EvaluateCell, PretrainedCell, PruneCell, TimingCell, TrainCell
+from gkp.artifact.experiments.kinds import EvaluateCell, PretrainedCell, PruneCell, SpeedCell, TimingCell, TrainCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.experiments.status import stated_minutes
 from gkp.artifact.experiments.store import Store
@@ -334,6 +334,36 @@ def test_a_cost_ratio_is_that_of_the_recorded_seconds(lab, slow, verdict):
     lab.add(TimingCell(net=lab.baseline), {"grouping": took})
     found = decide(claim("snaking-cheaper"), lab.case())[0]
     assert found.verdict == verdict and found.value == pytest.approx(slow / 0.001)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "stock", "ours"),
+    [((5.0, 0.45), FAILS, HOLDS), ((0.9, 0.6), HOLDS, FAILS), ((0.9, 0.45), HOLDS, HOLDS)],
+)
+def test_acceleration_is_judged_apart_in_stock_engines_and_in_ours(lab, ratios, stock, ours):
+    took = {"dense": (1.0, 0.6), "grouped, 7/16": ratios}
+    rows = [
+        {"form": form, "engine": engine, "threads": 1, "batch_size": size, "seconds": ratio, "ratio": ratio}
+        for form, two in took.items()
+        for engine, ratio in zip(("torch", "gkp"), two, strict=True)
+        for size in (1, 32)
+    ]
+    lab.add(SpeedCell(net=lab.baseline), {"model": lab.baseline.model, "speed": rows})
+    found = {name: decide(claim(name), lab.case())[0] for name in ("faster-in-stock-engines", "faster-in-our-engine")}
+    assert [decision.verdict for decision in found.values()] == [stock, ours]
+    assert [decision.value for decision in found.values()] == pytest.approx([ratios[0], ratios[1] / 0.6])
+
+
+def test_acceleration_at_some_batch_sizes_only_is_undecided(lab):
+    rows = [
+        {"form": form, "engine": "torch", "threads": 1, "batch_size": size, "seconds": 1.0, "ratio": ratio}
+        for form, *ratios in (("dense", 1.0, 1.0), ("grouped, 7/16", 0.8, 1.2))
+        for size, ratio in zip((1, 32), ratios, strict=True)
+    ]
+    lab.add(SpeedCell(net=lab.baseline), {"model": lab.baseline.model, "speed": rows})
+    found = decide(claim("faster-in-stock-engines"), lab.case())[0]
+    assert (found.verdict, found.low, found.high) == (UNDECIDED, 0.8, 1.2)
+    assert decide(claim("faster-in-our-engine"), lab.case())[0].verdict == NOT_RUN
 
 
 def test_fgsm_with_predicted_labels_is_found_to_flatter(lab):

@@ -23,6 +23,7 @@ from gkp.artifact.claims.decision import (
     ORDER,
     REPRODUCED,
     TREND,
+    UNDECIDED,
     VALUE,
     Decision,
     NotRun,
@@ -32,7 +33,7 @@ from gkp.artifact.claims.evidence import SR, TMI, Index, Keys, Net
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import PruneCell, network_in
 from gkp.artifact.published import ATTACKED, CODE, NETWORKS, published, superscores
-from gkp.artifact.tables.cost import CLUSTERINGS
+from gkp.artifact.tables.cost import CLUSTERINGS, accelerations
 from gkp.artifact.tables.methods import method_checklist
 from gkp.checkpoints import load_model
 from gkp.errors import BadInput
@@ -177,6 +178,32 @@ def grouping_cheaper(case: Case, *, at_least: float) -> Decision:
     reason = f"{layers}: all three clusterings {clustering:.3g} s, snaking {snaking:.3g} s, one process"
     interval = "none: one measurement of the clusterings"
     return Decision(verdict, f"{ratio:,.0f} times", reason, int(took["layers"]), 1, interval, ratio, setting=case.network())
+
+
+@rule(COST, lambda index, model, **_: index.speed(model))
+def accelerates(case: Case, *, form: str, engine: str) -> Decision:
+    """A pruned network takes less time than the dense one, on one thread, at every number of images.
+
+    Args:
+        case: The evidence.
+        form: A form of `gkp.artifact.experiments.speed.forms_of`, e.g. "grouped, 7/16".
+        engine: A column of `gkp.artifact.tables.accelerations`: "stock", each in the stock engine that is best for it, or
+            "pruning", both in `gkp.compile`.
+    """
+    found = [case.results[cell.hash] for cell in case.index.speed(case.model) if cell.hash in case.results]
+    if not found:
+        raise NotRun(f"the speed of {case.model} was not measured")
+    points = accelerations(found).points
+    rows = points[(points["threads"] == 1) & (points["form"] == form)]
+    if rows.empty or engine not in rows or rows[engine].isna().any():
+        raise NotRun(f'{case.model} was not run as "{form}" in this engine; it needs pip install "gkp[fast,onnx,bench]"')
+    low, middle, high = (float(quantile) for quantile in rows[engine].quantile([0, 0.5, 1]))
+    verdict = HOLDS if high < 1 else FAILS if low >= 1 else UNDECIDED
+    each = zip(rows["batch_size"], rows[engine], strict=True)
+    reason = ", ".join(f"{ratio:.2f} for {size} image{'s' if size > 1 else ''}" for size, ratio in each)
+    interval = f"[{low:.2f}, {high:.2f}] over numbers of images; medians of rounds in one process"
+    ours = f"{middle:.2f} of the dense network's time"
+    return Decision(verdict, ours, reason, len(rows), 1, interval, middle, low, high, setting=case.network())
 
 
 def _both(index: Index, model: str, **_: Any) -> list[Cell]:

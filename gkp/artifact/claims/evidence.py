@@ -14,7 +14,7 @@ from typing import Any
 
 from gkp.artifact import profiles
 from gkp.artifact.experiments.cell import Cell
-from gkp.artifact.experiments.kinds import EvaluateCell, Network, PretrainedCell, PruneCell, TimingCell
+from gkp.artifact.experiments.kinds import EvaluateCell, Network, PretrainedCell, PruneCell, SpeedCell, TimingCell
 from gkp.artifact.groups import RATE, UNPRUNED
 from gkp.artifact.published import ATTACKED
 from gkp.artifact.results import BASELINE as UNTRAINED
@@ -189,6 +189,10 @@ class Index:
     def timing(self, model: str) -> list[Cell]:
         """The measured costs of grouping and pruning a network of this architecture."""
         return list(filter(lambda cell: isinstance(cell, TimingCell) and cell.net.model == model, self.cells))[:1]
+
+    def speed(self, model: str) -> list[Cell]:
+        """The measured speed of a network of this architecture, dense and pruned."""
+        return list(filter(lambda cell: isinstance(cell, SpeedCell) and cell.net.model == model, self.cells))[:1]
 
     def measured(self, nets: Iterable[Net], parts: Iterable[str], model: str) -> list[Cell]:
         """The cells that measure these networks in these parts, all seeds; empty when one network or part is not there."""
