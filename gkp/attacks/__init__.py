@@ -98,14 +98,30 @@ ATTACKS.update(
 
 
 def attack(model: nn.Module, x: Tensor, y: Tensor, name: str, *, eps: float | str, seed: int = 0, **options: Any) -> Tensor:
-    """Images of the same shape as `x`, within `eps` of it, found by the attack `name`, a key of ATTACKS.
+    """Attack a network: images near `x` that it gets wrong.
 
-    x: (N, C, H, W) float in [0, 1], or in `bounds`; half precision comes back as float32, in which the attack computes whatever
-    the network's type. y: (N,) int64 true labels; eps: radius in the units of `x`, 8 / 255 or "8/255" for pixels in [0, 1].
-    An image that is misclassified as it is gets moved by pgd as far as the others, and comes back as it is from the rest.
-    options: the attack's own, e.g. steps=20, norm="l2". The network is put in eval mode for the attack and restored, module by
-    module; parameters, their .grad, buffers and the global generators stay as they are.
-    Raises BadInput for anything that does not fit: name, option, eps, images, labels, a network without finite logits.
+    The network is in eval mode for the attack, and every module in its own mode again afterwards; parameters, their gradients,
+    buffers and the global random generators stay as they are.
+
+    Args:
+        model: A network from images to logits (N, K).
+        x: Images (N, C, H, W), floats in [0, 1], or in `bounds`.
+        y: True labels (N,), int64.
+        name: A key of `ATTACKS`: "fgsm", "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "square", "cascade" or "autoattack".
+        eps: Radius of the ball around each image, in the units of `x`: 8 / 255 or "8/255" for pixels in [0, 1].
+        seed: Of the random starts and proposals. An image's own depend on it and on the image's position (or `ids`) alone.
+        **options: The attack's own, e.g. steps=20, norm="l2": see its function in `gkp.attacks`.
+
+    Returns:
+        Images of the same shape as `x`, within `eps` of it and within `bounds`. Where the network or the images are in half
+        precision, the attack computes in float32, and so are these images. An image that is misclassified before the attack is
+        moved by fgsm and by pgd as far as the others; the other attacks return it as it is.
+
+    Raises:
+        BadInput: An unknown attack or option, a radius, images or labels that do not fit, a network without finite logits.
+
+    Source:
+        The paper attacks by FGSM and PGD (pages 7 to 9); the other attacks are those of the field.
     """
     check_options(name, options)
     bounds = check_bounds(options.get("bounds", (0.0, 1.0)))

@@ -40,13 +40,27 @@ def apgd_ce(
     model: Model, x: Tensor, y: Tensor, *, eps: float, steps: int = 100, restarts: int = 1, norm: str = "linf", seed: int = 0,
     ids: Tensor | None = None, bounds: Bounds = (0.0, 1.0), batch_size: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Images of the same shape as `x`, within `eps` of it, after Auto-PGD on the cross-entropy (Croce & Hein 2020).
+    """Auto-PGD on the cross-entropy (Croce & Hein 2020, algorithm 1).
 
-    x: (N, C, H, W) within `bounds`; y: (N,) labels; eps: in the units of `x`. restarts: ascents from points drawn uniformly
-    from the ball (then cut to `bounds`) by (seed, restart, id) alone. ids: (N,) integers >= 0, who each image is; its position
-    by default. An image misclassified beforehand comes back unchanged, another as its first misclassified iterate or, if it
-    never falls, its iterate of highest loss. batch_size: at most so many images at once, refilled as images leave; all of
-    them by default. Raises BadInput for options out of range and for a network that gives NaN or no gradient.
+    Args:
+        model: Images (N, C, H, W) to logits (N, K), in eval mode.
+        x: Images (N, C, H, W) within `bounds`.
+        y: Labels (N,).
+        eps: Radius of the ball, in the units of `x`.
+        steps: Number of steps of an ascent.
+        restarts: Number of ascents, from points drawn uniformly from the ball and cut to `bounds`.
+        norm: "linf" or "l2".
+        seed: Of the starts. An image's start depends on seed, restart and id alone.
+        ids: Who each image is, (N,) integers >= 0; its position by default.
+        bounds: Least and largest value of a pixel.
+        batch_size: Images in one pass at most, refilled as images leave; all of them by default.
+
+    Returns:
+        Images of the same shape: of each its first misclassified iterate or, if it never falls, that of highest loss. One that
+        is misclassified before the attack is returned as it is.
+
+    Raises:
+        BadInput: An option is out of range, or the network's logits or gradients are not finite.
     """
     check_counts("apgd-ce", steps=steps, restarts=restarts, batch_size=batch_size)
     return _auto_pgd(
@@ -59,9 +73,10 @@ def apgd_dlr(
     model: Model, x: Tensor, y: Tensor, *, eps: float, steps: int = 100, restarts: int = 1, norm: str = "linf", seed: int = 0,
     ids: Tensor | None = None, bounds: Bounds = (0.0, 1.0), batch_size: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Images of the same shape as `x`, within `eps` of it, after Auto-PGD on the difference of logits ratio; see `apgd_ce`.
+    """Auto-PGD on the difference of logits ratio, `gkp.attacks.network.dlr`. Arguments and result are those of `apgd_ce`.
 
-    Raises BadInput for a network with two classes: the ratio needs a third.
+    Raises:
+        BadInput: As `apgd_ce`, and for a network with two classes: the ratio needs a third.
     """
     check_counts("apgd-dlr", steps=steps, restarts=restarts, batch_size=batch_size)
     if len(x):
@@ -76,10 +91,14 @@ def apgd_t(
     model: Model, x: Tensor, y: Tensor, *, eps: float, targets: int = 9, steps: int = 100, restarts: int = 1,
     norm: str = "linf", seed: int = 0, ids: Tensor | None = None, bounds: Bounds = (0.0, 1.0), batch_size: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Images of the same shape as `x`, within `eps` of it, after Auto-PGD towards other classes in turn; see `apgd_ce`.
+    """Auto-PGD towards other classes in turn. Arguments and result are those of `apgd_ce`, but for `targets`.
 
-    targets: how many classes, those of highest logit on the clean image after the true one; all others if there are fewer.
-    Every restart of every target has a start of its own. Raises BadInput for a network with fewer than four classes.
+    Args:
+        targets: Number of classes that are aimed at: those of highest logit on the clean image after the true one, or all
+            others if there are fewer. Every restart of every target has a start of its own.
+
+    Raises:
+        BadInput: As `apgd_ce`, and for a network with fewer than four classes, which the targeted ratio needs.
     """
     check_counts("apgd-t", targets=targets, steps=steps, restarts=restarts, batch_size=batch_size)
     if not len(x):

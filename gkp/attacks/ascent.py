@@ -21,11 +21,21 @@ def ascend(
     model: Model, y: Tensor, start: Callable[[Tensor], State], move: Callable[[State, Tensor, Tensor], State], *, steps: int,
     loss_of: Callable[[Tensor], Loss], batch_size: int, drop_fallen: bool = True, last: str = "now",
 ) -> Tensor:  # fmt: skip
-    """One ascent of every image, (N, C, H, W): its first misclassified iterate if it has one and `drop_fallen`, else `last`.
+    """One ascent of every image, in a batch that is refilled as images leave it.
 
-    start: the state of the images at these positions of `y`, before any step. move: the state after one step, given losses
-    (n,) and gradients (n, C, H, W) where the images are now. loss_of: what the images at these positions climb.
-    last: the key of what comes back of an image after `steps` moves. Images that leave make room for waiting ones.
+    Args:
+        model: Images (N, C, H, W) to logits (N, K), in eval mode.
+        y: Labels (N,) of all images.
+        start: Positions in `y` to the state of these images before any step.
+        move: State, losses (n,) and gradients (n, C, H, W) to the state after one step.
+        steps: Moves of an image.
+        loss_of: Positions in `y` to the loss that these images climb.
+        batch_size: Images in the batch at most.
+        drop_fallen: Whether an image leaves at its first misclassified iterate.
+        last: The key of the state that holds what an image returns after `steps` moves.
+
+    Returns:
+        Images (N, C, H, W): the first misclassified iterate of each, if it has one and `drop_fallen`, else `last`.
     """
     waiting = min(batch_size, len(y))
     rows = torch.arange(waiting, device=y.device)  # who is in the batch
@@ -54,10 +64,19 @@ def rounds(
     model: Model, x: Tensor, y: Tensor, attempts: Sequence[Callable[[Tensor], Tensor]], *, batch_size: int,
     drop_fallen: bool = True,
 ) -> Tensor:  # fmt: skip
-    """What the attempts find, images of the same shape as `x`; an image that has fallen sits out the following ones.
+    """Several attempts, each on the images that none before it brought down.
 
-    attempts: functions from positions in `x` to images. Of an image that never falls, the attempt of highest cross-entropy
-    comes back; one misclassified beforehand comes back unchanged. drop_fallen=False: every attempt is made on every image.
+    Args:
+        model: Images (N, C, H, W) to logits (N, K), in eval mode.
+        x: Images (N, C, H, W).
+        y: Labels (N,).
+        attempts: Functions from positions in `x` to attacked images.
+        batch_size: Images in one pass at most.
+        drop_fallen: False makes every attempt on every image.
+
+    Returns:
+        Images of the same shape as `x`. Of an image that never falls, the attempt of highest cross-entropy; one that is
+        misclassified beforehand as it is.
     """
     found, rows = x.clone(), torch.arange(len(x), device=x.device)
     if drop_fallen:

@@ -48,14 +48,27 @@ def autoattack(
     version: str = "standard",
     attacks_to_run: Sequence[str] | None = None,
 ) -> Tensor:
-    """Images of the same shape as `x`, within `eps` of it, as pyautoattack finds them; what never falls stays as it was.
+    """AutoAttack as pyautoattack runs it. What it would log as a warning is given as a `ModelWarning`, each message once.
 
-    x: (N, C, H, W) float32 in [0, 1]; y: (N,) labels. version: "standard" (APGD-CE, APGD-T, FAB-T, Square: what RobustBench
-    runs) or "custom" with attacks_to_run, some of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, in that order of running (with
-    pyautoattack's settings for those: 5 restarts of apgd-ce, apgd-dlr and fab). Fewer than 10 classes: that many targets fewer.
-    batch_size: part of the result, see above; 250 by default. ids: taken for the sake of the common signature and not used.
-    What pyautoattack would log as a warning is warned of, each message once.
-    Raises BadInput for other bounds than (0, 1), images that are not float32, options out of range and too few classes.
+    Args:
+        model: Images (N, C, H, W) to logits (N, K), in eval mode.
+        x: Images (N, C, H, W), float32 in [0, 1].
+        y: Labels (N,).
+        eps: Radius of the ball, in the units of `x`.
+        norm: "linf" or "l2".
+        seed: Of pyautoattack's one stream of random numbers.
+        ids: Not used. It is here so that all attacks are called alike.
+        bounds: (0, 1) only.
+        batch_size: Images in one pass, 250 by default. It is part of the result: see above.
+        version: "standard" (APGD-CE, APGD-T, FAB-T and Square, which RobustBench runs) or "custom".
+        attacks_to_run: For "custom": some of apgd-ce, apgd-dlr, apgd-t, fab, fab-t and square, in the order they run in, with
+            pyautoattack's settings (5 restarts of apgd-ce, apgd-dlr and fab). Below 10 classes, so many targets fewer.
+
+    Returns:
+        Images of the same shape; one that never falls is returned as it is.
+
+    Raises:
+        BadInput: Other bounds, images that are not float32, an option out of range, or too few classes.
     """
     known_norm(norm)
     check_version(version, attacks_to_run)

@@ -20,7 +20,15 @@ def direction(gradient: Tensor, norm: str) -> Tensor:
 
 
 def project(moved: Tensor, x: Tensor, eps: float, norm: str, bounds: Bounds) -> Tensor:
-    """The point of the eps ball around `x` nearest to `moved`, cut to `bounds`."""
+    """The point of the ball nearest to `moved`, cut to `bounds`.
+
+    Args:
+        moved: Where the images were moved to, (N, C, H, W).
+        x: The centres of the balls, of the same shape.
+        eps: Their radius, in the units of `x`.
+        norm: "linf" or "l2".
+        bounds: Least and largest value of a pixel.
+    """
     if norm == "linf":
         return torch.minimum(torch.maximum(moved, x - eps), x + eps).clamp(*bounds)
     delta = moved - x
@@ -34,7 +42,17 @@ def length(v: Tensor) -> Tensor:
 
 
 def uniform_start(x: Tensor, ids: Tensor, eps: float, norm: str, bounds: Bounds, seed: int, restart: int) -> Tensor:
-    """A point of each image's eps ball, uniform, from a counter-based generator keyed by (seed; id, restart)."""
+    """A point of each image's ball, drawn uniformly and cut to `bounds`.
+
+    Args:
+        x: The centres of the balls, (N, C, H, W).
+        ids: Who each image is, (N,) integers >= 0.
+        eps: Radius of the balls, in the units of `x`.
+        norm: "linf" or "l2".
+        bounds: Least and largest value of a pixel.
+        seed: Key of the counter-based generator (Philox); its counter is (id, restart).
+        restart: Which start of the image.
+    """
     size = x[0].numel()
     noise = np.empty((len(x), size), dtype=np.float32)
     for row, identity in zip(noise, ids.tolist(), strict=True):

@@ -19,13 +19,28 @@ def cascade(
     model: Model, x: Tensor, y: Tensor, *, eps: float, attacks: Sequence[str | Mapping[str, Any]] = ("fgsm", "pgd", "apgd-ce"),
     norm: str = "linf", seed: int = 0, ids: Tensor | None = None, bounds: Bounds = (0.0, 1.0), batch_size: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Images of the same shape as `x`, within `eps` of it: of each, what the first attack found that fools `model`.
+    """Several attacks, each on the images that none before it brought down.
 
-    x: (N, C, H, W) within `bounds`; y: (N,) labels; eps: in the units of `x`. attacks: in the order given, each a name or
-    {"attack": name, **its own options}; cheap ones first. An image misclassified beforehand comes back unchanged, one that no
-    attack fools as the attack of highest cross-entropy left it. norm, seed, ids, bounds, batch_size go to every attack.
-    Cost: one forward pass beforehand, one after each attack on what it was given, and the attacks. Raises BadInput for an
-    attack or option that there is none of, for a cascade in a cascade, and for whatever the attacks refuse.
+    Cost: one forward pass before the attacks, one after each on the images it was given, and the attacks themselves.
+
+    Args:
+        model: Images (N, C, H, W) to logits (N, K), in eval mode.
+        x: Images (N, C, H, W) within `bounds`.
+        y: Labels (N,).
+        eps: Radius of the ball, in the units of `x`.
+        attacks: In the order they run in, cheap ones first; each a name or {"attack": name, **its own options}.
+        norm: "linf" or "l2", for every attack.
+        seed: For every attack.
+        ids: Who each image is, (N,) integers >= 0; its position by default.
+        bounds: Least and largest value of a pixel.
+        batch_size: Images in one pass at most; all of them by default.
+
+    Returns:
+        Images of the same shape: of each what the first attack that fools the network found or, if none does, what the attack
+        of highest cross-entropy left. One that is misclassified before the attacks is returned as it is.
+
+    Raises:
+        BadInput: An unknown attack or option, a cascade in a cascade, or what the attacks themselves refuse.
     """
     check_counts("cascade", batch_size=batch_size)
     known_norm(norm)

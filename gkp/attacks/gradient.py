@@ -19,13 +19,25 @@ def fgsm(
     model: Model, x: Tensor, y: Tensor, *, eps: float, norm: str = "linf", seed: int = 0, ids: Tensor | None = None,
     bounds: Bounds = (0.0, 1.0), batch_size: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """Images of the same shape as `x`, one step of length `eps` away along the gradient (Goodfellow et al. 2015).
+    """One step of length `eps` along the gradient of the cross-entropy (Goodfellow et al. 2015).
 
-    x: (N, C, H, W) within `bounds`; y: (N,) labels; eps: radius in the units of `x`, e.g. 8 / 255 for pixels.
-    norm: "linf" (the sign of the gradient) or "l2" (the gradient scaled to unit length). Where the gradient is zero the image
-    stays. Images that are misclassified beforehand are moved too. batch_size: at most so many images at once.
-    seed, ids: taken so that all attacks are called alike; nothing is drawn here.
-    Raises BadInput for a network that gives NaN or no gradient.
+    Args:
+        model: Images (N, C, H, W) to logits (N, K), in eval mode.
+        x: Images (N, C, H, W) within `bounds`.
+        y: Labels (N,).
+        eps: Length of the step, in the units of `x`, e.g. 8 / 255 for pixels.
+        norm: "linf" (the sign of the gradient) or "l2" (the gradient scaled to unit length).
+        seed: Not used: nothing is drawn. It is here so that all attacks are called alike.
+        ids: Not used, as `seed`.
+        bounds: Least and largest value of a pixel.
+        batch_size: Images in one pass at most; all of them by default.
+
+    Returns:
+        Images of the same shape. Those that are misclassified before the attack are moved too; where the gradient is zero a
+        pixel stays.
+
+    Raises:
+        BadInput: The network's logits or gradients are not finite, or do not depend on the images.
     """
     check_counts("fgsm", batch_size=batch_size)
     parts = zip(x.split(batch_size or max(len(x), 1)), y.split(batch_size or max(len(x), 1)), strict=True)
@@ -50,17 +62,31 @@ def pgd(
     drop_fallen: bool = True,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Images of the same shape as `x`, within `eps` of it, after projected gradient ascent (Madry et al. 2018).
+    """Projected gradient ascent on the cross-entropy (Madry et al. 2018).
 
-    x: (N, C, H, W) within `bounds`; y: (N,) labels; eps, step: in the units of `x`. The default step is 2.5 * eps / steps, as
-    in Madry et al. section 5: from any start the far side of the ball is in reach, with moves to spare along its surface.
-    random_start: from a point drawn uniformly from the ball (then cut to `bounds`) by (seed, restart, id) alone.
-    ids: (N,) integers >= 0, who each image is; its position by default. restarts: ascents from different starts; of an image
-    that never falls the iterate of highest loss comes back.
-    drop_fallen: an image leaves at the first iterate that is misclassified, which is what comes back; one misclassified
-    beforehand comes back unchanged. False: every image makes all its steps, as most libraries do.
-    batch_size: at most so many images at once, refilled as images leave; all of them by default.
-    Raises BadInput for options out of range and for a network that gives NaN or no gradient.
+    Args:
+        model: Images (N, C, H, W) to logits (N, K), in eval mode.
+        x: Images (N, C, H, W) within `bounds`.
+        y: Labels (N,).
+        eps: Radius of the ball, in the units of `x`.
+        step: Length of a step, in the units of `x`. By default 2.5 * eps / steps (section 5 there): from any start the far side
+            of the ball is in reach, with moves to spare along its surface.
+        steps: Number of steps of an ascent.
+        restarts: Number of ascents, each from a start of its own.
+        random_start: Start from a point drawn uniformly from the ball and cut to `bounds`, instead of from the image.
+        norm: "linf" or "l2".
+        seed: Of the starts. An image's start depends on seed, restart and id alone.
+        ids: Who each image is, (N,) integers >= 0; its position by default.
+        bounds: Least and largest value of a pixel.
+        drop_fallen: Whether an image leaves at its first misclassified iterate, which is what it returns; one that is
+            misclassified before the attack is returned as it is. False: every image makes all its steps, as in most libraries.
+        batch_size: Images in one pass at most, refilled as images leave; all of them by default.
+
+    Returns:
+        Images of the same shape. Of an image that never falls, the last iterate, or with restarts that of highest loss.
+
+    Raises:
+        BadInput: An option is out of range, or the network's logits or gradients are not finite.
     """
     check_counts("pgd", steps=steps, restarts=restarts, batch_size=batch_size)
     _check_pgd(step=step, restarts=restarts, random_start=random_start)
@@ -98,7 +124,15 @@ def pgd(
 
 
 def single_step(x: Tensor, gradient: Tensor, *, eps: float, norm: str = "linf", bounds: Bounds = (0.0, 1.0)) -> Tensor:
-    """`x` moved by `eps` along `gradient` and cut to `bounds`: FGSM once the gradient is known."""
+    """FGSM once the gradient is known.
+
+    Args:
+        x: Images (N, C, H, W).
+        gradient: The gradient of the loss at each image, of the same shape.
+        eps: Length of the step, in the units of `x`.
+        norm: "linf" or "l2".
+        bounds: Least and largest value of a pixel, to which the result is cut.
+    """
     return (x + eps * direction(gradient, known_norm(norm))).clamp(*bounds)
 
 

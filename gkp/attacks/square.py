@@ -38,17 +38,31 @@ def square(
     queries: int = 5000,
     p: float = 0.8,
 ) -> Tensor:
-    """Images of the same shape as `x`, within `eps` of it, after a random search for a lower margin.
+    """Random search for a lower margin, the logit of the label minus the largest other one (Andriushchenko et al. 2020).
 
-    x: (N, C, H, W) within `bounds`; y: (N,) labels; eps: in the units of `x`. The margin is the logit of the label less the
-    largest other one. Each query repaints a square window, whose share of the image starts at `p` and is halved on the paper's
-    schedule, stretched to `queries`; it stays if the margin falls. The first query is the paper's start: stripes (Linf) or
-    tiles (L2).
-    ids: (N,) integers >= 0, who each image is; its position by default. What happens to an image depends on the image, its id
-    and the seed. An image that is misclassified beforehand comes back unchanged; otherwise the first misclassified query
-    comes back, or, of an image that stays right, the one of lowest margin.
-    batch_size: at most so many images at once, refilled as images leave; all of them by default.
-    Raises BadInput for options out of range and for a network that gives NaN.
+    The first query paints stripes (Linf) or tiles (L2). Each later one repaints a square window, and its change stays if the
+    margin falls.
+
+    Args:
+        model: Images (N, C, H, W) to logits (N, K), in eval mode. No gradient is asked for.
+        x: Images (N, C, H, W) within `bounds`.
+        y: Labels (N,).
+        eps: Radius of the ball, in the units of `x`.
+        norm: "linf" or "l2".
+        seed: Of the proposals. An image's own depend on seed and id alone.
+        ids: Who each image is, (N,) integers >= 0; its position by default.
+        bounds: Least and largest value of a pixel.
+        batch_size: Images in one pass at most, refilled as images leave; all of them by default.
+        queries: Number of forward passes for an image at most.
+        p: Share of the image that the first window covers, in (0, 1]; it is halved on the published schedule (section 3.2
+            there), stretched to `queries`.
+
+    Returns:
+        Images of the same shape: of each its first misclassified query or, if it stays right, that of lowest margin. One that
+        is misclassified before the attack is returned as it is.
+
+    Raises:
+        BadInput: An option is out of range, or the network's logits are not finite.
     """
     _check(norm, queries, p, batch_size, x)
     if not len(x) or eps == 0:
