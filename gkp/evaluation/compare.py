@@ -45,12 +45,22 @@ _IMAGES = ("protocol", "dataset", "split", "data_sha256")  # what outcomes must 
 def compare(
     outcomes: Mapping[str, Outcomes], key: str, *, seed: int = 0, resamples: int = 10_000, confidence: float = 0.95
 ) -> pd.DataFrame:
-    """One row for each pair of networks: a, b, difference, low, high, p, p_holm, n, only_a, only_b.
+    """Compare the accuracies of all pairs of networks, image by image.
 
-    outcomes: name -> outcome matrix; key: of `Outcomes.rows`, e.g. "clean" or "worst-case-1/255". only_a, only_b: images on
-    which only that one is right; difference: accuracy of a less that of b, as a fraction, (low, high) its paired bootstrap
-    interval (`paired_interval`); p: exact McNemar test, two-sided; p_holm: after Holm's correction for all pairs.
-    Raises BadInput for outcomes of different images or attacks, and for fewer than two.
+    Args:
+        outcomes: Name to outcome matrix.
+        key: A row of `Outcomes.rows`, e.g. "clean" or "worst-case-1/255".
+        seed: Of the bootstrap.
+        resamples: Number of bootstrap samples, at least 100.
+        confidence: Of the interval.
+
+    Returns:
+        One row for each pair: a, b; difference, the accuracy of a minus that of b, as a fraction, and its paired bootstrap
+        interval low, high; p of the exact McNemar test, two-sided, and p_holm after Holm's correction for all pairs; n images;
+        only_a, only_b, the images on which only that one is right.
+
+    Raises:
+        BadInput: Fewer than two outcomes, or they are of different images or attacks.
     """
     right = _paired(outcomes, key)
     rows: list[dict[str, Any]] = []
@@ -66,14 +76,22 @@ def compare(
 
 
 def rank_groups(outcomes: Mapping[str, Outcomes], key: str, *, alpha: float = 0.05) -> pd.DataFrame:
-    """One row for each network (index "network", best first): accuracy, low, high (Wilson), n, rank, groups.
+    """Rank networks by accuracy, and say which cannot be told apart.
 
-    Two networks are told apart when the exact McNemar test, Holm-corrected for all pairs, has p < alpha. rank: 1 + how many
-    networks are told apart from this one and more accurate; so all that cannot be told apart from any better one share rank 1.
-    groups: letters with spaces between; two networks share a letter if and only if they cannot be told apart (the groups are
-    the maximal sets in which no two are: a compact letter display). Rows are sorted by accuracy, then by name; letters go to
-    the groups in the order of their members, so "A" is a group of the best. Raises BadInput as `compare` does, and for alpha
-    outside (0, 1).
+    Two networks are told apart when the exact McNemar test, Holm-corrected for all pairs, has p < alpha.
+
+    Args:
+        outcomes: Name to outcome matrix.
+        key: A row of `Outcomes.rows`.
+        alpha: Level of the tests, in (0, 1).
+
+    Returns:
+        One row for each network (index "network"), by accuracy and then by name: accuracy, low and high (Wilson), n; rank,
+        1 + the number of networks that are more accurate and told apart from it; groups, letters with spaces between. Two
+        networks share a letter if and only if they cannot be told apart (a compact letter display); "A" has the best.
+
+    Raises:
+        BadInput: As `compare`, and for an alpha out of range.
     """
     if not 0 < alpha < 1:
         raise BadInput(f"alpha must lie between 0 and 1, not {alpha}; the usual is 0.05")
@@ -106,10 +124,17 @@ def _groups(order: Sequence[str], apart: set[frozenset[str]]) -> list[list[str]]
 
 
 def mean_ranks(outcomes: Mapping[str, Outcomes], keys: Sequence[str], *, ties: str = "min") -> pd.Series:
-    """Network -> its rank by accuracy under each of `keys` (1 is best), averaged: the rule of Table 20.
+    """The mean rank of each network by accuracy, 1 being the best: the rule of Table 20.
 
-    ties: what equal accuracies get, as in pandas: "min" as published, "average", "max". Unlike `rank_groups` it takes any
-    difference at its word. Raises BadInput for outcomes of different images or attacks.
+    Any difference counts, however small; see `rank_groups` for which are significant.
+
+    Args:
+        outcomes: Name to outcome matrix.
+        keys: Rows of `Outcomes.rows`: it is ranked in each.
+        ties: What equal accuracies get, as in pandas: "min" as published, "average" or "max".
+
+    Raises:
+        BadInput: The outcomes are of different images or attacks.
     """
     table = pd.DataFrame({key: {name: row.mean() for name, row in _paired(outcomes, key).items()} for key in keys})
     return mean_rank(table, ties=ties)["mean rank"]
@@ -118,11 +143,20 @@ def mean_ranks(outcomes: Mapping[str, Outcomes], keys: Sequence[str], *, ties: s
 def common_accuracy(
     outcomes: Mapping[str, Outcomes], keys: Sequence[str] | None = None, *, confidence: float = 0.95
 ) -> pd.DataFrame:
-    """Accuracy among the images that all networks classify correctly without attack: network, attack, accuracy, low, high, n.
+    """Accuracy among the images that all networks classify correctly without attack.
 
-    It takes the difference in clean accuracy out of the comparison. keys: rows to show; by default those that all have, but
-    "clean", which is 1. low, high: Wilson interval. Raises BadInput for outcomes of different images or attacks, and when there
-    is no such image.
+    It takes the difference in clean accuracy out of the comparison.
+
+    Args:
+        outcomes: Name to outcome matrix.
+        keys: Rows of `Outcomes.rows`; by default those that all have, but for "clean", which is 1.
+        confidence: Of the interval.
+
+    Returns:
+        One row for each network and attack: network, attack, accuracy, low and high (Wilson), n.
+
+    Raises:
+        BadInput: The outcomes are of different images or attacks, or there is no such image.
     """
     common = np.logical_and.reduce(list(_paired(outcomes, "clean").values()))
     n = int(common.sum())
@@ -187,12 +221,24 @@ def transfer(
     batch_size: int = 200,
     device: str | torch.device | None = None,
 ) -> Transfer:
-    """What images made on each network do to every other (dense -> pruned and back), on the first `n_examples` images.
+    """Attack each network and ask every other: do images made on a dense network fool the pruned one, and back?
 
-    networks: name -> module that takes float [0, 1] NCHW and returns logits, evaluated in eval mode and left as it was. The
-    attack knows the true labels and works in pixels. An attack that can make all its steps does (drop_fallen=False, unless
-    `options` say otherwise): an image that stops as soon as it fools its own network hardly fools another.
-    Raises BadInput for fewer than two networks, and for whatever `gkp.evaluation.benchmark.benchmark` refuses.
+    An attack that can make all its steps does (drop_fallen=False, unless `options` say otherwise): an image that stops as soon
+    as it fools its own network hardly fools another.
+
+    Args:
+        networks: Name to module from images (N, C, H, W), floats in [0, 1], to logits; evaluated in eval mode.
+        dataset: A name, for its test split, or a Dataset.
+        attack: A key of `gkp.attacks.ATTACKS`. It knows the true labels.
+        eps: Its radius in pixels, a number or a string such as "8/255".
+        options: Options of the attack.
+        n_examples: The first so many images; all by default.
+        seed: Of the attack.
+        batch_size: Images in one pass.
+        device: Where to compute; networks elsewhere are copied.
+
+    Raises:
+        BadInput: Fewer than two networks, or what `gkp.benchmark` refuses.
     """
     if len(networks) < 2:
         raise BadInput(f"transfer needs two networks or more, not {len(networks)}; give a dict of name and module")

@@ -75,9 +75,19 @@ def register(
     procedure: str = "one-shot",
     adversarial: bool = False,
 ) -> Callable[[M], M]:
-    """Class decorator: put a frozen dataclass of hyper-parameters into the registry under `name`.
+    """Register a pruning method: a decorator for a frozen dataclass of its hyper-parameters.
 
-    The arguments are those of `MethodInfo`.
+    Args:
+        name: By which `gkp.prune` knows it.
+        reference: Authors, venue and year.
+        family: What is removed: "grouped kernel", "filter", "channel" or "residual block".
+        needs: Of "weights", "data", "training", "initialisation".
+        fidelity: "faithful", or "adapted: " and what differs from the published method, and why.
+        procedure: "one-shot", or when else it prunes.
+        adversarial: Whether it trains the network to be robust, so that it is marked in every table.
+
+    Returns:
+        The decorator, which returns the class itself.
 
     Raises:
         BadInput: The name is taken by another class, the procedure is unknown, or `fidelity` is neither "faithful" nor

@@ -89,7 +89,16 @@ class BeamStep:
 def watch_beam(
     kernels: Tensor, roughness: Tensor, keep: int, *, start: int, beam_width: int = 2, balance: Balance | None = None
 ) -> list[BeamStep]:
-    """Every step of the search of one filter group from one start; kernels `(C_in, D)`, roughness `(C_in,)` (Figure 4)."""
+    """Every step of the search of one filter group from one start (Figure 4).
+
+    Args:
+        kernels: The group's grouped kernels, (C_in, D).
+        roughness: The smoothness of each by Equation 1, lower being smoother, (C_in,).
+        keep: How many are kept.
+        start: The one that the search starts from.
+        beam_width: How many branches are kept.
+        balance: Settings of Equation 2; the paper's by default.
+    """
     steps: list[BeamStep] = []
     rough = roughness.detach().double().cpu().numpy()
     similarity = _similarity(kernels.detach().cpu())
@@ -100,12 +109,24 @@ def watch_beam(
 def smooth_beam_greedy(
     kernels: Tensor, roughness: Tensor, keep: int, *, beam_width: int = 2, balance: Balance | None = None
 ) -> Tensor:
-    """The kept channels `(groups, keep)` by the paper's Smooth Beam Greedy search (section 3.3, Figure 4).
+    """Smooth Beam Greedy search, the paper's choice of grouped kernels (section 3.3, Figure 4).
 
-    kernels: grouped kernels `(groups, C_in, D)`. roughness: the smoothness of each (Eq 1; lower is smoother) `(groups, C_in)`.
-    Starts from every channel; extends each branch by its `beam_width` most distant channels; every `check_every` extensions
-    keeps the `beam_width` branches best by Eq 2; the cheapest candidate of all starts wins (Eq 3; first of equals).
-    Raises BadInput unless 0 < keep < C_in.
+    It starts from every channel, extends each branch by the `beam_width` channels most distant from it, and after every
+    `check_every` extensions keeps the `beam_width` branches that are best by Equation 2. The cheapest candidate of all starts
+    wins (Equation 3), the first of equals.
+
+    Args:
+        kernels: Grouped kernels, (groups, C_in, D).
+        roughness: The smoothness of each by Equation 1, lower being smoother, (groups, C_in).
+        keep: How many are kept in each group, 0 < keep < C_in.
+        beam_width: How many branches are kept, and by how many each is extended.
+        balance: Settings of Equation 2; the paper's by default.
+
+    Returns:
+        The kept channels, (groups, keep).
+
+    Raises:
+        BadInput: `keep` or `beam_width` is out of range.
     """
     channels = kernels.shape[1]
     if not 0 < keep < channels:
@@ -123,10 +144,18 @@ def smooth_beam_greedy(
 
 
 def greedy(kernels: Tensor, keep: int, *, beta: Beta = "paper", nearest: int = 1) -> Tensor:
-    """The kept channels `(groups, keep)` by plain greedy search: from every start, always add the most distant channel.
+    """Plain greedy search: from every start, always add the most distant channel (the ablation of Tables 4 and 5).
 
-    The ablation of Tables 4 and 5: no beam and no smoothness; the only sets judged are the full ones. beta, nearest: see
-    `Balance`; with several nearest kept kernels this is the selection of TMI-GKP.
+    It has no beam and no smoothness, and judges full sets only.
+
+    Args:
+        kernels: Grouped kernels, (groups, C_in, D).
+        keep: How many are kept in each group.
+        beta: As in `Balance`.
+        nearest: As in `Balance`; with several nearest kept kernels this is the selection of TMI-GKP.
+
+    Returns:
+        The kept channels, (groups, keep).
     """
     nothing = torch.zeros(kernels.shape[:2])
     balance = Balance(check_every=0, beta=beta, nearest=nearest)
