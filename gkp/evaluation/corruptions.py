@@ -34,10 +34,23 @@ def ladder(
     seed: int = 0,
     batch_size: int = 500,
 ) -> pd.DataFrame:
-    """Accuracy (a fraction) without and under each change, with its 95 % Wilson interval: columns accuracy, low, high, n.
+    """Accuracy without change, and under noise, shifts and rotations of growing strength.
 
-    The index is the name of the change: "none", "gaussian-noise-0.05", "shift-2-0", "rotate-15". seed: of the noise.
-    Raises BadInput as the changes do.
+    Args:
+        model: From images (N, C, H, W), floats in [0, 1], to logits; evaluated in eval mode.
+        data: Images and labels.
+        sigmas: Standard deviations of Gaussian noise, in pixels of [0, 1].
+        shifts: Down and right, in pixels.
+        degrees: Of rotation.
+        seed: Of the noise.
+        batch_size: Images in one pass.
+
+    Returns:
+        One row for each change, by name ("none", "gaussian-noise-0.05", "shift-2-0", "rotate-15"): accuracy as a fraction, low
+        and high of its 95 % Wilson interval, and n.
+
+    Raises:
+        BadInput: A strength out of range.
     """
     changed = {"none": data}
     for test in (
@@ -53,10 +66,19 @@ def ladder(
 def corruption_accuracy(
     model: nn.Module, *, n_examples: int = 10_000, corruptions: Sequence[str] = CORRUPTIONS, batch_size: int = 500
 ) -> pd.DataFrame:
-    """Accuracy on the first `n_examples` images of each corruption (rows) at each severity (columns), as fractions.
+    """Accuracy on CIFAR-10-C. RobustBench's figure is the plain mean of all 15 x 5 cells: `.to_numpy().mean()`.
 
-    RobustBench's figure for corruptions is the plain mean of all 15 x 5 cells: `.to_numpy().mean()`.
-    Raises BadInput as `load_cifar10c` does.
+    Args:
+        model: From images (N, 3, 32, 32), floats in [0, 1], to logits; evaluated in eval mode.
+        n_examples: The first so many images of each corruption and severity.
+        corruptions: Names, as in CIFAR-10-C.
+        batch_size: Images in one pass.
+
+    Returns:
+        Corruptions (rows) by severity (columns), as fractions.
+
+    Raises:
+        BadInput: As `gkp.data.sources.load_cifar10c`.
     """
     table = pd.DataFrame(
         index=pd.Index(corruptions, name="corruption"), columns=pd.Index(SEVERITIES, name="severity"), dtype=float

@@ -35,10 +35,15 @@ TOGETHER = ("autoattack",)  # attacks whose outcome for an image depends on whic
 class AttackSpec:
     """One row of the outcome matrix: an attack of `gkp.attacks.options.ATTACKS` and what determines it beside seed and images.
 
-    eps: radius in the protocol's units (a string such as "8/255" is understood). labels: "true", or "predicted" for the paper's
-    FGSM, which is handed the network's own predictions. options: the attack's own, e.g. {"steps": 20}. key: its name in
-    `Outcomes.accuracy()`; by default the attack and its radius, "pgd-8/255" or "pgd-l2-0.5".
-    Raises BadInput for an unknown attack, option or radius, and for options that JSON cannot hold.
+    Attributes:
+        attack: A key of `gkp.attacks.ATTACKS`.
+        eps: Radius in the protocol's units; a string such as "8/255" is understood.
+        labels: "true", or "predicted" for the paper's FGSM, which is given the network's own predictions.
+        options: The attack's own, e.g. {"steps": 20}.
+        key: Its name in `Outcomes.accuracy()`; by default the attack and its radius, "pgd-8/255" or "pgd-l2-0.5".
+
+    Raises:
+        BadInput: An unknown attack, option or radius, or options that JSON cannot hold.
     """
 
     attack: str
@@ -93,10 +98,22 @@ class AttackSpec:
 class Outcomes:
     """What became of every image under every attack, and all that is needed to evaluate again.
 
-    right: (1 + attacks, N) bool, row 0 without attack, row 1 + i under `attacks[i]`. indices: (N,) positions in the split.
-    labels, predictions: (N,) classes, true and as predicted without attack. bounds: the clip box, in the protocol's units.
-    data_sha256: of the whole split; model_sha256: of the network's state (`gkp.evaluation.subject.state_sha256`). seconds:
-    of the call that made them, what a checkpoint had kept not counted.
+    Attributes:
+        right: Whether each image is classified correctly, (1 + attacks, N) bool: row 0 without attack, row 1 + i under
+            `attacks[i]`.
+        indices: Positions of the images in the split, (N,).
+        labels: True classes (N,).
+        predictions: Predicted classes without attack, (N,).
+        attacks: What the rows after the first were attacked by.
+        protocol: "pixel" or "paper".
+        bounds: Least and largest value of an image, in the protocol's units.
+        dataset: Its name.
+        split: Of the data set.
+        data_sha256: Of the whole split.
+        model_sha256: Of the network's state, see `gkp.evaluation.subject.state_sha256`.
+        seed: Of the attacks.
+        versions: Versions of what the outcomes rest on.
+        seconds: Of the call that made them, without what a checkpoint had kept.
     """
 
     right: np.ndarray
@@ -159,10 +176,19 @@ class Outcomes:
         return {key: wilson(int(row.sum()), self.n, confidence) for key, row in self.rows().items()}
 
     def curve(self, attack: str, *, norm: str = "linf", confidence: float = 0.95) -> pd.DataFrame:
-        """Accuracy against radius: columns eps (0 is the clean row), accuracy, low, high (Wilson), n; by growing eps.
+        """Accuracy against radius.
 
-        attack: "pgd" for the rows "pgd-1/255", "pgd-2/255" and so on (`AttackSpec.family`), or "worst-case" in the pixel
-        protocol. Raises BadInput, with the names there are, for one that has no row of that norm.
+        Args:
+            attack: "pgd" for the rows "pgd-1/255", "pgd-2/255" and so on (`AttackSpec.family`), or "worst-case" in the pixel
+                protocol.
+            norm: "linf" or "l2".
+            confidence: Of the intervals.
+
+        Returns:
+            By growing radius, columns eps (0 is the clean row), accuracy, low, high (Wilson) and n.
+
+        Raises:
+            BadInput: There is no such row; the message names those that there are.
         """
         specs = [spec for spec in self.attacks if spec.norm == norm]
         keys = {spec.eps: spec.key for spec in specs if spec.family == attack}

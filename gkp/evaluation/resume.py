@@ -25,11 +25,15 @@ FORMAT = 1
 
 
 class Pieces:
-    """The pieces of one evaluation in `folder`, which is made if need be.
+    """The finished pieces of one evaluation, kept in a folder.
 
-    identity: all that determines outcomes, as plain JSON types. logits: (n,) numbers, the network's of the first images: two
-    networks may have the same weights and compute something else with them. Raises BadInput for a folder that belongs to
-    another evaluation or cannot be written.
+    Args:
+        folder: Where they are kept; it is made if need be.
+        identity: All that determines outcomes, as plain JSON types.
+        logits: The network's of the first images, (n,): two networks may have the same weights and compute something else.
+
+    Raises:
+        BadInput: The folder belongs to another evaluation or cannot be written.
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any], logits: np.ndarray):

@@ -36,14 +36,19 @@ DISTANCE_ROWS = 64  # rows of distances computed in one go
 class Balance:
     """What a branch is judged by (Eq 2 and 3).
 
-    alpha: the paper's CSB, the weight of the cost rank against the smoothness rank at every check. With beta "released" it
-    hardly matters: between 0.1 and 0.9 one of 144, 240 or 432 filter groups of a public ResNet-20, -32 or -56 changes, or none,
-    for some start finds the set of largest distances whichever branches go; with "paper" a third of them do.
-    check_every: extensions between two checks; 0 = never check.
-    beta: weight of the distance from pruned to nearest kept kernels. "paper": C(|V|, 2) / #pruned of the set being judged, as
-    Eq 3 has it. "released": that value at the *first* set judged, then frozen, which is what the released code does (a variable
-    overwritten once): 0.5 where I = 16, 0.214 for 32, 0.1 for 64, instead of the paper's 5.14, 10.9, 22.5. A number: itself.
-    nearest: how many of its nearest kept kernels each pruned one is compared with: 1 here, int(0.2 K) in TMI-GKP, none with 0.
+    Attributes:
+        alpha: The paper's CSB, the weight of the cost rank against the smoothness rank at every check. With beta "released" it
+            hardly matters: between 0.1 and 0.9 one of 144, 240 or 432 filter groups of a public ResNet-20, -32 or -56 changes,
+            or none, for some start finds the set of largest distances whichever branches go; with "paper" a third do.
+        check_every: Extensions between two checks; 0 never checks.
+        beta: Weight of the distance from pruned to nearest kept kernels. "paper" is C(|V|, 2) / #pruned of the set that is
+            judged, as in Eq 3. "released" is that value at the *first* set judged, then frozen, as in the released code (a
+            variable overwritten once): 0.5 where I = 16, 0.214 for 32, 0.1 for 64, instead of the paper's 5.14, 10.9 and 22.5.
+            A number is itself.
+        nearest: How many of its nearest kept kernels each pruned one is compared with: 1 here, int(0.2 K) in TMI-GKP.
+
+    Raises:
+        BadInput: A field is out of range.
     """
 
     alpha: float = 0.9
@@ -74,8 +79,13 @@ class Balance:
 class BeamStep:
     """One extension of the beam of one start, for whoever watches a search (Figure 4).
 
-    size: kernels in each branch now. added, parent `(branches,)`: the channel each branch added, and which branch of the step
-    before it extends. cost, roughness `(branches,)`: what it is judged by. stay: the branches that go on, best first.
+    Attributes:
+        size: Kernels in each branch now.
+        added: The channel that each branch added, (branches,).
+        parent: Which branch of the step before each extends, (branches,).
+        cost: Of each branch by Equation 3, (branches,).
+        roughness: Of each branch, (branches,).
+        stay: The branches that go on, best first.
     """
 
     size: int
