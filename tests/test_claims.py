@@ -584,7 +584,8 @@ def test_the_cells_of_every_claim_are_cells_of_the_profile(profile):
             without.add(c.id)
     decided_elsewhere = {c.id for c in claims() if not c.models}  # counted, computed, printed, or of other data sets
     costly = {c.id for c in claims() if c.gpu_hours}
-    assert without <= decided_elsewhere | costly | {"official-unpruned", "official-one-shot"}
+    small = {c.id for c in claims() if c.id.endswith("half-a-level")} if profile == "quick" else set()  # digits fall later
+    assert without <= decided_elsewhere | costly | {"official-unpruned", "official-one-shot"} | small
     if profile == "paper":
         assert without <= decided_elsewhere | {"official-unpruned", "official-one-shot"}
 

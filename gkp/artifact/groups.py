@@ -52,6 +52,7 @@ TENTH = (  # the rows that get a tenth of the paper's schedule, the most telling
     *(UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "tmi-gkp", "fpgm", "cc", "hrank"),
     *("lrf", "sfp", "random-gkp", "gal", "dhp", "nppm", "rap-admm", "otov2"),
 )
+PRECISE = (UNPRUNED, "sr-gkp", "tmi-gkp", "l2-gkp", "l1norm-b")  # the rows of which all seeds meet all test images
 RATED = ("sr-gkp", "l2-gkp", "random-gkp", "l1norm-b", "cc")  # the curves of accuracy against MACs
 RATES = (1 / 4, RATE, HIGH_RATE, 3 / 4)
 ALPHAS = (0.1, 0.25, 0.5, 0.75)  # Tables 14-16, beside the default 0.9

@@ -204,8 +204,9 @@ class EvaluateCell(Cell):
     def part(self) -> str:
         """The role in tables and claims: "paper" or "pixel", or `purpose` where a protocol's own attacks have one ("start");
         "frequency" without attack, on the plain test set and on its high frequencies; the name of another changed test set;
-        or the attacks asked for, such as "cascade" or "autoattack". With "-fast" behind it where the engine computes it."""
-        return self._asked if self.engine == "torch" else f"{self._asked}-{self.engine}"
+        or the attacks asked for, such as "cascade" or "autoattack". With "-fast" behind it where the engine computes what
+        has no purpose of its own."""
+        return self._asked if self.engine == "torch" or self._asked == self.purpose else f"{self._asked}-{self.engine}"
 
     @property
     def _asked(self) -> str:
@@ -230,7 +231,7 @@ class EvaluateCell(Cell):
     @property
     def work(self) -> float:
         images, pixels = _IMAGES.get(self.net.dataset, (100_000, 4.0))
-        passes = 8 if self.protocol == "paper" else 60
+        passes = 8 if self.protocol == "paper" else 60 if self.engine == "torch" else 30
         return (self.examples or images / 5) * pixels * _SIZE.get(self.net.model, 1.0) * passes
 
 
