@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,25 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.files import fetch, file_sha256, json_sha256, locate, not_found, read_tensors, replace_files
+from gkp.files import fetch, file_sha256, json_sha256, locate, not_found, problem_with, read_tensors, replace_files, user_path
 from gkp.networks.build import BUILDERS, build, build_model
 from gkp.networks.classifier import IMAGENET_MEAN, IMAGENET_STD, Architecture, Classifier
+from gkp.networks.weights import default_normalisation, fill, names_of_fits, read_into, read_network
 from gkp.networks.wrappers import unwrapped
 from gkp.pruning.plan import Plan, plan_of
 from gkp.pruning.twin import PrunedModel
 
 FORMAT = 1
 AKAMASTER = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/d5489e8/pretrained_models/"
-SRGKP = (  # theirs -> ours, in the names of layers
-    ("conv_1_3x3.", "conv1."),
-    ("bn_1.", "bn1."),
-    ("stage_", "layer"),
-    (".conv_a.", ".conv1."),
-    (".conv_b.", ".conv2."),
-    (".bn_a.", ".bn1."),
-    (".bn_b.", ".bn2."),
-    ("classifier.", "fc."),
-)
 
 
 @dataclass(frozen=True)
@@ -49,7 +41,6 @@ class Public:
     Args:
         stem: File name without suffix.
         fields: Those of its `Architecture`.
-        rename: From the names of its tensors to ours.
         url: Of the original file; "" where it cannot be downloaded.
         prefix: First digits of that file's sha256, as its name carries them.
         tensors: sha256 of the tensors under our names; "" where it has not been measured.
@@ -57,25 +48,14 @@ class Public:
 
     stem: str
     fields: Mapping[str, Any]
-    rename: Callable[[str], str]
     url: str = ""
     prefix: str = ""
     tensors: str = ""
 
 
-def _from_akamaster(key: str) -> str:
-    return key.removeprefix("module.").replace("linear.", "fc.")
-
-
-def _from_srgkp(key: str) -> str:
-    for theirs, ours in SRGKP:
-        key = key.replace(theirs, ours)
-    return key
-
-
 def _akamaster(stem: str, tensors: str = "") -> Public:
     fields = {"shortcut": "centre", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    return Public(stem, fields, _from_akamaster, f"{AKAMASTER}{stem}.th", stem.rpartition("-")[2], tensors)
+    return Public(stem, fields, f"{AKAMASTER}{stem}.th", stem.rpartition("-")[2], tensors)
 
 
 PUBLIC: dict[tuple[str, str], Public] = {
@@ -93,44 +73,100 @@ PUBLIC: dict[tuple[str, str], Public] = {
     ("resnet20", "srgkp-official"): Public(
         "srgkp_official_resnet20",
         {},
-        _from_srgkp,
         tensors="37a1fa0621e8cc7828652238cd101c3e35a4f49935436fed6b3dcb4a25503996",
     ),
 }
 
 
 def load_model(
-    source: str | Path, *, weights: str | Path | None = None, into: nn.Module | None = None, seed: int = 0, **fields: Any
+    source: str | Path,
+    *,
+    weights: str | Path | None = None,
+    into: nn.Module | None = None,
+    seed: int = 0,
+    key: str | None = None,
+    **fields: Any,
 ) -> nn.Module:
-    """Load a network, in eval mode; it takes [0, 1] images `(N, C, H, W)` and returns logits.
+    """Load a network, in eval mode; it takes [0, 1] images `(N, C, H, W)`, normalises inside and returns logits.
+
+        load_model("resnet56", weights="mine.pth", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+    A file of weights may be by torch.save or safetensors, whatever its name ends in, with the state dict inside other entries
+    ("state_dict", "model", ...) and behind prefixes ("module.", "backbone.", ...); nothing in it is ever run. The number of
+    classes is that of the file. So is the normalisation, if it is there (mean and std of three channels); if it is not, it is
+    what `mean` and `std` say, by default the paper's for CIFAR-10 (ImageNet's for resnet50 and resnet101). Shortcuts without
+    parameters leave no trace in a file: they are what `shortcut` says, by default "append", the paper's, and "centre" for the
+    names of layers that akamaster's code has. A public checkpoint is recognised, and gets what belongs to it.
 
     Args:
-        source: An architecture (`gkp.networks.build.BUILDERS`, e.g. "resnet20"), or a folder that `save_model` wrote.
-        weights: For an architecture: "akamaster" (ResNet-20/32/44/56/110 by Yerlan Idelbayev), "srgkp-official" (ResNet-20 of
-            the paper's authors), "gkp" (trained here, in data/checkpoints), a saved folder, or None for new weights.
-        into: For a saved network that is not one of ours: a dense instance of it, to be filled.
+        source: An architecture (`gkp.networks.build.BUILDERS`, e.g. "resnet20"), or a folder that `save_model` wrote. With
+            `into`, also a file of weights.
+        weights: For an architecture: a file of weights, "akamaster" (ResNet-20/32/44/56/110 by Yerlan Idelbayev),
+            "srgkp-official" (ResNet-20 of the paper's authors), "gkp" (trained here, in data/checkpoints), a saved folder, or
+            None for new weights.
+        into: For a network that is not one of ours: a dense instance of it, to be filled.
         seed: Of new weights.
-        fields: For new weights: num_classes, shortcut, mean, std, as in `gkp.networks.classifier.Architecture`.
+        key: The part of the file to take, where it has several that fit: an entry such as "ema", or a prefix such as "teacher".
+        fields: For new weights and files of weights: num_classes, shortcut, mean, std, as in
+            `gkp.networks.classifier.Architecture`.
 
     Raises:
-        BadInput: Unknown name; a file that is missing, truncated, tampered with, or of another architecture.
+        BadInput: Unknown name; a file that is missing, truncated, damaged, tampered with, not a state dict, or of another
+            architecture, with the layers that differ and the name that fits.
     """
-    if weights is not None and str(source) in BUILDERS:
-        if (str(source), str(weights)) in PUBLIC:
-            if fields:
-                raise BadInput(f"{source} with weights {weights} has its {', '.join(fields)} already; leave them out")
-            return _load_public(str(source), str(weights)).eval()
-        if weights == "gkp" and (found := locate(f"checkpoints/{source}-gkp/model.json")):
-            return _load_folder(found.parent, into, expected=str(source)).eval()
-        if (Path(weights) / "model.json").is_file():
-            return _load_folder(Path(weights), into, expected=str(source)).eval()
-        known = [w for name, w in PUBLIC if name == source]
-        raise BadInput(f"no weights {str(weights)!r} for {source}; known: {', '.join(known) or 'none'}, or a saved folder")
-    if weights is None and str(source) in BUILDERS:
-        return build_model(str(source), seed=seed, **fields).eval()
-    if Path(source).is_dir():
-        return _load_folder(Path(source), into).eval()
-    raise BadInput(f"unknown model {str(source)!r}: neither a saved folder nor one of {', '.join(BUILDERS)}")
+    _check_types(weights, fields)
+    if str(source) in BUILDERS:
+        if weights is None:
+            return build_model(str(source), seed=seed, **fields).eval()
+        return _load_weights(str(source), weights, into, key, fields).eval()
+    path = user_path(source)
+    if os.path.isdir(path):
+        return _load_folder(path, into).eval()
+    if not os.path.isfile(path):
+        raise BadInput(f"unknown model {str(source)!r}: neither a saved folder nor one of {', '.join(BUILDERS)}")
+    if into is None:
+        known = names_of_fits(path) or "its network"
+        raise BadInput(f"{path} is a file of weights of {known}; load it as load_model(NAME, weights={str(source)!r})")
+    net = unwrapped(into)
+    fill(net, read_into(net, path, key), str(path))
+    return net.eval()
+
+
+def _check_types(weights: object, fields: Mapping[str, Any]) -> None:
+    if weights is not None and not isinstance(weights, str | os.PathLike):
+        raise BadInput(f"weights is a {type(weights).__name__}; give a name, a file or a folder")
+    for field in ("mean", "std"):
+        value = fields.get(field, (0.5,) * 3)
+        if not isinstance(value, list | tuple) or not all(isinstance(number, int | float) for number in value):
+            raise BadInput(f"{field} is {value!r}; give one number for each of 3 channels, e.g. {field}=(0.5, 0.5, 0.5)")
+
+
+def _load_weights(
+    name: str, weights: str | os.PathLike[str], into: nn.Module | None, key: str | None, fields: Mapping[str, Any]
+) -> nn.Module:
+    """One of our networks, with weights by name, from a saved folder or from a file."""
+    path = user_path(weights)
+    if path.name == "model.safetensors" and os.path.isfile(path.with_name("model.json")):
+        path = path.parent  # what a saved folder says about them is needed too
+    folder = path if os.path.isfile(path / "model.json") else None
+    if weights == "gkp" and (found := locate(f"checkpoints/{name}-gkp/model.json")):
+        folder = found.parent
+    if ((name, str(weights)) in PUBLIC or folder) and (fields or key):
+        given = ", ".join([*fields, *(["key"] if key else [])])
+        raise BadInput(f"{name} with weights {weights} has its {given} already; leave them out")
+    if (name, str(weights)) in PUBLIC:
+        return _load_public(name, str(weights))
+    if folder is not None:
+        return _load_folder(folder, into, expected=name)
+    if not os.path.lexists(path):
+        known = ", ".join(w for n, w in PUBLIC if n == name) or "none"
+        mend = "download it first" if "://" in str(weights) else "there is no such file either"
+        raise BadInput(f"no weights {str(weights)!r} for {name}; known: {known}, a file of weights, or a saved folder; {mend}")
+    tensors, told = read_network(name, path, key, fields)
+    defaults = _published_fields(name, path, tensors, told) or default_normalisation(name)
+    net = build_model(name, **{**told, **defaults, **{k: v for k, v in told.items() if k in ("mean", "std")}, **fields})
+    fill(net, tensors, f"{path} for {name}")
+    return net
 
 
 def save_model(net: nn.Module, folder: str | Path) -> Path:
@@ -182,14 +218,21 @@ def _load_public(name: str, weights: str) -> Classifier:
     public = PUBLIC[name, weights]
     net = build_model(name, **public.fields)
     path = _public_file(name, weights, public)
-    tensors = {public.rename(key): tensor for key, tensor in _read_tensors(path).items()}
-    for key, tensor in net.state_dict().items():  # upstream does not have our normalisation and BatchNorm's counters
-        if key in ("mean", "std") or key.endswith("num_batches_tracked"):
-            tensors.setdefault(key, tensor)
-    _fill(net, tensors, f"{path} for {name}")
+    fill(net, read_network(name, path, None, {"shortcut": "append", "num_classes": 10})[0], f"{path} for {name}")
     if public.tensors and tensors_sha256(net) != public.tensors:
         raise BadInput(f"{path} does not hold the {weights} {name} that was published; delete it and fetch it again")
     return net
+
+
+def _published_fields(name: str, path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of the public checkpoint that these tensors are; none if they are not one."""
+    for public in (public for (n, _), public in PUBLIC.items() if n == name and public.tensors):
+        net = build_model(name, **public.fields)
+        if told["num_classes"] == net.num_classes and told["shortcut"] != "projection":
+            fill(net, tensors, f"{path} for {name}")
+            if tensors_sha256(net) == public.tensors:
+                return public.fields
+    return {}
 
 
 def _public_file(name: str, weights: str, public: Public) -> Path:
@@ -203,17 +246,6 @@ def _public_file(name: str, weights: str, public: Public) -> Path:
     raise BadInput(not_found(what, relative, source, command="export GKP_DATA=the folder that holds it, as safetensors"))
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return read_tensors(path)[0]
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return content.get("state_dict", content)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInput(f"{path} is truncated or no checkpoint ({first_line}); delete it and fetch it again") from error
-
-
 def _load_folder(folder: Path, into: nn.Module | None, expected: str | None = None) -> nn.Module:
     header = _read_header(folder)
     tensor_file = folder / "model.safetensors"
@@ -221,6 +253,8 @@ def _load_folder(folder: Path, into: nn.Module | None, expected: str | None = No
         intact = file_sha256(tensor_file) == header["sha256"]
     except OSError as error:
         raise BadInput(f"{tensor_file} cannot be read ({error.strerror}); save the model again") from error
+    if not intact and (problem := problem_with(tensor_file)):
+        raise BadInput(f"{tensor_file} {problem}")
     if not intact:
         raise BadInput(
             f"{tensor_file} is truncated or tampered with: its sha256 is not the one in model.json; save the model again"
@@ -239,7 +273,7 @@ def _load_folder(folder: Path, into: nn.Module | None, expected: str | None = No
         net = plan.compact(net)
     elif header["form"] == "masked":
         net = PrunedModel(net, plan)
-    _fill(net.net if isinstance(net, PrunedModel) else net, read_tensors(tensor_file)[0], str(folder))
+    fill(net.net if isinstance(net, PrunedModel) else net, read_tensors(tensor_file)[0], str(folder))
     return net
 
 
@@ -248,25 +282,15 @@ def _read_header(folder: Path) -> dict[str, Any]:
     try:
         header = json.loads(path.read_text())
         sound = header.pop("header_sha256") == json_sha256(header) and header["format"] == FORMAT
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        if os.path.exists(path) and (problem := problem_with(path, text=True)):
+            raise BadInput(f"{path} {problem}") from error
         raise BadInput(
             f"{path} is missing, truncated or not a saved model ({type(error).__name__}); save the model again"
         ) from error
     if not sound:
         raise BadInput(f"{path} was tampered with, or written by another format than {FORMAT}; save the model again")
     return header
-
-
-def _fill(net: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Load `tensors` into `net`. Raises BadInput unless every name and shape fits and all values are finite."""
-    try:
-        net.load_state_dict(tensors)
-    except RuntimeError as error:
-        detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise BadInput(f"{where} is of another architecture: {detail[:200]}") from error
-    for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise BadInput(f"{where} has NaN or Inf in {key}; use another checkpoint")
 
 
 def tensors_sha256(net: nn.Module) -> str:

@@ -63,6 +63,17 @@ def _options(*options: Callable[[Callable], Callable]) -> Callable[[Callable], C
     return lambda command: functools.reduce(lambda inner, option: option(inner), reversed(options), command)
 
 
+def _channels(text: str) -> tuple[float, ...]:
+    """Read three numbers, or one for all three channels."""
+    try:
+        numbers = tuple(float(number) for number in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 3):
+        raise click.BadParameter(f"{text!r} is not three numbers such as 0.491,0.482,0.447")
+    return numbers * (3 // len(numbers))
+
+
 _seed = functools.partial(click.option, "--seed", default=0)
 _images = _options(
     click.option("--dataset", default="cifar10", help="cifar10, digits, or folder:PATH."),
@@ -76,11 +87,28 @@ def _network(command: Callable) -> Callable:
 
     @_options(
         click.option("--model", help="Architecture, e.g. resnet20, with --weights."),
-        click.option("--weights", help="akamaster, srgkp-official, gkp, or a saved folder."),
+        click.option(
+            "--weights", help="A file (.pt, .pth, .safetensors, ...), akamaster, srgkp-official, gkp, a saved folder."
+        ),
         click.option("--checkpoint", type=FOLDER, help="A folder that `gkp prune` or save_model wrote."),
+        click.option("--key", help="Of --weights FILE: the entry or prefix to take, where several fit, e.g. ema."),
+        click.option(
+            "--mean", type=_channels, metavar="R,G,B", help="Of --weights FILE.  [default: the file's, else CIFAR-10's]"
+        ),
+        click.option("--std", type=_channels, metavar="R,G,B", help="Of --weights FILE, as --mean."),
+        click.option("--shortcut", help="Of --weights FILE: append, centre or projection.  [default: append]"),
     )
     @functools.wraps(command)
-    def with_network(model: str | None, weights: str | None, checkpoint: Path | None, **options: Any) -> int | None:
+    def with_network(
+        model: str | None,
+        weights: str | None,
+        checkpoint: Path | None,
+        key: str | None,
+        mean: tuple[float, ...] | None,
+        std: tuple[float, ...] | None,
+        shortcut: str | None,
+        **options: Any,
+    ) -> int | None:
         from gkp.checkpoints import load_model
 
         # A warning about the network is one line too, as an error is.
@@ -88,11 +116,27 @@ def _network(command: Callable) -> Callable:
         if model is None and checkpoint is None:
             raise BadInput("no network given; use --checkpoint FOLDER, or --model NAME with --weights")
         if model is not None and weights is None and checkpoint is None:
-            raise BadInput(f"--model {model} needs --weights: akamaster, srgkp-official, gkp or a saved folder")
+            raise BadInput(f"--model {model} needs --weights: a file, akamaster, srgkp-official, gkp or a saved folder")
         named = checkpoint or weights if model else None
-        return command(net=load_model(model or checkpoint or "", weights=named), **options)
+        given = {"mean": mean, "std": std, "shortcut": shortcut}
+        fields = {field: value for field, value in given.items() if value is not None}
+        if (fields or key) and not (named and os.path.isfile(named)):
+            raise BadInput(
+                f"--{next(iter(fields), 'key')} is for a file of weights; give --model NAME --weights FILE, or leave it out"
+            )
+        net = load_model(model or checkpoint or "", weights=named, key=key, **fields)
+        if named and os.path.isfile(named):
+            _say(f"{named} is taken as {_told(net)}", 0)
+        return command(net=net, **options)
 
     return with_network
+
+
+def _told(net: Any) -> str:
+    """What a file of weights does not always say itself."""
+    made = net.architecture
+    of_pixels = f"mean {', '.join(map(str, made.mean))} and std {', '.join(map(str, made.std))} of pixels in [0, 1]"
+    return f"{made.name}, {made.num_classes} classes, shortcut {made.shortcut}, normalised by {of_pixels}"
 
 
 def _print_json(value: Any) -> None:

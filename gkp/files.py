@@ -22,6 +22,7 @@ from gkp.errors import BadInput
 if TYPE_CHECKING:
     from torch import Tensor
 
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"7z\xbc\xaf": "7z", b"Rar!": "rar"}
 Content = str | bytes | Callable[[Path], object]
 
 
@@ -46,9 +47,14 @@ def checkout() -> Path | None:
     return root if (root / "pyproject.toml").is_file() else None
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as the user gave it, with the home folder in place of "~" where there is one."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises for a user without a home
+
+
 def given_folders() -> list[Path]:
     """The folders of GKP_DATA, absolute."""
-    return [Path(part).expanduser().resolve() for part in os.environ.get("GKP_DATA", "").split(os.pathsep) if part]
+    return [user_path(part).resolve() for part in os.environ.get("GKP_DATA", "").split(os.pathsep) if part]
 
 
 def searched_folders(*, cache: bool = True) -> list[Path]:
@@ -63,8 +69,8 @@ def searched_folders(*, cache: bool = True) -> list[Path]:
 
 
 def locate(relative: str) -> Path | None:
-    """The first file or folder of this relative path in the folders searched, or None."""
-    return next((path for folder in searched_folders() if (path := folder / relative).exists()), None)
+    """The first file or folder of this relative path in the folders searched, or None; one that is closed to us is no error."""
+    return next((path for folder in searched_folders() if os.path.exists(path := folder / relative)), None)
 
 
 def fetch(relative: str, *, url: str, sha256: str, what: str) -> Path:
@@ -84,7 +90,7 @@ def fetch(relative: str, *, url: str, sha256: str, what: str) -> Path:
     Raises:
         BadInput: It is nowhere and cannot be downloaded.
     """
-    own = next((path for folder in searched_folders(cache=False) if (path := folder / relative).is_file()), None)
+    own = next((path for folder in searched_folders(cache=False) if os.path.isfile(path := folder / relative)), None)
     if own is not None:
         return own
     target = cache_folder() / relative
@@ -127,7 +133,7 @@ def reachable(url: str, timeout: float = 8) -> bool:
             answers.append(True)
         except urllib.error.HTTPError:
             answers.append(True)  # it refuses HEAD but is there: the download itself will show
-        except OSError:
+        except Exception:  # no network, no such host, an answer that is not HTTP
             answers.append(False)
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -138,11 +144,48 @@ def reachable(url: str, timeout: float = 8) -> bool:
 
 def not_found(what: str, relative: str, url: str, *, command: str) -> str:
     """The error line for a missing file: where it was looked for, and the command that gets it."""
-    searched = ", ".join(f"{folder}{'' if folder.is_dir() else ' (no such folder)'}" for folder in searched_folders())
+    searched = ", ".join(f"{folder}{'' if os.path.isdir(folder) else ' (no such folder)'}" for folder in searched_folders())
     return (
         f"{what}: {relative} is in none of the folders searched ({searched}) and {url} cannot be reached; "
         f"get it with `{command}`, or name the folder that holds it in GKP_DATA"
     )
+
+
+def problem_with(path: Path, *, text: bool = False) -> str:
+    """What a file is instead of one of data, and how to mend that, as its first bytes tell.
+
+    Args:
+        path: The file, which need not be there.
+        text: Whether the data is text, such as JSON.
+
+    Returns:
+        The end of a sentence about the path; "" for a file that nothing is wrong with so far.
+    """
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"is a link to {os.readlink(path)}, which is not there; get what it stands for (git annex get, datalad get)"
+    if os.path.isdir(path):
+        return "is a folder; give the file inside it"
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its writer
+            return "is not a regular file; give one"
+        with open(path, "rb") as file:
+            start = file.read(512)
+    except FileNotFoundError:
+        return "is not there; check its path"
+    except OSError as error:
+        return f"cannot be read ({error.strerror}); make it readable"
+    if not start.strip(b"\0"):
+        return f"is {'cut off before its first bytes' if start else 'empty'}; copy or download it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the file; run `git lfs pull` in its repository, or download the file itself"
+    if packed := next((name for magic, name in _PACKED.items() if start.startswith(magic)), None):
+        return f"is packed ({packed}); unpack it and give the file inside"
+    words = " ".join(start.decode("utf-8-sig", errors="ignore").split())
+    if words.lower().startswith(("<!doctype", "<html", "<head", "<?xml", "<!--")):
+        return "is a web page, not the file; download the file itself (on GitHub: Raw)"
+    if not text and len(start) >= 8 and start.isascii() and words.isprintable():
+        return f"is text ({words[:40]!r}), not data; download the file itself"
+    return ""
 
 
 def file_sha256(path: Path) -> str:
@@ -160,7 +203,7 @@ def json_sha256(value: Any) -> str:
 
 
 def _has_sha256(path: Path, sha256: str) -> bool:
-    return path.is_file() and file_sha256(path).startswith(sha256)
+    return os.path.isfile(path) and file_sha256(path).startswith(sha256)
 
 
 def replace_file(path: Path, content: Content) -> Path:
@@ -253,10 +296,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is truncated or not a safetensors file.
+        ValueError: It is truncated, not a safetensors file, or not there.
     """
     from safetensors import SafetensorError, safe_open
 
+    if problem := problem_with(path):
+        raise ValueError(problem)
     try:
         with safe_open(path, framework="pt") as file:
             # clones, since what safetensors gives may be the mapped file itself, soon to be replaced

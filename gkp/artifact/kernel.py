@@ -42,10 +42,19 @@ def execute(book: NotebookNode, folder: Path) -> None:
         "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),  # the gkp that runs this
         "GKP_DATA": os.pathsep.join(map(str, given_folders())),  # absolute: the kernel has another current folder
         "GKP_CELLS": str(default_store().root),
+        **_places_without_home(folder),
     }
     # below "error", the kernel warns that it listens to this machine
     client = NotebookClient(book, kernel_manager_class=OwnKernel, timeout=None, extra_arguments=["--log-level=ERROR"])
     asyncio.run(client.async_execute(cwd=str(folder), env=environment))  # a loop of its own, which is closed
+
+
+def _places_without_home(folder: Path) -> dict[str, str]:
+    """Settings for a user whose home cannot be written: IPython and Matplotlib would say so in every notebook."""
+    home = os.path.expanduser("~")
+    if os.path.isdir(home) and os.access(home, os.W_OK):
+        return {}
+    return {name: str(folder / ".home") for name in ("IPYTHONDIR", "MPLCONFIGDIR") if name not in os.environ}
 
 
 def kill_all() -> None:

@@ -134,7 +134,7 @@ def _root(name: str) -> tuple[Path, int | None]:
         raise BadInput(f"{name!r} names no folder; give folder:PATH")
     if size and not (size.isascii() and size.isdigit() and int(size) >= 1):
         raise BadInput(f"{name}: size is {size!r}; give a whole number of pixels, such as folder:{path}?size=224")
-    return Path(path).expanduser().resolve(), int(size) if size else None
+    return files.user_path(path).resolve(), int(size) if size else None
 
 
 def _parts(root: Path, split: str) -> tuple[list[Path], list[str]]:

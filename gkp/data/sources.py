@@ -14,8 +14,6 @@ from __future__ import annotations
 import os
 import shlex
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -102,14 +100,18 @@ def is_here(name: str) -> bool:
     """Whether the images of a data set can be loaded without a download."""
     if name != "cifar10":
         return folder_is_here(name) if is_folder(name) else name in _LOADERS
-    found = (folder / file for folder in searched_folders() for file in ("cifar10_test.npz", _CIFAR_FOLDER))
-    return any(path.exists() for path in found)
+    return any(files.locate(file) for file in ("cifar10_test.npz", _CIFAR_FOLDER))
 
 
 def _cifar10(split: str) -> Dataset:
     part = "test" if split == "test" else "train"
     source = _cifar_source(part)
-    stamp = source.stat()
+    if source.name != _CIFAR_FOLDER and (problem := files.problem_with(source)):
+        raise BadInput(f"{source}: cannot be read as an npz archive: it {problem}")
+    try:
+        stamp = source.stat()
+    except OSError as error:
+        raise BadInput(f"{source}: cannot be read ({error.strerror}); make it readable") from error
     return _cifar10_from(source, (stamp.st_mtime_ns, stamp.st_size), split)
 
 
@@ -132,7 +134,7 @@ def _cifar_source(part: str) -> Path:
     """The first npz file of this part or torchvision folder in the folders searched; else a download."""
     for folder in searched_folders():
         for path in (folder / f"cifar10_{part}.npz", folder / _CIFAR_FOLDER):
-            if path.exists():
+            if os.path.lexists(path):  # a link to nowhere too: it is an error, not a reason to download
                 return path
     from torchvision.datasets import CIFAR10
 
@@ -162,7 +164,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
         with path.open("rb") as file:  # np.load would leave a broken file open
             archive = np.load(file, allow_pickle=False)
             arrays = dict(archive) if isinstance(archive, np.lib.npyio.NpzFile) else {}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # a damaged archive can raise anything
         raise BadInput(
             f"{path}: cannot be read as an npz archive ({files.one_line(error)}); it is truncated or not an "
             "npz: copy or download it again"
@@ -178,7 +180,7 @@ def _read_torchvision(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 
     try:
         data = CIFAR10(str(folder.parent), train=part == "train", download=False)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # pickles of another kind can raise anything
         raise BadInput(
             f"{folder}: is not the CIFAR-10 that torchvision knows ({files.one_line(error)}); remove it and download it again"
         ) from error
@@ -232,6 +234,8 @@ def load_cifar10c(corruption: str, severity: int) -> Dataset:
 def _npy(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     """The array of this file of CIFAR-10-C, mapped into memory."""
     path = _found(name)
+    if problem := files.problem_with(path):
+        raise BadInput(f"{path}: cannot be read as an array: it {problem}")
     try:
         array = open_memmap(path, mode="r")  # refuses pickles; np.load would leave a broken archive open
     except (OSError, ValueError, EOFError) as error:

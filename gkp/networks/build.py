@@ -51,11 +51,15 @@ def build_model(name: str, *, seed: int = 0, **fields: Any) -> Classifier:
     Raises:
         BadInput: Unknown name or field.
     """
+    return initialised(describe(name, **fields), seed)
+
+
+def describe(name: str, **fields: Any) -> Architecture:
+    """The description of a network. Raises BadInput for an unknown field or one of the wrong type."""
     try:
-        architecture = Architecture(name, **fields)
+        return Architecture(name, **fields)
     except TypeError as error:
         raise BadInput(f"{error} of {name}; fields are num_classes, shortcut, mean, std") from error
-    return initialised(architecture, seed)
 
 
 def initialised(architecture: Architecture, seed: int) -> Classifier:

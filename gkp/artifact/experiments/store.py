@@ -49,7 +49,7 @@ from gkp.artifact.experiments.entry import (
     write_json,
 )
 from gkp.errors import BadInput
-from gkp.files import checkout, file_sha256
+from gkp.files import checkout, file_sha256, user_path
 
 _OWN = ("spec.json", "result.json", "run.json", "log.txt")
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
@@ -247,7 +247,7 @@ def default_store() -> Store:
     """
     home = checkout()
     root = os.environ.get("GKP_CELLS") or (home or Path.cwd()) / "build" / "cells"
-    return Store(Path(root).expanduser().absolute(), (home / "data" / "results",) if home else ())
+    return Store(user_path(root).absolute(), (home / "data" / "results",) if home else ())
 
 
 def is_disk_full(error: BaseException) -> bool:
