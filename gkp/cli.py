@@ -119,7 +119,7 @@ def _network(command: Callable) -> Callable:
             raise BadInput(f"--model {model} needs --weights: a file, akamaster, srgkp-official, gkp or a saved folder")
         named = checkpoint or weights if model else None
         given = {"mean": mean, "std": std, "shortcut": shortcut}
-        fields = {field: value for field, value in given.items() if value is not None}
+        fields: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
         if (fields or key) and not (named and os.path.isfile(named)):
             raise BadInput(
                 f"--{next(iter(fields), 'key')} is for a file of weights; give --model NAME --weights FILE, or leave it out"
