@@ -237,13 +237,14 @@ def check_fit(net: nn.Module, data: Dataset, device: str | torch.device | None =
     with eval_mode(net), torch.no_grad():
         try:
             logits = net(x)
-        except RuntimeError as error:
+        except Exception as error:  # whatever a foreign forward says
             raise BadInput(
                 f"{who} does not take images of shape {shape} ({one_line(error)}); give a network made for {data.name!r}"
             ) from error
-    if logits.ndim != 2 or logits.shape[1] < data.num_classes:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < data.num_classes:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise BadInput(
-            f"{who} returns {tuple(logits.shape)} for one image; dataset {data.name!r} has {data.num_classes} classes: "
+            f"{who} returns {found} for one image; dataset {data.name!r} has {data.num_classes} classes: "
             "give a network with as many logits"
         )
 

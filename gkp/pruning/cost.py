@@ -115,7 +115,7 @@ def count(small: nn.Module, input_shape: Sequence[int]) -> Cost:
     rebuilt = any(isinstance(module, GroupedKernelConv2d) for module in small.modules())
     uncounted = rebuilt and getattr(small, "relus_uncounted_when_pruned", False)
     for module in without_norms(small).modules():
-        if not (uncounted and isinstance(module, nn.ReLU)):
+        if not (uncounted and isinstance(module, nn.ReLU)) and not isinstance(module, torch.jit.ScriptModule):  # no hooks
             module.register_forward_hook(add)
     params = sum(p.numel() for p in small.parameters())
     if isinstance(small, Classifier):  # its convolutions and linear layers are all that multiplies

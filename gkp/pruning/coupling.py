@@ -138,7 +138,8 @@ class Couplings:
         """The reason why the convolution `name` has no filters to prune, or an empty string."""
         if self._convs[name].groups != 1:
             return f"is a grouped convolution (groups={self._convs[name].groups})"
-        return "" if name in self._trace.called else "takes no part in the forward pass"
+        takes_part = name in self._trace.called and name not in self._trace.training
+        return "" if takes_part else "takes no part in the forward pass"
 
     def _others(self, name: str, removed: Mapping[str, Tensor] | None = None) -> str:
         """The reason why the residual stream that `name` writes into does not narrow, or an empty string.
@@ -200,10 +201,13 @@ def _cut(layer: nn.Module, channels: Tensor, dim: int, widths: Sequence[str]) ->
     keep = torch.ones(width, dtype=torch.bool)
     keep[channels] = False
     kept = keep.nonzero().flatten()
-    for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
-        if tensor.ndim > dim and tensor.shape[dim] == width:  # the bias of a reader stays
+    tensors = [*layer._parameters.items(), *layer._buffers.items()]
+    made: dict[int, Tensor] = {}  # a tensor of two names stays one
+    for name, tensor in tensors:
+        if tensor is not None and tensor.ndim > dim and tensor.shape[dim] == width:  # the bias of a reader stays
             small = tensor.detach().index_select(dim, kept.to(tensor.device))
-            setattr(layer, name, nn.Parameter(small, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small)
+            small = nn.Parameter(small, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
+            setattr(layer, name, made.setdefault(id(tensor), small))
     for attribute in widths:
         setattr(layer, attribute, len(kept))
 

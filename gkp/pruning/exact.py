@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gkp.attacks.network import home
+from gkp.networks.classifier import Classifier
+from gkp.pruning.masks import unmasked
 from gkp.pruning.plan import Plan
 from gkp.pruning.probe import copy_of, reason_of, undisturbed
 from gkp.pruning.twin import PrunedModel
@@ -42,6 +44,8 @@ def difference(pruned: PrunedModel, shape: Sequence[int] | None) -> str:
             except Exception as error:  # whatever cutting says of a foreign layer
                 return f"cannot be made small: {reason_of(error)}"
             pairs = [(twin, small)] if shape is not None else _layers(twin, small, pruned.plan)
+            if shape is not None and not isinstance(pruned.net, Classifier):  # ours do not ask what type a layer has
+                pairs.append((twin, unmasked(twin.net)))  # type: ignore[arg-type]
             for one, other in pairs:
                 batch = (2, *(shape or (_inputs(one), 33, 33)))
                 images = torch.rand(batch, dtype=dtype, device=home(pruned)[0])
@@ -51,8 +55,20 @@ def difference(pruned: PrunedModel, shape: Sequence[int] | None) -> str:
                 if reason := _apart(expected, *_outputs(other, images), tolerance=_TOLERANCE.get(dtype, 1e-4)):
                     return reason
             else:
-                return ""
+                return _in_training(twin, small, images) if pruned._cuts and len(pairs) == 2 else ""
     return f"cannot be asked: {problem}"
+
+
+def _in_training(twin: nn.Module, small: nn.Module, images: Tensor) -> str:
+    """The reason why the two are not the same in training mode, where they may have other heads, or an empty string."""
+    expected, problem = _outputs(twin.train(), images)
+    if problem:  # it may want labels
+        return ""
+    reason = _apart(expected, *_outputs(small.train(), images), tolerance=1e-3)
+    if "differ" in reason:  # in what is drawn at random?
+        again = _outputs(twin, images, seed=1)[0]
+        reason = reason if all(map(torch.equal, expected, again)) else ""
+    return f"in training, {reason}" if reason else ""
 
 
 def sound_layers(
@@ -96,10 +112,10 @@ def sound_layers(
     return sound, faulty
 
 
-def _outputs(net: nn.Module, images: Tensor) -> tuple[list[Tensor], str]:
+def _outputs(net: nn.Module, images: Tensor, seed: int = 0) -> tuple[list[Tensor], str]:
     """All tensors that the network returns, and the reason if it returns none."""
     try:
-        with undisturbed():  # noise that a network draws is the same in both forms
+        with undisturbed(seed):  # noise that a network draws is the same in both forms
             found = _tensors(net(images.clone()))
     except Exception as error:  # whatever a foreign forward says
         return [], reason_of(error)

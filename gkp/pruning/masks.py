@@ -2,14 +2,16 @@
 
 In a forward pass a masked layer reads each masked parameter times its mask: removed weights count for nothing, whatever their
 values, and their gradient is zero. Everywhere else the attribute is the parameter itself, so that optimisers, initialisers and
-state dicts meet an ordinary layer. A masked layer has a class of its own, derived from the layer's and of the same name; its
-masks are no buffers, so that averages of buffers and broadcasts of them leave the masks alone.
+state dicts meet an ordinary layer; a hook on it masks gradients that reach it by another way, as of a penalty on weights. A
+masked layer has a class of its own, derived from the layer's and of the same name; its masks are no buffers, so that averages
+of buffers and broadcasts of them leave the masks alone.
 """
 
 from __future__ import annotations
 
 import copy
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -17,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from gkp.errors import BadInput
 
 
 class _State(threading.local):
@@ -52,7 +56,16 @@ class MaskedLayer:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer's own class computes, with weight x mask."""
+        if "parametrizations" in self._modules:  # type: ignore[attr-defined]  # its property hides the one that masks
+            raise BadInput(f"a masked {self.unmasked.__name__} takes no parametrisation; give it to the network before pruning")
         return computing(super().forward, *args, **kwargs)  # type: ignore[misc]
+
+    def __prepare_scriptable__(self) -> Any:
+        raise BadInput("torch.jit.script reads no masked layers; script the compact network, or trace the masked one")
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)  # type: ignore[misc]
+        _guard(self)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         moved = super()._apply(fn, recurse)  # type: ignore[misc]
@@ -82,7 +95,10 @@ def mask(net: nn.Module, removed: Mapping[str, Tensor]) -> None:
         layer, _, name = full.rpartition(".")
         module = net.get_submodule(layer)
         of_layer.setdefault(module, {})[name] = gone
-    for module, masks in of_layer.items():
+    for module, found in of_layer.items():
+        masks = {name: gone for name, gone in found.items() if bool(gone.any())}
+        if not masks:
+            continue
         own = module._parameters
         vars(module)["tied"] = frozenset(name for name in masks if owners[id(own[name])] > 1)
         vars(module)["gone"] = masks
@@ -101,18 +117,34 @@ def zero_removed(net: nn.Module) -> None:
 
 @torch.no_grad()
 def unmask(net: nn.Module) -> nn.Module:
-    """`net` itself, its masked layers made ordinary ones that compute the same, in place; tied ones come apart."""
-    for module in list(net.modules()):
+    """`net` itself, its masked layers made ordinary ones that compute the same, in place; tied ones come apart.
+
+    Raises:
+        BadInput: The weight of one is computed from other tensors since it was masked.
+    """
+    for name, module in list(net.named_modules()):
         if isinstance(module, MaskedLayer):
-            _zero(module)
-            for name, parameter in _masked_parameters(module):
-                if name in module.tied:
-                    alone = parameter.masked_fill(module.gone[name], 0.0)
-                    module._parameters[name] = nn.Parameter(alone, parameter.requires_grad)
-            own = module.unmasked
-            del module.gone, module.keep, module.tied
-            module.__class__ = own  # type: ignore[assignment]
+            _unmask(name, module)
     return net
+
+
+def _unmask(full: str, layer: Any) -> None:
+    if any(name not in layer._parameters for name in layer.keep):
+        raise BadInput(
+            f"{full} was reparametrised after pruning; undo that (remove_weight_norm, torch.nn.utils.prune.remove ...) "
+            "before the masks are taken off"
+        )
+    _zero(layer)
+    for name, parameter in _masked_parameters(layer):
+        hooks = parameter._backward_hooks or {}
+        for key in [key for key, hook in hooks.items() if isinstance(hook, _Guard)]:
+            del hooks[key]
+        if name in layer.tied:
+            alone = parameter.masked_fill(layer.gone[name], 0.0)
+            layer._parameters[name] = nn.Parameter(alone, parameter.requires_grad)
+    own = layer.unmasked
+    del layer.gone, layer.keep, layer.tied
+    layer.__class__ = own
 
 
 def unmasked(net: nn.Module) -> nn.Module:
@@ -146,6 +178,29 @@ def _fit(layer: Any) -> None:
         if not parameter.is_meta:
             layer.gone[name] = layer.gone[name].to(parameter.device)
             layer.keep[name] = torch.empty_like(parameter, requires_grad=False).copy_(layer.keep[name])
+    _guard(layer)
+
+
+class _Guard:
+    """Hook on a masked parameter: the gradient of removed weights is zero, by whatever way it comes."""
+
+    __torch_unserializable__ = True  # copies and pickles of the layer have hooks of their own
+
+    def __init__(self, layer: Any, name: str):
+        self._layer, self._name = weakref.ref(layer), name
+
+    def __call__(self, grad: Tensor) -> Tensor:
+        layer = self._layer()
+        return grad if layer is None else grad * _fitting(layer.keep[self._name], grad)
+
+
+def _guard(layer: Any) -> None:
+    for name, parameter in _masked_parameters(layer):
+        guarded = any(isinstance(hook, _Guard) for hook in (parameter._backward_hooks or {}).values())
+        if not (guarded or name in layer.tied or parameter.is_inference()):
+            trained = parameter.requires_grad
+            parameter.requires_grad_(True).register_hook(_Guard(layer, name))  # which stays when it is frozen
+            parameter.requires_grad_(trained)
 
 
 def _fitting(keep: Tensor, value: Tensor) -> Tensor:
@@ -174,7 +229,10 @@ def _reader(name: str) -> property:
     def write(self: Any, value: Any) -> None:
         self.__dict__[name] = value
 
-    return property(read, write)
+    def delete(self: Any) -> None:
+        del self.__dict__[name]
+
+    return property(read, write, delete)
 
 
 def _new(own: type[nn.Module], names: tuple[str, ...]) -> nn.Module:

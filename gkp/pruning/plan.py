@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.networks.wrappers import unwrapped
+from gkp.networks.wrappers import take_off_compiled, unwrapped
 from gkp.pruning import coupling
 from gkp.pruning.coupling import Couplings, Cut
 from gkp.pruning.probe import copy_of
@@ -114,7 +114,7 @@ class Plan(Mapping[str, Spec]):
 
     def compact(self, net: nn.Module) -> nn.Module:
         """A copy of the dense `net` whose pruned layers are really small."""
-        small = copy_of(net)
+        small = take_off_compiled(copy_of(net))
         self.compact_in_place(small)
         return small
 

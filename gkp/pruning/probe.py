@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from gkp.attacks.network import home
@@ -60,6 +61,7 @@ def copy_of(net: nn.Module) -> nn.Module:
 
 def shape_copy(net: nn.Module) -> nn.Module:
     """A copy of `net` on the meta device: shapes without numbers, so that tracing and counting take milliseconds."""
+    check_lazy(net)
     with torch.inference_mode(False):
         memo: dict[int, Any] = {
             id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in net.parameters()
@@ -67,14 +69,26 @@ def shape_copy(net: nn.Module) -> nn.Module:
     return _copied(net, memo, "meta")
 
 
+def check_lazy(net: nn.Module) -> None:
+    """Raise BadInput for a network with lazy layers, which have no weights yet."""
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if is_lazy(tensor):
+            raise BadInput(f"{name} has no shape before a first batch has passed through {type(net).__name__}; send it one")
+
+
 def _copied(net: nn.Module, memo: dict[int, Any], device: str | None) -> nn.Module:
+    check_lazy(net)
     try:
         with torch.inference_mode(False), _Copying(device):
-            return copy.deepcopy(net, memo)
+            copied = copy.deepcopy(net, memo)
     except Exception as error:  # whatever a foreign attribute says to being copied
         raise BadInput(
             f"cannot copy this {type(net).__name__}: {reason_of(error)}; take out of it what copy.deepcopy refuses"
         ) from error
+    for parameter in copied.parameters():
+        if not parameter.is_leaf:  # those of scripted parts come as results of a clone
+            parameter.detach_().requires_grad_()
+    return copied
 
 
 def cheap_copy(net: nn.Module, shape: Sequence[int]) -> nn.Module:

@@ -17,14 +17,14 @@ from torch import nn
 
 from gkp.data.dataset import Dataset, check_fit
 from gkp.errors import BadInput
-from gkp.networks.wrappers import unwrapped
+from gkp.networks.wrappers import has_compiled, take_off_compiled, unwrapped
 from gkp.pruning.budget import TOLERANCE, check_budget, grouped_kernel_macs
 from gkp.pruning.callback import PruningCallback
 from gkp.pruning.cost import cost
 from gkp.pruning.exact import TIME_LIMIT, difference, sound_layers
 from gkp.pruning.layers import Chosen, Kinds, Layers, choose_block_layers, choose_filter_layers, choose_layers, whole_kernels
 from gkp.pruning.plan import Plan, plan_of
-from gkp.pruning.probe import copy_of, find_input_shape
+from gkp.pruning.probe import check_lazy, copy_of, find_input_shape
 from gkp.pruning.registry import MethodInfo, make_method, method_info
 from gkp.pruning.twin import PrunedModel
 from gkp.training.callback import Callback
@@ -296,10 +296,12 @@ def check_inputs(info: MethodInfo, net: nn.Module, convs: Mapping[str, nn.Conv2d
 
 
 def _inside(net: nn.Module) -> nn.Module:
-    """The network inside wrappers. Raises BadInput for one that `gkp.compile` made."""
+    """The network inside wrappers, no part of it compiled. Raises BadInput for one that `gkp.compile` made."""
     if "compiled_from" in vars(net):
         raise BadInput("a compiled network has its weights compiled in; prune the network it was made from")
-    return unwrapped(net)
+    check_lazy(net)
+    net = unwrapped(net)
+    return take_off_compiled(copy_of(net)) if has_compiled(net) else net
 
 
 def _info_for(net: nn.Module, method: str) -> MethodInfo:

@@ -9,6 +9,7 @@ operation as the reason. One forward pass, linear in the number of operations, o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gkp.networks.classifier import Classifier
 from gkp.pruning.labels import ALONG, NOBODY, constant, is_after, labels_of, moved, put_labels, reduced, spatial, varying
 from gkp.pruning.probe import cheap_copy, image_for, undisturbed, without_norms
 
@@ -52,6 +54,7 @@ class Trace:
         owners: The layer of each filter number.
         ties: `(k, 2)` each, numbers of filters whose maps are added up or multiplied, so that they can only go together.
         padded: Numbers of filters whose maps are padded with channels that come from no filter.
+        training: Those of `called` that take part in training mode only, as auxiliary heads do.
     """
 
     called: list[str] = field(default_factory=list)
@@ -62,6 +65,7 @@ class Trace:
     owners: list[str] = field(default_factory=list)
     ties: list[Tensor] = field(default_factory=list)
     padded: set[int] = field(default_factory=set)
+    training: list[str] = field(default_factory=list)
 
     def streams(self) -> Tensor:
         """For each filter the number of its stream; filters of one stream can only go together."""
@@ -80,7 +84,7 @@ class Trace:
 
 
 def trace(net: nn.Module, shape: Sequence[int], *, filters: bool = True) -> Trace:
-    """Follow the filters of `net`, which is not changed, through one image of this shape.
+    """Follow the filters of `net`, which is not changed, through one image of this shape, in eval mode and then in training.
 
     Args:
         net: Any network.
@@ -96,15 +100,12 @@ def trace(net: nn.Module, shape: Sequence[int], *, filters: bool = True) -> Trac
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with undisturbed(), torch.inference_mode(False), torch.no_grad():
-            image = image_for(twin, shape)
-            with tracer:
-                found = twin(image)
+            tracer.follow(twin, image_for(twin, shape))
+            if filters and not isinstance(net, Classifier):  # ours are the same network in both modes
+                tracer.follow_training(twin, image_for(twin, shape, 2))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         tracer.remove()
-    for output in tree_leaves(found):
-        if (labels := labels_of(output)) is not None:
-            tracer.stop(labels, OUTPUT)
     return tracer.found
 
 
@@ -129,7 +130,7 @@ class _Tracer(TorchDispatchMode):
                     self.found.owners += [name] * (
                         module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
                     )
-            elif not any(module.children()):
+            elif not any(module.children()) and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                 what = f"{name}, a {type(module).__name__}, which cannot be cut exactly"
                 self._hooks += [
                     module.register_forward_pre_hook(lambda *_, what=what: self._where.append(what)),
@@ -140,6 +141,23 @@ class _Tracer(TorchDispatchMode):
         """Take the hooks off the network."""
         for hook in self._hooks:
             hook.remove()
+
+    def follow(self, net: nn.Module, images: Tensor) -> None:
+        """Follow the filters of `net` to its outputs."""
+        with self:
+            found = net(images)
+        for output in tree_leaves(found):
+            if (labels := labels_of(output)) is not None:
+                self.stop(labels, OUTPUT)
+
+    def follow_training(self, net: nn.Module, images: Tensor) -> None:
+        """The same in training mode, after eval mode; nothing is found if such images do not pass through it then."""
+        before = copy.deepcopy(self.found)
+        try:
+            self.follow(net.train(), images)
+            self.found.training = self.found.called[len(before.called) :]
+        except Exception:  # whatever a foreign forward says; it may want labels
+            self.found, self._inside, self._where = before, 0, []
 
     def stop(self, labels: Tensor, reason: str) -> None:
         """The filters of these labels cannot go whole."""
@@ -177,7 +195,8 @@ class _Tracer(TorchDispatchMode):
         if labels is not None and not constant(labels, [d for d in range(labels.ndim) if d != axis % labels.ndim]):
             self.stop(labels, f"is read by {name}, whose inputs are not its channels")
             labels = None
-        read = None if labels is None else labels.movedim(axis, 0).flatten(1)[:, 0].long()
+        along = None if labels is None else labels.movedim(axis, 0).reshape(labels.shape[axis], -1)[:, 0]
+        read = None if along is None else along.long()
         before = self.found.reads.get(name)
         if read is not None and before is None:
             self.found.reads[name] = read
@@ -185,7 +204,7 @@ class _Tracer(TorchDispatchMode):
             for some in (before, *([] if read is None else [read])):
                 self.stop(some, f"is read by {name}, which reads other channels in another call")
         if norm or (grouped and depthwise and labels is not None):
-            put_labels(output, None if labels is None else labels.movedim(axis, -1).flatten(0, -2)[0], axis)
+            put_labels(output, along, axis)
         else:
             width = output.shape[axis]
             put_labels(output, torch.arange(self.found.first[name], self.found.first[name] + width), axis)
@@ -197,6 +216,10 @@ class _Tracer(TorchDispatchMode):
             return output
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         made = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+        pointwise = torch.Tag.pointwise in func.tags
+        if torch.Tag.nondeterministic_seeded in func.tags or (given and pointwise and all(map(_is_noise, given))):
+            for tensor in made:
+                tensor._gkp_noise = True  # type: ignore[attr-defined]
         if any(map(is_after, given)):
             for tensor in made:
                 tensor._gkp_after = True  # type: ignore[attr-defined]
@@ -282,7 +305,7 @@ class _Tracer(TorchDispatchMode):
             for tensor in given:
                 missing = len(shape) - tensor.ndim
                 own = [d for d in varying(merged) if d >= missing and tensor.shape[d - missing] > 1]
-                if labels_of(tensor) is None and own:
+                if labels_of(tensor) is None and own and not _is_noise(tensor):
                     self.stop(merged, f"meets {self._where[-1] if self._where else 'a tensor with a value for each channel'}")
         return merged
 
@@ -294,3 +317,8 @@ class _Tracer(TorchDispatchMode):
         lonely = (pairs == NOBODY).any(1)
         self.stop(pairs[lonely], "is added to channels that come from no filter")
         self.found.ties.append(pairs[~lonely & (pairs[:, 0] != pairs[:, 1])])
+
+
+def _is_noise(tensor: Tensor) -> bool:
+    """Whether the values of this tensor are drawn at random, for all channels alike."""
+    return getattr(tensor, "_gkp_noise", False)

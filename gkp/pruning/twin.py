@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gkp.networks.wrappers import unwrapped
+from gkp.networks.wrappers import take_off_compiled, unwrapped
 from gkp.pruning import masks
 from gkp.pruning.grouped import GroupedKernelConv2d, GroupedSpec
 from gkp.pruning.plan import Plan, plan_of, replace_layer
@@ -48,7 +48,7 @@ class PrunedModel(nn.Module):
         self.left_out = dict(left_out or {})
         self.off_budget: float | None = None
         self.training = net.training
-        twin = masks.unmask(copy_of(unwrapped(net)))
+        twin = masks.unmask(take_off_compiled(copy_of(unwrapped(net))))
         self._cuts = plan.cuts(twin)
         plan.make_twin(twin)
         masks.mask(twin, plan.removed(twin, self._cuts))
@@ -70,6 +70,8 @@ class PrunedModel(nn.Module):
         net = vars(self).get("_modules", {}).get("net")
         own = net is None or name == "net" or name in vars(self) or hasattr(type(self), name)
         super().__setattr__(name, value) if own or not hasattr(net, name) else setattr(net, name, value)
+
+    __prepare_scriptable__ = masks.MaskedLayer.__prepare_scriptable__
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return masks.computing(self.net, *args, **kwargs)

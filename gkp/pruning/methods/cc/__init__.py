@@ -123,7 +123,7 @@ def mean_gradients(
     for x, y in data.batches(batch_size, device=weights[0].device):
         with torch.enable_grad():
             loss = F.cross_entropy(twin(x), y)
-        for sum_, gradient in zip(total, torch.autograd.grad(loss, weights), strict=True):
+        for sum_, gradient in zip(total, torch.autograd.grad(loss, weights, materialize_grads=True), strict=True):
             sum_ += gradient
         batches += 1
     return {name: sum_ / batches for name, sum_ in zip(convs, total, strict=True)}
