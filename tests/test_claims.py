@@ -52,7 +52,8 @@ from gkp.pruning.prune import prune
 N = 2000
 PAPER_KEYS = ("fgsm-0.01", "fgsm-0.1", "pgd-8/255", "fgsm-0.01-true", "fgsm-0.1-true")
 NOTEBOOKS = {"00_start_here", "01_fragility", "02_cifar10_main", "03_ablations", "04_filter_pruning_transfer", "05_cost",
-             "06_high_rate", "07_imagenet", "08_robustbench", "09_protocol_matters", "99_verdict"}  # fmt: skip
+             "06_high_rate", "07_imagenet", "08_robustbench", "09_protocol_matters", "10_published_log",
+             "99_verdict"}  # fmt: skip
 SHARP = {"clean": 0.9, "fgsm-0.01": 0.7, "fgsm-0.1": 0.3, "pgd-8/255": 0.4, "fgsm-0.01-true": 0.6, "fgsm-0.1-true": 0.2}
 
 

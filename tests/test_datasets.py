@@ -543,3 +543,27 @@ def test_a_user_without_a_home_folder_needs_none_until_something_must_be_downloa
     assert fetch("mine.bin", url="http://127.0.0.1:9/", sha256="0" * 64, what="mine") == tmp_path / "mine.bin"
     with pytest.raises(BadInput, match="this user has no home folder to download to; set XDG_CACHE_HOME"):
         fetch("yours.bin", url="http://127.0.0.1:9/", sha256="0" * 64, what="yours")
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
+def test_the_first_images_of_classes_that_stand_one_after_the_other_are_taken_from_all_in_turn(
+    sizes: list[int], data: st.DataObject
+) -> None:
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    images = torch.arange(len(labels), dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    every = toy(len(labels), images=images, labels=labels, num_classes=len(sizes))
+    n = data.draw(st.integers(1, len(labels)))
+    counts = every.first(n).labels.bincount(minlength=len(sizes)).tolist()
+    fair = [0] * len(sizes)  # dealt out one by one to the classes that have some left
+    while sum(fair) < n:
+        for i, size in enumerate(sizes):
+            fair[i] += fair[i] < size and sum(fair) < n
+    assert counts == fair
+    assert every.first(n).images[:, 0, 0, 0].tolist() == every.leading(n).tolist() == sorted(every.leading(n))
+    m = data.draw(st.integers(1, n))
+    assert torch.equal(every.first(n).first(m).images, every.first(m).images)
+
+
+def test_the_first_images_in_mixed_order_are_those_that_come_first() -> None:
+    data = toy(7)
+    assert data.leading(4).tolist() == [0, 1, 2, 3] and data.first(4).images.data_ptr() == data.images.data_ptr()

@@ -121,6 +121,15 @@ def test_the_paper_protocol_gives_four_figures_and_true_labels_on_request():
     assert list(asked) == [*PAPER_KEYS, "fgsm-0.01-true", "fgsm-0.1-true"]
 
 
+@pytest.mark.parametrize("distance", [0.0005, 0.005, 2.9 / 255, 3.1 / 255, 0.5])
+def test_images_of_imagenet_meet_the_attacks_of_the_papers_tables_on_it(distance):
+    data, net = pixels_apart([distance], name="tiny-imagenet-20")
+    found = benchmark(net, data, protocol="paper", true_labels=True).accuracy()
+    reach = {"clean": 0, "fgsm-0.001": 0.001, "fgsm-0.01": 0.01, "fgsm-0.1": 0.1, "pgd-4/255": 3 / 255}
+    reach |= {f"{key}-true": reach[key] for key in list(reach)[1:4]}
+    assert found == {key: distance > eps for key, eps in reach.items()}
+
+
 def test_the_authors_network_gives_the_figures_of_their_code(official_weights, cifar10_root):
     # On all 10,000 images 91.99 / 67.15 / 19.78, and 61.91 / 15.07 with true labels, in 2 minutes on one core; the released
     # code gives 91.99 / 67.15 / 19.80 and 61.91 / 15.09 (the paper, page 1). These are the first 200 images of that run:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -139,6 +140,29 @@ def test_tiny_imagenet_is_read_as_it_is_distributed(place: SimpleNamespace) -> N
         assert np.array_equal(test.images[0].numpy(), first.transpose(2, 0, 1)) and test.num_classes == 3
     assert load_dataset("tiny-imagenet", "train").flip and {"tiny-imagenet", "imagenet"} < set(dataset_names())
     assert is_here("tiny-imagenet") and not is_here("imagenet") and not is_here("folder:/nowhere")
+
+
+def test_some_classes_of_tiny_imagenet_are_a_data_set_of_their_own(place: SimpleNamespace, monkeypatch) -> None:
+    tiny(place.data / "tiny-imagenet-200")
+    few = replace(folders.KNOWN["tiny-imagenet"], classes=("n01", "n03"))
+    monkeypatch.setitem(folders.KNOWN, "tiny-imagenet-20", few)
+    for split in ("train", "test"):
+        whole, part = load_dataset("tiny-imagenet", split), load_dataset("tiny-imagenet-20", split)
+        chosen = whole.labels != 1  # n01, n02, n03
+        assert part.num_classes == 2 and torch.equal(part.labels, whole.labels[chosen] // 2)
+        assert torch.equal(part.images, whole.images[chosen]) and part.flip
+    assert len(list((place.cache / "folders").iterdir())) == 4
+    monkeypatch.setitem(folders.KNOWN, "tiny-imagenet-20", replace(few, classes=("n01", "n77")))
+    with pytest.raises(BadInput, match=r"beside it is no image of n77; unpack the data set again$"):
+        load_dataset("tiny-imagenet-20", "train")
+
+
+def test_the_first_images_of_a_folder_are_of_all_its_classes(place: SimpleNamespace) -> None:
+    data = load_dataset(f"folder:{classes(place.root, ['a', 'b', 'c'], n=3)}")
+    assert data.first(5).labels.tolist() == [0, 0, 1, 1, 2]
+    net = build_model("resnet20", num_classes=3, mean=data.mean, std=data.std)
+    out = benchmark(net, data, n_examples=5, eps=("1/255",), attacks=("fgsm",), progress=False)
+    assert out.indices.tolist() == [0, 1, 3, 4, 6] and out.labels.tolist() == [0, 0, 1, 1, 2]
 
 
 def test_imagenet_is_resized_and_cropped_as_usual(place: SimpleNamespace) -> None:
@@ -343,7 +367,7 @@ def test_a_folder_that_is_no_data_set_is_refused_in_one_line(place: SimpleNamesp
         ("folder:/x?size=0", "size is '0'"),
         ("tiny-imagenet", "tiny-imagenet-200 is in none of the folders searched"),
         ("imagenet", "download.php, unpack it, and name the folder that holds imagenet in GKP_DATA"),
-        ("tiny", "unknown dataset 'tiny'; known: cifar10, digits, imagenet, tiny-imagenet, folder:PATH"),
+        ("tiny", "unknown dataset 'tiny'; known: cifar10, digits, imagenet, tiny-imagenet, tiny-imagenet-20, folder:PATH"),
     ],
 )  # fmt: skip
 def test_a_name_that_leads_nowhere_is_refused_in_one_line(name: str, says: str) -> None:

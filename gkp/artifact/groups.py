@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import (
     EvaluateCell,
     LatencyCell,
     Network,
+    PretrainedCell,
     PruneCell,
     SpeedCell,
     TimingCell,
@@ -23,7 +24,7 @@ from gkp.artifact.experiments.kinds import (
     evaluations,
 )
 
-RATE, HIGH_RATE = 7 / 16, 10 / 16  # of the paper's tables, by their MACs and parameters
+RATE, HIGH_RATE, TINY_RATE = 7 / 16, 10 / 16, 3 / 8  # of the paper's tables, by their MACs and parameters
 UNPRUNED = "none"  # the unpruned network under the same fine-tuning: a row of every table
 METHODS = (  # every built-in method that can be given what it needs: written down, so that planning needs no torch
     *(
@@ -59,6 +60,10 @@ ALPHAS = (0.1, 0.25, 0.5, 0.75)  # Tables 14-16, beside the default 0.9
 ABLATED = ("tmi-gkp", "greedy-gkp", "least-smooth-gkp", "l2-gkp", "random-gkp", "sr-gkp")  # Tables 4 and 5, and controls
 CSBS = (0.5, 0.75)  # Table 6, beside the default 0.9
 THETAS = (0.3, 0.5, 0.7)  # Table 1
+LOGGED = ("sr-gkp", UNPRUNED, "l2-gkp")  # trained as the network of the one log that the authors published, and controls
+LOG_LENGTH = 300  # epochs, and those after which a CPU scores a network
+LOG_EPOCHS = tuple(sorted({*range(10, 301, 10), *range(98, 103), *range(198, 203), *range(291, 301)}))
+OFFICIAL = PretrainedCell(dataset="cifar10", model="resnet20", weights="srgkp-official")  # the network that log begins with
 GIVEN = {  # what a cell can give a method
     *("weights", "initialisation", "training snapshots", "data", "unlabelled images", "gradients", "training"),
 }
@@ -156,7 +161,43 @@ def network_groups(baseline: TrainCell, scale: Scale) -> Groups:
         "tenth": [],
         "rates": [],
         "precision": [],
+        "log": [],
+        "tiny": [],
     }
+
+
+def published_log(scale: Scale, **fields: Any) -> list[Cell]:
+    """The training whose log the authors published, and its controls: their network and recipe, all 50,000 images.
+
+    Args:
+        scale: How the networks are evaluated after the last epoch.
+        fields: Of PruneCell.
+    """
+    recipe: dict[str, Any] = {"epochs": LOG_LENGTH, "split": "train+val", "log_examples": 10_000, **fields}
+    nets = [PruneCell(net=OFFICIAL, method=method, rate=RATE, **recipe) for method in LOGGED]
+    return [cell for net in nets for cell in (net, *scale.evaluated([net]))]  # row by row: each is of use without the next
+
+
+def is_theirs(cell: Cell) -> TypeGuard[PretrainedCell]:
+    """Whether a cell is the authors' own network."""
+    return isinstance(cell, PretrainedCell) and cell.weights == OFFICIAL.weights
+
+
+def is_logged(cell: Cell) -> TypeGuard[PruneCell]:
+    """Whether a cell is a fine-tuning of `published_log`, on a CPU or a GPU."""
+    return isinstance(cell, PruneCell) and is_theirs(cell.net) and cell.epochs == LOG_LENGTH and cell.log_examples > 0
+
+
+def twenty_classes(scale: Scale) -> list[Cell]:
+    """Table 13 in miniature: a ResNet-56 on 20 classes of Tiny-ImageNet, 64x64 pixels, trained here and pruned at its rate.
+
+    Once unpacked, Tiny-ImageNet has the images; its trace of weights is what TMI-GKP needs. About 5 hours on two cores.
+    """
+    recipe: dict[str, Any] = {"epochs": 20, "batch_size": 64, "lr": 0.1, "schedule": "one-cycle", "nesterov": True}
+    baseline = TrainCell(dataset="tiny-imagenet-20", model="resnet56", threads=2, **recipe)
+    nets = scale.pruned(baseline, (UNPRUNED, "sr-gkp", "tmi-gkp", "l2-gkp"), rate=TINY_RATE, log_examples=0)
+    found: list[Network | PruneCell] = [baseline, *nets]
+    return [cell for net in found for cell in (net, *scale.evaluated([net]))]
 
 
 def frequencies(nets: Iterable[Network | PruneCell], scale: Scale) -> list[EvaluateCell]:

@@ -30,6 +30,8 @@ from gkp.artifact.experiments.kinds import (
 )
 from gkp.artifact.groups import (
     HIGH,
+    LOG_EPOCHS,
+    OFFICIAL,
     ONE_SHOT,
     PRECISE,
     RATE,
@@ -42,6 +44,8 @@ from gkp.artifact.groups import (
     cascade,
     frequencies,
     network_groups,
+    published_log,
+    twenty_classes,
 )
 from gkp.errors import BadInput
 
@@ -130,8 +134,7 @@ def cifar10() -> Groups:
     public = [PretrainedCell(dataset="cifar10", model=model, weights="akamaster") for model in ("resnet32", "resnet56")]
     groups["cost"] += [*public, *(TimingCell(net=net, **scale.timing) for net in public)]
     groups["cost"].append(SpeedCell(net=public[-1], **scale.speed))
-    official = PretrainedCell(dataset="cifar10", model="resnet20", weights="srgkp-official")
-    theirs: list[Network | PruneCell] = [official, PruneCell(net=official, epochs=0)]  # what the published code's log gives
+    theirs: list[Network | PruneCell] = [OFFICIAL, PruneCell(net=OFFICIAL, epochs=0)]  # what the published code's log gives
     groups["reference"] = [*theirs, *evaluations(theirs, protocol="paper", true_labels=True, **scale.paper)]
     large = public[-1]
     nets: list[Network | PruneCell] = [large]
@@ -142,6 +145,8 @@ def cifar10() -> Groups:
     seeded = [cell for cell in _pruned(groups["seeds"]) if cell.method in PRECISE and cell.seed]
     nets = [baseline, *_pruned(groups["main"]), *seeded, *_pruned(groups["tenth"])]
     groups["precision"] = [*nets, *evaluations(nets, eps=SMALL, engine="fast", purpose="precision")]
+    groups["log"] = published_log(scale, log_epochs=LOG_EPOCHS)
+    groups["tiny"] = twenty_classes(scale)
     return groups
 
 
@@ -192,6 +197,7 @@ def paper() -> Groups:
         for name, cells in found.items():
             if model != "vgg16_bn" or name == "main":  # Table 12 is all the paper has of VGG-16
                 groups[f"{model}-{name}"] = cells
+    groups["resnet20-log"] = published_log(scale, **gpu)  # scored after each epoch, as theirs is
     return groups
 
 

@@ -108,11 +108,31 @@ class Dataset:
             )
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
-    def first(self, n: int) -> Dataset:
-        """The first `n` images. Raises BadInput unless n is in 1..len."""
+    def leading(self, n: int) -> np.ndarray:
+        """Positions (n,), ascending, of the first `n` images; of images that stand class by class, of all classes in turn.
+
+        Raises:
+            BadInput: n is not in 1..len.
+        """
         if not 1 <= n <= len(self):
             raise BadInput(f"{self._where}: {n} images asked for; give 1 to {len(self)}")
-        return self if n == len(self) else replace(self, images=self.images[:n], labels=self.labels[:n])
+        if n == len(self) or not self._by_class:
+            return np.arange(n)
+        labels = self.labels.cpu().numpy()
+        place = np.arange(len(labels)) - np.searchsorted(labels, labels)  # of each image within its class
+        return np.sort(np.argsort(place, kind="stable")[:n])
+
+    def first(self, n: int) -> Dataset:
+        """The first `n` images, as `leading` chooses them. Raises BadInput unless n is in 1..len."""
+        chosen = self.leading(n)
+        if n == len(self) or self._by_class:
+            return self if n == len(self) else self.subset(chosen)
+        return replace(self, images=self.images[:n], labels=self.labels[:n])
+
+    @cached_property
+    def _by_class(self) -> bool:
+        """Whether the images stand class by class, as folders of classes are read: the first ones say nothing of the rest."""
+        return bool((self.labels[1:] >= self.labels[:-1]).all()) and bool(self.labels[0] < self.labels[-1])
 
     def pixels(self, which: slice | Tensor | np.ndarray | Sequence[int] = slice(None)) -> Tensor:
         """The images of a slice or of these positions as float32 `(n, C, H, W)` in [0, 1]."""

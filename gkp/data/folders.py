@@ -5,6 +5,7 @@
 | `folder:PATH` | as they are, all of one size | PATH/train/CLASS/..., PATH/val/CLASS/... and so on, or PATH/CLASS/... alone |
 | `folder:PATH?size=224` | 224x224 | the same, resized to 256 on the shorter side and cropped at the centre |
 | `tiny-imagenet` | 64x64 | the folder `tiny-imagenet-200`: 100,000 in train, 10,000 in val with val_annotations.txt |
+| `tiny-imagenet-20` | 64x64 | 20 classes of it: 10,000 in train, 1,000 in val |
 | `imagenet` | 224x224 | the folder `imagenet` or `ILSVRC2012`: 1,281,167 in train/CLASS/..., 50,000 in val/CLASS/... |
 
 Split "train" is the folder train, "val" the folder val (or valid, validation), "test" the folder test, or val where that is
@@ -12,8 +13,8 @@ missing or has no labels, as in both ImageNets. A folder of classes alone is wha
 and that of the images are torchvision's: the images come class by class, but those of an annotation file in its order. Grey,
 palette and CMYK images become RGB as there, transparency is dropped, and of 16 bits the upper 8 stay.
 
-Everything is decoded once, into one uint8 file below the user's cache that is mapped into memory: 10,000 images of 64x64 take
-2 s and 123 MB. It is made anew when a file of the folder changes. Normalisation is ImageNet's.
+Everything is decoded once into a uint8 file in the user's cache, mapped into memory: 10,000 images of 64x64 take 2 s, 123 MB.
+It is made anew when a file of the folder changes. Normalisation is ImageNet's.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -55,17 +56,22 @@ class Known:
         folders: Its usual names.
         size: Pixels a side that its images are cropped to; None to take them as they are.
         url: Where to get it.
+        classes: Those that are taken, sorted; none for all.
     """
 
     folders: tuple[str, ...]
     size: int | None
     url: str
+    classes: tuple[str, ...] = ()
 
 
+_TWENTY = """n01443537 n01784675 n02002724 n02123045 n02231487 n02410509 n02666196 n02808440 n02906734 n03014705
+    n03250847 n03544143 n03763968 n03930313 n04067472 n04254777 n04376876 n04532106 n07614500 n07768694"""
 KNOWN = {
     "tiny-imagenet": Known(("tiny-imagenet-200",), None, "http://cs231n.stanford.edu/tiny-imagenet-200.zip"),
     "imagenet": Known(("imagenet", "ILSVRC2012"), 224, "https://image-net.org/download.php"),
 }
+KNOWN["tiny-imagenet-20"] = replace(KNOWN["tiny-imagenet"], classes=tuple(_TWENTY.split()))
 _loaded: dict[tuple[str, str, Path], Dataset] = {}
 
 
@@ -100,8 +106,10 @@ def load_folder(name: str, split: str) -> Dataset:
     try:
         parts, classes = _parts(root, split)
         samples = [sample for part in parts for sample in _samples(part, classes)]
+        if chosen := KNOWN[name].classes if name in KNOWN else ():
+            samples, classes = _only(chosen, samples, classes), list(chosen)
         paths, labels = [path for path, _ in samples], torch.tensor([label for _, label in samples])
-        target = _cache_file(root, "+".join(part.name for part in parts), size, paths, labels)
+        target = _cache_file(root, "+".join(part.name for part in parts), [size, *chosen], paths, labels)
     except OSError as error:
         raise BadInput(f"{name}: cannot be read ({files.one_line(error)}); make its folders and files readable") from error
     key = (name, split, target)
@@ -207,17 +215,25 @@ def _samples(part: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
     return [(Path(path), label) for path, label in found]
 
 
+def _only(chosen: Sequence[str], samples: list[tuple[Path, int]], classes: list[str]) -> list[tuple[Path, int]]:
+    """The images of these classes, labelled by their place among them. Raises BadInput for a class without images."""
+    numbers = {classes.index(name): at for at, name in enumerate(chosen) if name in classes}
+    found = [(path, numbers[label]) for path, label in samples if label in numbers]
+    if missing := set(range(len(chosen))) - {label for _, label in found}:
+        raise BadInput(f"{samples[0][0]}: beside it is no image of {chosen[min(missing)]}; unpack the data set again")
+    return found
+
+
 def _check_known(names: Iterable[str], numbers: dict[str, int], part: Path) -> None:
     if strange := sorted(set(names) - set(numbers)):
         raise BadInput(f"{part}: has the class {strange[0]!r}, which the training part has not; rename it or take it away")
 
 
-def _cache_file(root: Path, part: str, size: int | None, paths: Sequence[Path], labels: Tensor) -> Path:
-    """Where the decoded images are: named by the folder, and by the names, sizes and times of the files."""
-    stats = [path.stat() for path in paths]
-    above = len(str(root))
+def _cache_file(root: Path, part: str, how: list[Any], paths: Sequence[Path], labels: Tensor) -> Path:
+    """Where the decoded images are: named by the folder, size and classes, and by the names, sizes and times of the files."""
+    stats, above = [path.stat() for path in paths], len(str(root))
     seen = [[str(path)[above:], stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
-    where = files.json_sha256([str(root), part, size])[:12]
+    where = files.json_sha256([str(root), part, *how])[:12]
     what = files.json_sha256([seen, labels.tolist()])[:16]
     return files.cache_folder() / "folders" / f"{root.name}-{part}-{where}-{what}.npy"
 

@@ -43,6 +43,14 @@ PINNED = {
         "b8e91079fac0e6766050f4851fd0ee70ab5cacee08c5e5570ead75f3685c784a",
         "cbb7365de8ed11f05cc4c3a1e7f78144127c5e851efd83762fb18202461230bb",
     ),
+    "tiny-imagenet-20/train": (
+        "9e12478942260222b666ce79b5802fce39d76c5ff9c3e30bafbc43dce7346a4d",
+        "300f6e80fa494f251df039672c1ceb18c759d276544e489462888255643f3384",
+    ),
+    "tiny-imagenet-20/test": (
+        "89bd266c99c732784b7532e8b7f3ee842f7c23256c5ab5648f6a5ea4d792ca49",
+        "8862ca67ee3d222154e9a9cb0f4c7c0b801a2b042ce5c7e65251e63fe655e60a",
+    ),
 }
 
 

@@ -113,6 +113,7 @@ def benchmark(
         true_labels=true_labels,
         pgd_random_start=pgd_random_start,
         batch_size=int(batch_size),
+        dataset=data.name,
     )
     if isinstance(model, Compiled):  # its network, by the engine that runs it
         engine = "torch" if "network" in model.fallbacks else "fast"

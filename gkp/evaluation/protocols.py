@@ -2,7 +2,8 @@
 
 `paper` (the paper's released code): attacks work on normalised images with one clip box for all channels; FGSM at 0.01 and 0.1,
 for which the labels are the network's own predictions; PGD at 8/255 in 3 steps of 2/255 with true labels; all in normalised
-units. Misclassified images are attacked too, and count when the attack makes them right.
+units; on Tiny-ImageNet and ImageNet FGSM at 0.001, 0.01 and 0.1, and PGD at 4/255 in 3 steps of 1/255 (Tables 3 and 13).
+Misclassified images are attacked too, and count when the attack makes them right.
 
 `pixel` (RobustBench): images in [0, 1], true labels, any attack at k/255. An image that is misclassified
 without attack is wrong under every attack.
@@ -22,6 +23,7 @@ from gkp.attacks.balls import Bounds
 from gkp.attacks.network import Model, asked
 from gkp.attacks.options import check_options, parse_eps
 from gkp.data.dataset import Dataset
+from gkp.data.folders import KNOWN
 from gkp.errors import BadInput
 from gkp.evaluation.folding import folded
 from gkp.evaluation.outcomes import AttackSpec
@@ -90,15 +92,17 @@ def attack_rows(
     true_labels: bool = False,
     pgd_random_start: bool = False,
     batch_size: int = 200,
+    dataset: str = "cifar10",
 ) -> tuple[AttackSpec, ...]:
     """The rows of the outcome matrix after the clean one; the arguments are those of `gkp.evaluation.benchmark.benchmark`.
 
-    batch_size: becomes an option of the attacks whose outcomes depend on it. Raises BadInput for what the protocol has not.
+    dataset: its name; the paper has other attacks on ImageNet. batch_size: becomes an option of the attacks whose outcomes
+    depend on it. Raises BadInput for what the protocol has not.
     """
     if protocol not in PROTOCOLS:
         raise BadInput(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
     if protocol == "paper":
-        known = {spec.key: spec for spec in _paper_attacks(true_labels, pgd_random_start)}
+        known = {spec.key: spec for spec in _paper_attacks(true_labels, pgd_random_start, dataset)}
         keys = list(known) if attacks is None else _listed(attacks)
         if eps is not None or any(not isinstance(key, str) or key not in known for key in keys):
             rows = ", ".join(known)
@@ -116,12 +120,13 @@ def attack_rows(
     return tuple(settled)
 
 
-def _paper_attacks(true_labels: bool, pgd_random_start: bool) -> tuple[AttackSpec, ...]:
+def _paper_attacks(true_labels: bool, pgd_random_start: bool, dataset: str) -> tuple[AttackSpec, ...]:
     """The attacks of the paper's tables, radii in normalised units. PGD makes all its steps, as in the library that it used."""
-    fgsm = [AttackSpec("fgsm", e, labels="predicted", key=f"fgsm-{e}") for e in (0.01, 0.1)]
-    steps = {"step": 2 / 255, "steps": 3, "random_start": pgd_random_start, "drop_fallen": False}
-    true = [AttackSpec("fgsm", e, key=f"fgsm-{e}-true") for e in (0.01, 0.1)] if true_labels else []
-    return (*fgsm, AttackSpec("pgd", 8 / 255, options=steps), *true)
+    radii, step = ((0.001, 0.01, 0.1), 1 / 255) if dataset.partition("+")[0] in KNOWN else ((0.01, 0.1), 2 / 255)
+    fgsm = [AttackSpec("fgsm", e, labels="predicted", key=f"fgsm-{e}") for e in radii]
+    steps = {"step": step, "steps": 3, "random_start": pgd_random_start, "drop_fallen": False}
+    true = [AttackSpec("fgsm", e, key=f"fgsm-{e}-true") for e in radii] if true_labels else []
+    return (*fgsm, AttackSpec("pgd", 4 * step, options=steps), *true)
 
 
 def _listed(attacks: Attacks) -> list[str | AttackSpec | Mapping[str, Any]]:

@@ -31,12 +31,15 @@ def as_dataset(dataset: str | Dataset) -> Dataset:
 
 
 def chosen_images(data: Dataset, n_examples: int | None, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-    """(n,) int64 positions, ascending: the first `n_examples` (None: all), or `indices`. Raises BadInput out of range."""
+    """(n,) int64 positions, ascending: the first `n_examples` (None: all) as `Dataset.leading` has them, or `indices`.
+
+    Raises BadInput out of range.
+    """
     if indices is None:
         n = len(data) if n_examples is None else n_examples
         if not _is_whole(n) or not 1 <= n <= len(data):
             raise BadInput(f"n_examples is {n!r}; give 1 to {len(data)}, the images in the {data.split} part of {data.name}")
-        return np.arange(int(n))
+        return data.leading(int(n))
     if n_examples is not None:
         raise BadInput("n_examples and indices both say which images; give one of them")
     chosen = np.asarray(indices)

@@ -97,6 +97,17 @@ class Keeper:
         return training["rows"], tensors
 
 
+def logged_rows(path: Path) -> Rows:
+    """The rows of the training that a checkpoint belongs to, from its header alone; none where it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {})["training"])["rows"]
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return []
+
+
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gkp.artifact.claims import counts, printed, protocol, rules
+from gkp.artifact.claims import counts, printed, protocol, rules, training_log
 from gkp.artifact.claims.case import Case
 from gkp.artifact.claims.decision import KINDS, Decision, Rule
 from gkp.artifact.claims.evidence import Index
@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 FILE = Path(__file__).with_name("claims.toml")
-_DEFINED = [value for module in (rules, protocol, counts, printed) for value in vars(module).values()]
+_DEFINED = [value for module in (rules, protocol, counts, printed, training_log) for value in vars(module).values()]
 RULES = {value.name: value for value in _DEFINED if isinstance(value, Rule)}
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from gkp.artifact import profiles
 from gkp.artifact.experiments.cell import Cell
-from gkp.artifact.experiments.kinds import EvaluateCell, Network, PretrainedCell, PruneCell, SpeedCell, TimingCell
-from gkp.artifact.groups import RATE, UNPRUNED
+from gkp.artifact.experiments.kinds import EvaluateCell, Network, PruneCell, SpeedCell, TimingCell
+from gkp.artifact.groups import RATE, UNPRUNED, is_theirs
 from gkp.artifact.published import ATTACKED
 from gkp.artifact.results import BASELINE as UNTRAINED
 from gkp.artifact.results import NAMES, in_brackets, plays, trained_for_robustness
@@ -106,7 +106,9 @@ class Index:
         """Architecture -> the fine-tuned networks of the one baseline that most of them come from, by growing epochs."""
         found: dict[str, list[PruneCell]] = {}
         for cell in self.cells:
-            if isinstance(cell, PruneCell) and cell.epochs and not cell.scratch and (self.embedded or cell.dataset != EMBEDDED):
+            if not isinstance(cell, PruneCell) or not cell.epochs or cell.scratch or is_theirs(cell.net):
+                continue  # what is trained of the authors' network is held against their log
+            if self.embedded or cell.dataset != EMBEDDED:
                 found.setdefault(cell.model, []).append(cell)
         for model, members in found.items():
             baselines = [cell.net.hash for cell in members]
@@ -135,7 +137,7 @@ class Index:
             others = {
                 c.hash
                 for c in self.cells
-                if isinstance(c, PruneCell) and c.model == model and c.epochs and c.finetuned != epochs
+                if isinstance(c, PruneCell) and c.model == model and c.epochs and c.finetuned != epochs and not is_theirs(c.net)
             }
             kept = (cell for cell in self.cells if cell.hash not in others)
             self._shorter[model, epochs] = Index(tuple(kept), self.profile)
@@ -171,8 +173,7 @@ class Index:
     def _official(self, net: Net, model: str) -> dict[int, Network | PruneCell]:
         for cell in self.cells:
             source = cell.net if isinstance(cell, PruneCell) and not cell.epochs and cell.method == "sr-gkp" else cell
-            theirs = isinstance(source, PretrainedCell) and source.weights == "srgkp-official" and source.model == model
-            if theirs and (source is cell) == (net.method == "official"):
+            if is_theirs(source) and source.model == model and (source is cell) == (net.method == "official"):
                 return {0: cell}  # type: ignore[dict-item]  # a PretrainedCell, or a PruneCell of one
         return {}
 

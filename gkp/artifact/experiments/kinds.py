@@ -13,33 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from gkp.artifact.experiments.cell import Cell, later, not_hashed
+from gkp.artifact.experiments.work import SIZE, evaluation_work, training_work
 from gkp.data.pinned import data_hashes
 from gkp.data.variants import parse_variant
 from gkp.errors import BadInput
 from gkp.training.recipe import Hyperparameters
-
-# How long a pass over one image takes relative to ResNet-20 at 32x32 pixels, to scale estimates; multiply-accumulates.
-_SIZE = {
-    "resnet20": 1.0,
-    "resnet32": 1.7,
-    "resnet44": 2.4,
-    "resnet56": 3.1,
-    "resnet110": 6.2,
-    "vgg16_bn": 7.7,
-    "resnet101": 61.5,
-    "resnet50": 2.06,
-}
-_IMAGES = {  # training images, pixels relative to 32x32
-    "digits": (1100, 0.25),
-    "cifar10": (45_000, 1.0),
-    "tiny-imagenet": (100_000, 4.0),
-    "imagenet": (1_281_167, 49.0),
-}
-
-
-def _training_work(dataset: str, model: str, epochs: int) -> float:
-    images, pixels = _IMAGES.get(dataset, (100_000, 4.0))
-    return max(1.0, epochs * images * pixels * _SIZE.get(model, 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +54,20 @@ class Training(Hyperparameters):
         split: The part of the data set that is trained on.
         log_examples: After each epoch the first so many test images are scored in the paper protocol, for tables that show
             what choosing the best epoch on the test set does; nothing is chosen by it here.
+        log_epochs: The epochs after which they are; None for each. Those of a search of a method's own always are.
     """
 
     split: str = "train"
     log_examples: int = 0
+    log_epochs: tuple[int, ...] | None = later(None)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.log_epochs is not None and not (self.log_examples and {*self.log_epochs} <= {*range(1, self.epochs + 1)}):
+            raise BadInput(
+                f"log_epochs {self.log_epochs} of a training of {self.epochs} epochs, log_examples {self.log_examples}: give "
+                "epochs from 1 to the last, and how many images are scored"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +88,7 @@ class TrainCell(Training, Network):
 
     @property
     def work(self) -> float:
-        return _training_work(self.dataset, self.model, self.epochs)
+        return training_work(self.dataset, self.model, self.epochs, len(self.log_epochs or ()) * self.log_examples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +119,7 @@ class PruneCell(Training, Cell):
     scratch: bool = later(False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         pairs = self.options.items() if isinstance(self.options, Mapping) else self.options
         object.__setattr__(self, "options", tuple(sorted((str(name), value) for name, value in pairs)))
 
@@ -163,7 +151,7 @@ class PruneCell(Training, Cell):
 
     @property
     def work(self) -> float:
-        return _training_work(self.dataset, self.model, self.epochs)
+        return training_work(self.dataset, self.model, self.epochs, len(self.log_epochs or ()) * self.log_examples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,9 +218,7 @@ class EvaluateCell(Cell):
 
     @property
     def work(self) -> float:
-        images, pixels = _IMAGES.get(self.net.dataset, (100_000, 4.0))
-        passes = 8 if self.protocol == "paper" else 60 if self.engine == "torch" else 30
-        return (self.examples or images / 5) * pixels * _SIZE.get(self.net.model, 1.0) * passes
+        return evaluation_work(self.net.dataset, self.net.model, self.examples, self.protocol, self.engine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +247,7 @@ class TimingCell(Cell):
 
     @property
     def work(self) -> float:
-        return _SIZE.get(self.net.model, 1.0)
+        return SIZE.get(self.net.model, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +301,7 @@ class SpeedCell(Cell):
 
     @property
     def work(self) -> float:
-        return _SIZE.get(self.net.model, 1.0) * self.rounds * sum(self.batch_sizes) * (1 + 2 * len(self.rates))
+        return SIZE.get(self.net.model, 1.0) * self.rounds * sum(self.batch_sizes) * (1 + 2 * len(self.rates))
 
 
 def network_in(folder: Path) -> str:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from gkp.artifact.experiments.entry import figures_of
+from gkp.artifact.experiments.history import TRAINING
 from gkp.artifact.experiments.kinds import network_in
 from gkp.artifact.experiments.speed import speed
 from gkp.artifact.experiments.timing import latency_of, timing
@@ -198,21 +199,35 @@ def _fit(
 ) -> dict[str, Any]:
     """Trains `net` in place as the parameters say, going on where a killed run left off; the figures of the training."""
     data, started = load_pinned(dataset, params["split"]), time.perf_counter()
+    score, some = _scores(dataset, params["log_examples"]), params.get("log_epochs")
     log = train(
         net,
         data,
         _recipe(params),
         seed=params["seed"],
-        evaluate=_scores(dataset, params["log_examples"]),
-        checkpoint=context.scratch / "training.pt",
+        evaluate=score if some is None else None,
+        checkpoint=context.scratch / TRAINING,
         progress=False,
         device=_device(),
-        callbacks=callbacks,
+        callbacks=[*callbacks, *([_AtEpochs(score, some)] if score and some is not None else [])],
     )
     spent, now = sum(row["seconds"] for row in log.rows), time.perf_counter() - started
     if spent > now:  # by so much at least
         context.notes["taken_over_seconds"] = round(spent - now, 3)
     return {"epochs": _rows(log, context), "n": len(data), "seed": params["seed"], "data_sha256": data.sha256}
+
+
+class _AtEpochs(Callback):
+    """Scores the network after these epochs, for their rows of the log."""
+
+    def __init__(self, score: Callable[[nn.Module], dict[str, float]], epochs: Sequence[int]) -> None:
+        self._score, self._epochs, self._found = score, frozenset(epochs), dict[str, float]()
+
+    def after_epoch(self, net: nn.Module, epoch: int) -> None:
+        self._found = self._score(net) if epoch in self._epochs else {}
+
+    def figures(self) -> dict[str, float]:
+        return self._found
 
 
 def _recipe(params: Mapping[str, Any]) -> Recipe:

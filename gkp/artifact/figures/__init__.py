@@ -17,6 +17,7 @@ from gkp.artifact.figures.results import (
     robustness_curves,
     superscore_dots,
 )
+from gkp.artifact.figures.training_log import published_log
 
 __all__ = [
     "PALETTE",
@@ -31,6 +32,7 @@ __all__ = [
     "order_by_epochs",
     "pareto",
     "protocols",
+    "published_log",
     "rates",
     "reconstructions",
     "robustness_curves",

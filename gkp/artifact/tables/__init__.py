@@ -14,6 +14,7 @@ from gkp.artifact.tables.cost import (
 from gkp.artifact.tables.methods import kept_kernels, method_checklist
 from gkp.artifact.tables.protocol import epoch_choice, label_choice, seed_spread, space_choice, transferred
 from gkp.artifact.tables.table import Table, provenance
+from gkp.artifact.tables.training_log import published_log
 
 __all__ = [
     "Table",
@@ -33,6 +34,7 @@ __all__ = [
     "methods_table",
     "provenance",
     "published_counts",
+    "published_log",
     "row_name",
     "same_function",
     "seed_spread",

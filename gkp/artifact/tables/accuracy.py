@@ -14,6 +14,7 @@ from gkp.artifact.groups import RATE
 from gkp.artifact.published import ATTACKED, NETWORKS, REFERENCE, printed
 from gkp.artifact.results import STRONG, Evaluation, attack_name, evaluations
 from gkp.artifact.tables.table import Table, by_method, images, not_run, spread_out, with_interval
+from gkp.data.folders import is_folder
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import mean_rank
 
@@ -97,7 +98,7 @@ def methods_table(
     told = "**best**, _second best_, = cannot be told apart from the best (Holm over the column); [95 % intervals]"
     beside = f"; paper: what it prints for the same network, or for {REFERENCE}, of the best epoch of each column"
     told += "" if means["seeds"].max() > 1 else "; one seed: networks are told apart, not their methods"
-    legend = told + (beside if protocol == "paper" else "")
+    legend = told + (beside if protocol == "paper" and points["printed"].any() else "")
     if none := [attack_name(attack, protocol) for attack in wanted if attack not in columns]:
         legend += f"; at most {_NOTHING:.1%} everywhere and not shown: {', '.join(none)}"
     order = ["method", *SETTING, "seed", "n", "paper_macs", "params", "protocol", "attack", "accuracy", "low", "high", "group"]
@@ -111,6 +112,7 @@ def _points(results: Sequence[Result], protocol: str) -> pd.DataFrame:
     for one in evaluations(results, protocol):
         known = one.network.figures if one.network else {}  # an evaluation may be kept without its network
         cost = {name: known.get(name) for name in ("paper_macs", "params", "off_budget")}
+        cost["printed"] = not is_folder(one.net.dataset)  # what the paper prints of these methods is of CIFAR-10
         facts = {**one.facts, **cost, **dict(zip(SETTING, setting_of(one), strict=True)), "protocol": protocol}
         points += [{**facts, **row} for row in one.accuracies]
     return pd.DataFrame(points)
@@ -160,7 +162,8 @@ def _marked(frame: pd.DataFrame, protocol: str) -> list[str]:
         tied = " =" if at > 1 and row["group"] == 1 else ""
         model, rate, _, method = key
         network = next((name for name, known in NETWORKS.items() if known == model and name != "ResNet-20"), REFERENCE)
-        paper = printed(method, network, rate or RATE).get(row["attack"]) if protocol == "paper" else None
+        told = protocol == "paper" and row["printed"]
+        paper = printed(method, network, rate or RATE).get(row["attack"]) if told else None
         beside = "" if paper is None else f" · paper {paper:.2f}"
         found.append(f"{mark}{100 * row['accuracy']:.1f}{mark}{tied} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]{beside}")
     return found

@@ -65,10 +65,10 @@ def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Tabl
                 {
                     "method": row_name(cell),
                     "seed": cell.seed,
-                    "epochs": len(rows),
+                    "epochs": rows[-1].get("epoch", len(rows)),
                     "last": rows[-1][metric],
                     "best": best[metric],
-                    "best_epoch": rows.index(best) + 1,
+                    "best_epoch": best.get("epoch", rows.index(best) + 1),
                     "clean_last": rows[-1]["clean"],
                     "clean_at_best": best["clean"],
                     "n": cell.log_examples,

@@ -1,0 +1,44 @@
+"""The work of trainings and evaluations, by which recorded durations are scaled: images that pass through a ResNet-20."""
+
+from __future__ import annotations
+
+# How long a pass over one image takes relative to ResNet-20 at 32x32 pixels, to scale estimates; multiply-accumulates.
+SIZE = {
+    "resnet20": 1.0,
+    "resnet32": 1.7,
+    "resnet44": 2.4,
+    "resnet56": 3.1,
+    "resnet110": 6.2,
+    "vgg16_bn": 7.7,
+    "resnet101": 61.5,
+    "resnet50": 2.06,
+}
+_IMAGES = {  # training images, pixels relative to 32x32
+    "digits": (1100, 0.25),
+    "cifar10": (45_000, 1.0),
+    "tiny-imagenet": (100_000, 4.0),
+    "tiny-imagenet-20": (10_000, 4.0),
+    "imagenet": (1_281_167, 49.0),
+}
+_OTHER = (100_000, 4.0)  # for a data set that is not known
+_PASSES = {"paper": 8, "pixel": 60}  # of an image under the attacks of a protocol; the engine takes half as long in pixels
+_SCORED = 2.0  # images trained on that take as long as scoring one in the paper's protocol
+
+
+def training_work(dataset: str, model: str, epochs: int, scored: int = 0) -> float:
+    """The work of a training.
+
+    Args:
+        dataset, model: What is trained on what.
+        epochs: Passes over the training images.
+        scored: Images scored in the paper's protocol meanwhile, over all epochs.
+    """
+    images, pixels = _IMAGES.get(dataset, _OTHER)
+    return max(1.0, (epochs * images + _SCORED * scored) * pixels * SIZE.get(model, 1.0))
+
+
+def evaluation_work(dataset: str, model: str, examples: int | None, protocol: str, engine: str = "torch") -> float:
+    """The work of an evaluation of so many test images, None for all, under the attacks of a protocol, by this engine."""
+    images, pixels = _IMAGES.get(dataset, _OTHER)
+    passes = _PASSES[protocol] / (2 if engine == "fast" and protocol == "pixel" else 1)
+    return (examples or images / 5) * pixels * SIZE.get(model, 1.0) * passes
