@@ -23,7 +23,7 @@ from gkp.artifact.groups import LOG_EPOCHS, is_logged
 from gkp.artifact.published_log import COLUMNS, Curve, authors, compared
 from gkp.errors import BadInput
 from gkp.evaluation.statistics import Spread
-from gkp.training import loop
+from gkp.training.checkpoint import Keeper
 from gkp.training.recipe import PAPER_FINETUNE, Recipe
 
 SHORT = {"schedule": "one-cycle", "split": "train", "batch_size": 256, "log_examples": 12}
@@ -65,15 +65,15 @@ def test_a_training_is_scored_after_the_epochs_that_are_named_and_as_it_would_be
 
 
 def test_a_scored_training_that_is_killed_says_how_far_it_is_and_goes_on_to_the_same_bytes(scored, tmp_path, monkeypatch):
-    store, epoch = grid.Store(tmp_path), loop._epoch
+    store, save = grid.Store(tmp_path), Keeper.save
 
-    def killed(*args, **kwargs):
-        if args[4] == 3:
+    def killed(keeper, net, optimizer, callbacks, rows):
+        save(keeper, net, optimizer, callbacks, rows)
+        if len(rows) == 2:
             raise OSError(5, "input/output error")
-        return epoch(*args, **kwargs)
 
     assert epochs_so_far(SCORED, store) == []
-    monkeypatch.setattr(loop, "_epoch", killed)
+    monkeypatch.setattr(Keeper, "save", killed)
     assert grid.run([SCORED], jobs=1, store=store, progress=False, check=False).failures[0].kind == "error"
     monkeypatch.undo()
     rows = epochs_so_far(SCORED, store)

@@ -277,12 +277,17 @@ def test_the_superscore_figure_draws_what_the_table_found(results):
 
 def test_the_papers_numbers_on_cifar10_do_not_stand_beside_networks_of_other_images(tmp_path):
     net = TrainCell(dataset="tiny-imagenet-20", model="resnet56", epochs=1)
-    found = [result(net, tmp_path, params=860_000, paper_macs=506_000_000), evaluated(net, tmp_path, ACCURACY, protocol="paper")]
+    found = [
+        result(net, tmp_path, params=860_000, paper_macs=506_000_000),
+        evaluated(net, tmp_path, ACCURACY, protocol="paper"),
+    ]
     table = tables.methods_table(found, protocol="paper", title="20 classes", attacks=["clean", "fgsm-0.1"])
     assert list(table.shown["Benign"]) == ["90.0 [80.0, 95.0]"] and "paper: what it prints" not in table.legend
 
 
 def test_the_best_of_epochs_that_were_not_all_scored_has_its_own_number(tmp_path):
-    rows = [{"epoch": at, "clean": 0.9} | ({"fgsm-0.1": value} if value else {}) for at, value in enumerate((0, 0.2, 0, 0.1), 1)]
+    rows = [
+        {"epoch": at, "clean": 0.9} | ({"fgsm-0.1": value} if value else {}) for at, value in enumerate((0, 0.2, 0, 0.1), 1)
+    ]
     log = result(PruneCell(net=BASELINE, epochs=4, log_examples=50, log_epochs=(2, 4)), tmp_path, epochs=rows)
     assert tables.epoch_choice([log]).shown["which"].tolist() == ["2 of 4"]
