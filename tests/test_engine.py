@@ -20,7 +20,7 @@ from toys import noise
 import gkp
 from gkp.artifact.experiments.kinds import EvaluateCell, TrainCell
 from gkp.data.dataset import Dataset
-from gkp.engine import cache
+from gkp.engine import cache, layout
 from gkp.engine import compile as face
 from gkp.errors import BadInput, ModelWarning
 from gkp.networks.build import build_model
@@ -129,6 +129,35 @@ def test_dense_networks_give_the_same_logits_and_gradients(name):
     assert not gkp.compile(net).fallbacks
     assert apart(net, images(3)) <= 1e-4
     assert gradient_errors(net, images(3)).median() < 1e-5
+
+
+class FewPixels(nn.Module):
+    """Grouped kernels on maps of few pixels, whose filters share vectors: groups keep the same channels, and a residual."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 40, 3, padding=1)
+        self.grouped, self.last = nn.Conv2d(60, 104, 3, stride, padding=1, groups=2), nn.Conv2d(104, 104, 1)
+        self.norm = nn.BatchNorm2d(104)
+        self.register_buffer("kept", torch.cat([torch.arange(30), torch.arange(10, 40)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.grouped(F.relu(self.first(x)).index_select(1, self.kept)))
+        return F.relu(self.norm(self.last(x)) + x)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 2), (4, 4), (5, 3), (3, 8)])
+def test_maps_of_few_pixels_are_those_of_torch(height, width, stride):
+    net = FewPixels(stride).eval()
+    fast = gkp.compile(net)
+    assert not fast.fallbacks
+    fast(images(1, height, width))
+    assert any((part.segment.inference.steps[:, layout.OP] == layout.NARROW).any() for part in fast._plan((3, height, width)))
+    assert gradient_errors(net, images(6, height, width) - 0.5).median() < 1e-5
+    x = images(19, height, width) - 0.5
+    assert apart(net, x, fast) <= 2e-6
+    assert torch.equal(torch.cat([fast(image) for image in x.split(1)]), gkp.compile(net, threads=2)(x))
 
 
 @pytest.mark.parametrize("n", [2, 7, 8, 15, 16, 17, 130])
@@ -451,7 +480,7 @@ sys.modules["stand_in"] = stand_in = util.module_from_spec(spec)
 spec.loader.exec_module(stand_in)
 import gkp.engine.steps
 gkp.engine.steps.run = stand_in.run
-from gkp.engine import cache
+from gkp.engine import cache, layout
 import numpy as np
 out = np.zeros(1, np.int64)
 cache.kernel()(out.ctypes.data, *[0] * 12)

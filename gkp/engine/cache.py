@@ -20,7 +20,7 @@ from typing import Any
 from gkp.errors import BadInput
 from gkp.files import cache_folder
 
-_SOURCES = ("emitter.py", "vectors.py", "layout.py", "kernels.py", "steps.py")
+_SOURCES = ("emitter.py", "vectors.py", "layout.py", "kernels.py", "narrow.py", "steps.py")
 
 
 def kernel_folder() -> Path | None:

@@ -2,8 +2,8 @@
 
 It is made for the widths of CIFAR ResNets. On one thread of an AMD EPYC with AVX-512, ResNet-56 without 7/16 of its grouped
 kernels takes 0.4 to 0.5 of the time of the dense network in the better of ONNX Runtime and OpenVINO; the dense one 0.6 to 0.7.
-Layers of 256 and 512 channels do not fit the first-level cache: VGG-16 takes 0.74 at batch 1 and 1.3 at batch 32 for 7/16,
-dense 1.3 and 2.1. `python tests/bench_engine.py` measures it again.
+VGG-16, whose weights have to come from memory, takes 0.56 from batch 32 on and 0.72 at batch 1 for 7/16; dense 0.92 and 1.2.
+`python tests/bench_engine.py` measures it again.
 """
 
 from __future__ import annotations

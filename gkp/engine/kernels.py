@@ -60,7 +60,7 @@ def _transform(p, tables, base, group, target):
 
 
 @njit(nogil=True)
-def _write(p, constants, residual, target, signs, row, nx, x, channel, sums, sum_stride):
+def write(p, constants, residual, target, signs, row, nx, x, channel, sums, sum_stride):
     """Finish the sums of `nx` vectors of one channel, from vector `x`; row: the first image row."""
     rows, piece, sign_pitch = at(p, L.TILE), at(p, L.PIECE), at(p, L.ACROSS) * at(p, L.SIGN_BYTES)
     offset = channel * at(p, L.OUT_PLANE) + (1 + row) * at(p, L.OUT_PITCH)
@@ -160,7 +160,7 @@ def _blocks(p, tables, constants, rows, sums, base, row, sign, base2, row2, sign
                     channel = entry(tables, channels + i)
                     for g in range(t, t + ng):
                         to = base if g == 0 else base2
-                        _write(
+                        write(
                             p, constants, to + F * at(p, L.OTHER), to + F * at(p, L.TARGET), sign if g == 0 else sign2,
                             row if g == 0 else row2, nx, x, channel, sums + F * LANES * (i * 4 + (g - t) * nx), sum_stride,
                         )  # fmt: skip
@@ -187,7 +187,7 @@ def _add_up(p, tables, constants, rows, sums, base, row, sign, base2, row2, sign
             for channel in range(at(p, L.OUT_CHANNELS)):
                 for g in range(t, t + ng):
                     to = base if g == 0 else base2
-                    _write(
+                    write(
                         p, constants, to + F * at(p, L.OTHER), to + F * at(p, L.TARGET), sign if g == 0 else sign2,
                         row if g == 0 else row2, nx, x, channel, sums + F * LANES * (channel * 4 + (g - t) * nx), sum_stride,
                     )  # fmt: skip

@@ -31,7 +31,8 @@ NEAR, FAR = 3 / 4, 3 / 2  # points of Winograd's F(4, 3), with 0, their negative
     UNMEAN,
     COMBINE,
     UNFLATTEN,
-) = range(13)
+    NARROW,  # a convolution of few pixels, see `narrow`
+) = range(14)
 
 # Columns of a step's row in the program. Places are floats within an image's memory; -1 stands for "none".
 (
@@ -77,6 +78,11 @@ NEAR, FAR = 3 / 4, 3 / 2  # points of Winograd's F(4, 3), with 0, their negative
 FIELDS = 38
 
 BLOCK_FIELDS = 5  # of a block: filters, taps, place of its tap table, place of its weights, place of its channels
+# A step of `narrow` has other blocks: vectors of filters, channels, place of their planes, place of the weights, place of the
+# filters' channels (-1: none). USED and USED_COUNT are its kinds of pixels: number of taps, place of their numbers and offsets,
+# number of pixels, place of their offsets in the source and in the sums.
+PIXEL_FIELDS = 4
+FILTER_VECTORS = (4, 2, 1)
 
 
 def round_up(value: int, to: int) -> int:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gkp.engine import layout
 from gkp.engine.layout import MapShape, round_up
 from gkp.engine.operations import Floats, Ints
+from gkp.engine.packing import filter_blocks, narrow_pays, pixel_kinds
 
 _POINTS = (0.0, layout.NEAR, -layout.NEAR, layout.FAR, -layout.FAR)
 # Weights -> frequencies of Winograd's F(4, 3): 1, p, p^2 over the product of p's distances from the other points.
@@ -167,10 +168,13 @@ class Builder:
         """Append a convolution. Its tables are made at the end, when the sizes of the scratch regions are known."""
         shape = target.shape
         assert isinstance(shape, MapShape) and isinstance(source.shape, MapShape)
-        self._span = _span(max(shape.floats, source.shape.floats))
         kernel = weights.weight.shape[-1]
         fewer = 6 * shape.groups(4) < kernel * shape.groups(1)  # products a weight; Winograd's tiles may stand out of the image
         winograd = kernel == 3 and weights.stride == 1 and fewer
+        if narrow_pays(source.shape, shape, weights, winograd):
+            self._narrow(source, target, weights, fields)
+            return
+        self._span = _span(max(shape.floats, source.shape.floats))
         row = self.step(layout.CONV, source, target, **fields)
         row.update({layout.KERNEL: kernel, layout.STRIDE: weights.stride, layout.WINOGRAD: int(winograd)})
         row[layout.GROUPS] = shape.groups(4 if winograd else 1)
@@ -186,6 +190,26 @@ class Builder:
         sums = shape.channels if weights.adding else 8
         self._sums = max(self._sums, (6 if winograd else 1) * sums * SUM_VECTORS * self.lanes)
         self._convs.append((row, weights, shape))
+
+    def _narrow(self, source: Buffer, target: Buffer, weights: Weights, fields: dict[str, int]) -> None:
+        """Append a convolution whose vectors hold filters."""
+        shape, old, kernel = target.shape, source.shape, weights.weight.shape[-1]
+        assert isinstance(shape, MapShape) and isinstance(old, MapShape)
+        self._span = BLOCK_IMAGES  # together they read the weights once
+        row = self.step(layout.NARROW, source, target, **fields)
+        row.update({layout.KERNEL: kernel, layout.TILE: 1, layout.GROUPS: shape.groups(1)})
+        kinds: list[int] = []
+        for taps, pixels in pixel_kinds(old, shape, kernel, weights.stride).items():
+            kinds += [len(taps), self.table(np.ravel(taps)), len(pixels), self.table(np.ravel(pixels))]
+        row[layout.USED], row[layout.USED_COUNT] = self.table(kinds), len(kinds) // layout.PIXEL_FIELDS
+        row[layout.BIAS] = self.constant(weights.bias)
+        blocks: list[int] = []
+        for vectors, kept, values, channels in filter_blocks(weights, self.lanes):
+            planes = self.table(kept * old.plane)
+            blocks += [vectors, len(kept), planes, self.constant(values), self.table(channels)]
+        row[layout.BLOCKS], row[layout.BLOCK_COUNT] = self.table(blocks), len(blocks) // layout.BLOCK_FIELDS
+        places = BLOCK_IMAGES * shape.groups(1) * shape.across * self.lanes
+        self._sums = max(self._sums, places * (shape.channels + layout.FILTER_VECTORS[0] * self.lanes))
 
     # The end
 

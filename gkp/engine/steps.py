@@ -8,6 +8,7 @@ from numba import njit
 from gkp.engine import layout as L
 from gkp.engine.emitter import at, entry, get, get_byte, put, put_byte
 from gkp.engine.kernels import F, convolve
+from gkp.engine.narrow import convolve_narrow
 
 ZERO = np.float32(0.0)
 
@@ -230,6 +231,9 @@ def run(program, steps, tables, constants, arena, slot, images, scratch, sums, s
                     convolve(
                         p, tables, constants, arena, slot, low, high, scratch, sums, signs, sign_slot
                     )  # fmt: skip
+                    continue
+                if at(p, L.OP) == L.NARROW:
+                    convolve_narrow(p, tables, constants, arena, slot, low, high, sums, signs, sign_slot)
                     continue
                 for image in range(low, high):
                     base, bits = arena + F * slot * image, signs + sign_slot * image
