@@ -167,8 +167,8 @@ def test_entries_without_macs_have_a_table_and_no_plot(tmp_path: Path):
 def test_the_page_has_robustbenchs_columns_and_those_of_efficiency(page: Path):
     headers = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', page.read_text())[:15]
     assert headers == [
-        "Rank", "Method", "Standard acc.", "AA robust acc.", "Best known", "95 % interval", "AA unreliable", "Extra data",
-        "Architecture", "Venue", "Parameters", "MACs", "Latency", "n", "Seed",
+        "Rank", "Method", "Standard acc.", "AA robust acc.", "Best known", "95 % interval", "Parameters", "MACs",
+        "Latency", "n", "AA unreliable", "Extra data", "Architecture", "Venue", "Seed",
     ]  # fmt: skip
     assert "not run" in page.read_text()  # AutoAttack, of an entry without it
 

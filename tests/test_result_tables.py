@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from gkp.artifact import figures as plots
-from gkp.artifact import leaderboard, tables
+from gkp.artifact import standings, tables
 from gkp.artifact.experiments.kinds import EvaluateCell, LatencyCell, PruneCell, SpeedCell, TimingCell, TrainCell
 from gkp.artifact.experiments.report import Result
 
@@ -230,7 +230,7 @@ def test_networks_are_compared_by_the_kernels_that_they_keep(tmp_path):
 
 @pytest.mark.parametrize(
     "table", [tables.label_choice, tables.epoch_choice, tables.space_choice, tables.seed_spread, tables.high_frequency,
-              tables.strong_attacks, tables.grouping_times, tables.latencies, leaderboard.of_results,
+              tables.strong_attacks, tables.grouping_times, tables.latencies, standings.of_results,
               tables.kept_kernels],
 )  # fmt: skip
 def test_without_finished_cells_a_table_says_that_it_was_not_run(table):

@@ -132,6 +132,9 @@ def network_groups(baseline: TrainCell, scale: Scale) -> Groups:
     transfer = [cell for csb in scale.csbs for cell in scale.pruned(baseline, ["sfp-smooth"], options={"csb": csb})]
     high = [cell for cell in scale.pruned(baseline, scale.high, rate=HIGH_RATE) if cell.method != UNPRUNED]
     strong: list[Network | PruneCell] = [baseline, *rows(scale.strong)]
+    latencies = [
+        LatencyCell(net=cell, **scale.latency) for cell in strong if isinstance(cell, PruneCell) and cell.method != UNPRUNED
+    ]
 
     def table(nets: Iterable[PruneCell]) -> list[Cell]:
         compared: list[Network | PruneCell] = [baseline, *nets]
@@ -147,11 +150,13 @@ def network_groups(baseline: TrainCell, scale: Scale) -> Groups:
             *strong,
             *evaluations(strong, purpose="cascade", **scale.cascade),
             *evaluations(strong, purpose="autoattack", **scale.autoattack),
-            *(
-                LatencyCell(net=cell, **scale.latency)
-                for cell in strong
-                if isinstance(cell, PruneCell) and cell.method != UNPRUNED
-            ),
+            *latencies,
+        ],
+        "board": [
+            *strong,
+            *evaluations(strong, protocol="pixel", **scale.pixel),
+            *evaluations(strong, purpose="cascade", **scale.cascade),
+            *latencies,
         ],
         "cost": [baseline, TimingCell(net=baseline, **scale.timing), SpeedCell(net=baseline, **scale.speed)],
         "high-rate": table([*rows([UNPRUNED]), *high]),

@@ -2,39 +2,25 @@
 
 One table and one plot for each data set, threat model and eps: robust accuracies at different eps are never ranked against each
 other. Ranked as RobustBench does, by the best known robust accuracy, with the range of ranks that the 95 % intervals leave
-open. HTML, CSS and script are in leaderboard.html.j2. Cost: a second, and a fraction of one for each table.
+open. HTML, CSS and script are in leaderboard.html.j2; `standings` makes entries of finished experiments. Cost: a second, and a
+fraction of one for each table.
 """
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-import pandas as pd
-from markupsafe import Markup, escape
-
-from gkp.artifact.experiments.report import Result
-from gkp.artifact.figures.figure import PALETTE, panels
+from gkp.artifact.leaderboard_plot import is_by_kind, plot
 from gkp.artifact.page import render
-from gkp.artifact.results import STRONG, evaluations, load_networks, paper_name
-from gkp.artifact.tables.table import Table, not_run
 from gkp.attacks.options import parse_eps
 from gkp.errors import BadInput
-from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.robustbench.adapter import THREAT_MODELS
-from gkp.evaluation.robustbench.entry import entry, save_entry
 from gkp.evaluation.robustbench.schema import best_known, check_entry
 from gkp.files import replace_file
-
-_INK = "#010203"  # stands for the page's colour of text while matplotlib draws
-_COLOURS = [PALETTE[i] for i in (0, 1, 2, 3, 9, 4)]  # of the colour-blind palette, those that show on white and on black
-_MARKERS = "osD^vP"
 
 
 @dataclass(frozen=True)
@@ -82,13 +68,16 @@ class Group:
         return [row for row in self.rows if row.entry.get("macs")]
 
 
-def leaderboard(entries: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "Robustness leaderboard") -> Path:
+def leaderboard(
+    entries: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "Robustness leaderboard", note: str = ""
+) -> Path:
     """Write one HTML page that loads nothing from anywhere, the same bytes for the same entries.
 
     Args:
         entries: as `gkp.evaluation.robustbench.entry.entry` makes and `load_entries` loads them.
         path: the file, by custom ending in .html.
         title: its heading.
+        note: what a reader should know of all entries, below it.
 
     Returns:
         The path.
@@ -99,46 +88,16 @@ def leaderboard(entries: Sequence[Mapping[str, Any]], path: str | Path, *, title
     if not entries:
         raise BadInput("there are no entries to rank; make some with gkp.evaluation.robustbench.entry.entry and save_entry")
     sound = [check_entry(one, f"entry {number} ({one.get('name')!r})") for number, one in enumerate(entries, start=1)]
-    return replace_file(
-        Path(path), render("leaderboard.html.j2", title=title, groups=grouped(sound), columns=COLUMNS, plot=plot)
-    )
-
-
-def of_results(results: Sequence[Result]) -> Table:
-    """Rank what was evaluated under attacks of its own choice, and write `build/leaderboard.html`.
-
-    The entries themselves, in RobustBench's schema, are in `build/entries`; latency is not measured here (notebook 05 does).
-
-    Args:
-        results: finished networks and their evaluations.
-    """
-    entries, points, folder = [], [], Path("build")
-    for one in evaluations(results, STRONG):
-        if one.network is None:
-            continue
-        row = one.facts["method"]
-        made = entry(
-            Outcomes.load(one.result.folder),
-            load_networks([one.network], row)[row],
-            name=paper_name(row),
-            evaluated=one.network["model_sha256"],
-            input_shape=one.network["input_shape"],
-            venue="this artifact",
-            latency_seconds=None,
-        )
-        save_entry(made, folder / "entries", model_id=row)
-        entries.append(made)
-        best = made.get("external", made["autoattack_acc"])
-        accuracies = {"clean": made["clean_acc"], "autoattack": made["autoattack_acc"], "best known": best}
-        millions = {"MACs (M)": made["paper_macs"], "params (M)": made["parameters"]}
-        cost = {name: round(count / 1e6, 3) for name, count in millions.items()}
-        points.append({"method": row, "eps": made["eps"], **accuracies, **cost, "n": made["n"], "seed": made["seed"]})
-    if not entries:
-        return not_run("Leaderboard")
-    leaderboard(entries, folder / "leaderboard.html")
-    shown = pd.DataFrame(points).fillna("").set_index("method").rename(index=paper_name)
-    shown = shown.sort_values(["eps", "best known"], ascending=[True, False])
-    return Table("Leaderboard, accuracy in percent, best first at each eps", shown, pd.DataFrame(points))
+    columns = [column for column in COLUMNS if column.key != "removes" or any(one.get("removes") for one in sound)]
+    values = {
+        "title": title,
+        "note": note,
+        "groups": grouped(sound),
+        "columns": columns,
+        "plot": plot,
+        "is_by_kind": is_by_kind,
+    }
+    return replace_file(Path(path), render("leaderboard.html.j2", **values))
 
 
 def grouped(entries: Sequence[Mapping[str, Any]]) -> list[Group]:
@@ -178,12 +137,13 @@ def ranked(entries: Sequence[Mapping[str, Any]]) -> tuple[Ranked, ...]:
 
 
 class Cell(NamedTuple):
-    """A cell: what it is sorted by ("" is last), its text ("" is shown as a dash), small print, and where it links to."""
+    """A cell: what it is sorted by ("" is last), its text ("" is a dash), small print, where it links to, what is folded."""
 
     sort: str = ""
     text: str = ""
     notes: Sequence[str] = ()
     link: str = ""
+    fold: str = ""
 
 
 class Column(NamedTuple):
@@ -199,7 +159,7 @@ class Column(NamedTuple):
 
 def _method(row: Ranked) -> Cell:
     entry = row.entry
-    return Cell(entry["name"].casefold(), entry["name"], (entry["authors"], entry["footnote"]), entry["link"])
+    return Cell(entry["name"].casefold(), entry["name"], (entry["authors"],), entry["link"], entry["footnote"])
 
 
 def _rank(row: Ranked) -> Cell:
@@ -242,7 +202,10 @@ def _latency(row: Ranked) -> Cell:
         return Cell()
     threads, batch = measured.get("threads"), measured.get("batch_size")
     how = f"batch {batch}, {threads} thread{'' if threads == 1 else 's'}" if threads and batch else ""
-    return Cell(repr(measured["seconds"]), f"{1000 * measured['seconds']:.3g} ms", (how,))
+    took = f"{1000 * measured['seconds']:.3g} ms"
+    if "relative" not in measured:
+        return Cell(repr(measured["seconds"]), took, (how,))
+    return Cell(repr(measured["relative"]), f"{measured['relative']:.2f} x dense", (took, how))
 
 
 _UP: dict[str, Any] = {"first": "ascending"}
@@ -252,6 +215,7 @@ _unreliable, _extra_data = (_value(key, _yes, _yes) for key in ("unreliable", "a
 COLUMNS = (
     Column("rank", "Rank", "by best known robust accuracy; below it the ranks that the intervals leave open", _rank, **_UP),
     Column("method", "Method", "name, authors, and how it was evaluated", _method, **_WORD),
+    Column("removes", "Removes", "what the method takes out of the network", _value("removes", sort=str.casefold), **_WORD),
     Column("standard", "Standard acc.", "accuracy without attack", _accuracy("clean_acc")),
     Column("autoattack", "AA robust acc.", "accuracy under standard AutoAttack", _accuracy("autoattack_acc")),
     Column(
@@ -261,67 +225,19 @@ COLUMNS = (
         lambda row: Cell(f"{row.accuracy:.2f}", f"{row.accuracy:.2f}"),
     ),
     Column("interval", "95 % interval", "of the best known robust accuracy (Wilson), for n images", _interval),
+    Column("parameters", "Parameters", "trainable numbers of the network as shipped", _value("parameters", _millions), **_UP),
+    Column("macs", "MACs", "multiply-accumulates for one image", _value("macs", _millions), **_UP),
+    Column(
+        "latency",
+        "Latency",
+        "measured on the machine of the entry, in turn with the dense network where it says so",
+        _latency,
+        **_UP,
+    ),
+    Column("n", "n", "images evaluated", _value("n", "{:,}".format)),
     Column("unreliable", "AA unreliable", "whether AutoAttack overestimates this network", _unreliable, kind="text"),
     Column("data", "Extra data", "whether it was trained on more than the data set", _extra_data, kind="text"),
     Column("architecture", "Architecture", "of the network", _architecture, **_WORD),
     Column("venue", "Venue", "where it was published", _venue, **_WORD),
-    Column("parameters", "Parameters", "trainable numbers of the network as shipped", _value("parameters", _millions), **_UP),
-    Column("macs", "MACs", "multiply-accumulates for one image", _value("macs", _millions), **_UP),
-    Column("latency", "Latency", "measured on the machine of the entry: compare within one machine only", _latency, **_UP),
-    Column("n", "n", "images evaluated", _value("n", "{:,}".format)),
     Column("seed", "Seed", "of the attacks", _value("seed"), **_UP),
 )
-
-
-# --- the plot -------------------------------------------------------------------------------------------------------
-
-
-def plot(group: Group) -> Markup:
-    """Draw robust accuracy against MACs as SVG that stands inside the page.
-
-    Text stays text, ink is the page's own, so that it follows light and dark, and markers distinguish architectures as well as
-    colours do.
-    """
-    title = f"Robust accuracy against MACs: {group.title}"
-    lines = "; ".join(
-        f"rank {row.rank}: {row.entry['name']}, {row.accuracy:.2f} % at {row.entry['macs'] / 1e6:.4g} M" for row in group.drawn
-    )
-    svg, key = _draw(group.drawn), group.key
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{key}-", svg).replace(_INK, "currentColor")
-    head, rest = svg.split(">", 1)
-    head = re.sub(r' (?:width|height)="[^"]*"', "", head)
-    names = f'role="img" aria-labelledby="{key}-title" aria-describedby="{key}-description"'
-    text = f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-description">{escape(lines)}</desc>'
-    return Markup(f"{head} {names}>{text}{rest}".strip())
-
-
-def _draw(rows: Sequence[Ranked]) -> str:
-    """Return the SVG as matplotlib writes it."""
-    colours: Any = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "gkp", "font.family": "sans-serif", "font.size": 11}
-    with matplotlib.rc_context({**style, "text.parse_math": False, **dict.fromkeys(colours, _INK)}):
-        drawing, (ax,) = panels(1, 1, 7.5, 4.2)
-        architectures = dict.fromkeys(row.entry["architecture"] or "unnamed" for row in rows)
-        for name, colour, marker in zip(architectures, cycle(_COLOURS), cycle(_MARKERS), strict=False):
-            members = [row for row in rows if (row.entry["architecture"] or "unnamed") == name]
-            macs, accuracies = [row.entry["macs"] / 1e6 for row in members], [row.accuracy for row in members]
-            below, above = (
-                [max(0.0, row.accuracy - row.low) for row in members],
-                [max(0.0, row.high - row.accuracy) for row in members],
-            )
-            look: dict[str, Any] = {"fmt": marker, "color": colour, "capsize": 3, "markersize": 7}
-            label = f" {name}" if name.startswith("_") else name  # or matplotlib would leave it out of the legend
-            ax.errorbar(macs, accuracies, yerr=[below, above], label=label, **look)
-            for row, *point in zip(members, macs, accuracies, strict=True):
-                ax.annotate(str(row.rank), tuple(point), xytext=(7, 3), textcoords="offset points")
-        ax.set(xlabel="MACs (millions)", ylabel="best known robust accuracy (%)")
-        ax.set_xlim(left=0)
-        ax.margins(x=0.08, y=0.1)
-        ax.set_ylim(max(ax.get_ylim()[0], -2), min(ax.get_ylim()[1], 102))
-        ax.grid(alpha=0.15, color=_INK)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-        buffer = io.StringIO()
-        drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()

@@ -147,6 +147,8 @@ def cifar10() -> Groups:
     groups["precision"] = [*nets, *evaluations(nets, eps=SMALL, engine="fast", purpose="precision")]
     groups["log"] = published_log(scale, log_epochs=LOG_EPOCHS)
     groups["tiny"] = twenty_classes(scale)
+    on_board = {cell.hash for cell in groups["board"]}
+    groups["board"] += [cell for cell in groups["precision"] if isinstance(cell, EvaluateCell) and cell.net.hash in on_board]
     return groups
 
 

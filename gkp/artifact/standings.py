@@ -1,0 +1,228 @@
+"""The leaderboard of finished experiments: their entries, the page, and a table to read.
+
+All networks of a board met the same attacks on the same images. The radii are those where something can be seen: a network that
+is not trained for robustness has nothing left at 8/255. Cost: a few seconds for 24 networks, which are loaded to be counted.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from gkp.artifact.experiments.kinds import LatencyCell, Network, PruneCell, network_in
+from gkp.artifact.experiments.report import Result
+from gkp.artifact.figures.figure import FAMILIES, family_of
+from gkp.artifact.leaderboard import grouped, leaderboard
+from gkp.artifact.results import STRONG, Evaluation, attack_name, evaluations, paper_name
+from gkp.artifact.tables.table import Table, images, not_run
+from gkp.checkpoints import load_model
+from gkp.evaluation.outcomes import Outcomes
+from gkp.evaluation.robustbench.entry import entry, save_entry
+
+RADII = ("0.5/255", "1/255")
+PARTS = ("precision", "pixel", STRONG)  # roles of evaluations that may decide a board
+_KINDS = ("nothing", *FAMILIES, "")  # of what is removed, in the order of the table
+_TITLE = "Leaderboard, accuracy in percent"
+
+
+def of_results(results: Sequence[Result]) -> Table:
+    """Rank finished networks at `RADII`, or at the two smallest radii that there are, and write `build/leaderboard.html`.
+
+    The entries themselves, in RobustBench's schema, are in `build/entries`. What stronger attacks left of fewer images is in
+    the footnote of an entry, and what is not run in the legend.
+
+    Args:
+        results: Finished networks, their evaluations and latencies; the first of several seeds counts.
+    """
+    boards = {radius: found for radius in _radii(results) if len(found := _at(results, radius))}
+    if not boards:
+        return not_run(_TITLE)
+    times, folder = _latencies(results), Path("build")
+    nets = {one.net.hash: one.network for found in boards.values() for one in found.values() if one.network is not None}
+    loaded = {key: load_model(net.file(network_in(net.folder))).eval() for key, net in nets.items()}
+    entries = []
+    for radius, found in boards.items():
+        for row, one in found.items():
+            facts = {"latency": times.get(one.net.hash), "removes": family_of(row) or "not known"}
+            made = _entry(one, loaded[one.net.hash], radius, _stronger(results, one, radius)) | facts
+            save_entry(made, folder / "entries", model_id=row)
+            entries.append(made)
+    note = _note(results, boards)
+    leaderboard(entries, folder / "leaderboard.html", title="The networks of this artifact under attack", note=note)
+    rows = [row for found in boards.values() for row in found]
+    points = pd.DataFrame([_point(made, row) for made, row in zip(entries, rows, strict=True)])
+    return _table(points, _ranks(entries), note)
+
+
+def _radii(results: Sequence[Result]) -> list[str]:
+    there = {
+        key.rpartition("-")[2]
+        for part in PARTS
+        for one in evaluations(results, part)
+        for key in one.result["accuracy"]
+        if key.startswith("worst-case-")
+    }
+    return [radius for radius in RADII if radius in there] or sorted(there, key=lambda text: float(text.split("/")[0]))[:2]
+
+
+def _at(results: Sequence[Result], radius: str) -> dict[str, Evaluation]:
+    """Row -> its evaluation at a radius, all in one role: that of most networks, and among equals of most images."""
+    found: list[dict[str, Evaluation]] = []
+    for part in PARTS:
+        rows: dict[str, Evaluation] = {}
+        for one in evaluations(results, part):
+            if one.network is not None and f"worst-case-{radius}" in one.result["accuracy"]:
+                rows.setdefault(one.facts["method"], one)
+        found.append(rows)
+    return max(found, key=lambda rows: (len(rows), min((one.facts["n"] for one in rows.values()), default=0)))
+
+
+def _entry(one: Evaluation, net: nn.Module, radius: str, footnote: str) -> dict[str, Any]:
+    assert one.network is not None  # `_at` has seen to it
+    return entry(
+        Outcomes.load(one.result.folder),
+        net,
+        eps=radius,
+        name=paper_name(one.facts["method"]),
+        evaluated=one.network["model_sha256"],
+        input_shape=one.network["input_shape"],
+        venue="this artifact",
+        footnote=footnote,
+        latency_seconds=None,
+    )
+
+
+def _stronger(results: Sequence[Result], one: Evaluation, radius: str) -> str:
+    """What attacks of their own choice left of the network at this radius."""
+    key, told = f"worst-case-{radius}", []
+    for other in _others(results, one, radius):
+        low, high = (100 * end for end in other.result["interval"][key])
+        accuracy = 100 * other.result["accuracy"][key]
+        told.append(f"{_attacks(other, radius)} on {other.result['n']:,} images: {accuracy:.1f} [{low:.1f}, {high:.1f}].")
+    return " ".join(told)
+
+
+def _latencies(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
+    """Hash of a network -> the entry's latency for the smallest batch; unpruned networks have the median of all dense ones."""
+    found: dict[str, dict[str, Any]] = {}
+    dense: list[float] = []
+    for result in results:
+        if isinstance(result.cell, LatencyCell):
+            row = min(result["latency"], key=lambda row: row["batch_size"])
+            facts = {"threads": result["threads"], "batch_size": row["batch_size"]}
+            how = f"median of {row['rounds']} rounds, in turn with the dense network"
+            facts |= {"machine": result.run.get("hardware", {}).get("processor", ""), "how": how}
+            found[result.cell.net.hash] = {"seconds": row["compact"], "relative": row["ratio"], **facts}
+            dense.append(row["dense"])
+    for result in results if dense else ():
+        unpruned = isinstance(result.cell, Network) or (isinstance(result.cell, PruneCell) and result.cell.method == "none")
+        if unpruned:
+            facts = {**next(iter(found.values())), "how": f"median of {len(dense)} measurements of the dense network"}
+            found.setdefault(result.cell.hash, {**facts, "seconds": statistics.median(dense), "relative": 1.0})
+    return found
+
+
+def _note(results: Sequence[Result], boards: Mapping[str, Mapping[str, Evaluation]]) -> str:
+    """What the boards rest on, what stronger attacks say of that, and what is not run."""
+    said = []
+    for radius, found in boards.items():
+        first = next(iter(found.values()))
+        said.append(f"At {radius}: {len(found)} networks, {_attacks(first, radius)}, {first.facts['n']:,} images.")
+        lost = [_lost(one, other, radius) for one in found.values() for other in _others(results, one, radius)]
+        if lost:
+            mean, most = 100 * np.mean(lost), 100 * max(lost)
+            named = _attacks(next(other for one in found.values() for other in _others(results, one, radius)), radius)
+            said.append(
+                f"{named}, which is stronger, leaves {mean:.1f} points less of the images that both saw, {most:.1f} at most."
+            )
+        if first.cell.part != "precision":
+            there = {one.net.hash for one in evaluations(results, "precision")} & {one.net.hash for one in found.values()}
+            said.append(f"On all test images: {f'finished for {len(there)} of {len(found)} networks' if there else 'not run'}.")
+    return " ".join(said if _has_autoattack(boards) else [*said, "AutoAttack: not run at these radii."])
+
+
+def _others(results: Sequence[Result], one: Evaluation, radius: str) -> list[Evaluation]:
+    """Evaluations of the same network by attacks of their own choice at this radius."""
+    return [
+        other
+        for other in evaluations(results, STRONG)
+        if other.net.hash == one.net.hash and other.cell != one.cell and f"worst-case-{radius}" in other.result["accuracy"]
+    ]
+
+
+def _lost(one: Evaluation, other: Evaluation, radius: str) -> float:
+    """How much less the other attacks left of the images that both saw, as a fraction."""
+    ours, theirs = (_standing(Outcomes.load(each.result.folder), radius) for each in (one, other))
+    both = ours.keys() & theirs.keys()
+    return float(np.mean([ours[image] for image in both]) - np.mean([theirs[image] for image in both])) if both else 0.0
+
+
+def _standing(outcomes: Outcomes, radius: str) -> dict[int, bool]:
+    """Image -> whether it is right under every attack at this radius."""
+    rows = [at for at, spec in enumerate(outcomes.attacks, start=1) if spec.radius == radius]
+    right = np.asarray(outcomes.right[[0, *rows]].all(axis=0))
+    return dict(zip(outcomes.indices.tolist(), right.tolist(), strict=True))
+
+
+def _attacks(one: Evaluation, radius: str) -> str:
+    keys = [key for key in one.result["accuracy"] if key.endswith(f"-{radius}") and not key.startswith("worst-case")]
+    return " and ".join(attack_name(key, "pixel").removesuffix(f" {radius}") for key in keys)
+
+
+def _has_autoattack(boards: Mapping[str, Mapping[str, Evaluation]]) -> bool:
+    return any(f"autoattack-{radius}" in one.result["accuracy"] for radius, found in boards.items() for one in found.values())
+
+
+def _ranks(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[int, int]]:
+    """(name, eps) -> its rank, and the best one that the intervals leave open."""
+    return {(row.entry["name"], group.eps): (row.rank, row.best) for group in grouped(entries) for row in group.rows}
+
+
+def _point(made: Mapping[str, Any], row: str) -> dict[str, Any]:
+    best = made.get("external", made["autoattack_acc"])
+    low, high = made["interval"]["best_known"]
+    accuracies = {
+        "clean": made["clean_acc"],
+        "autoattack": made["autoattack_acc"],
+        "best known": best,
+        "low": low,
+        "high": high,
+    }
+    millions = {"MACs (M)": made["paper_macs"], "params (M)": made["parameters"]}
+    cost = {name: round(count / 1e6, 3) for name, count in millions.items()}
+    time = {"time": (made["latency"] or {}).get("relative")}
+    return {
+        **{"method": row, "removes": made["removes"], "eps": made["eps"]},
+        **{**accuracies, **cost, **time, "n": made["n"], "seed": made["seed"]},
+    }
+
+
+def _table(points: pd.DataFrame, ranks: Mapping[tuple[str, str], tuple[int, int]], note: str) -> Table:
+    """Methods by what they remove, the most robust first, best and second best of a radius marked."""
+    first = points.drop_duplicates("method").copy()
+    first["kind"] = first["removes"].map(lambda kind: _KINDS.index(kind) if kind in _KINDS else len(_KINDS))
+    first = first.assign(robust=first["best known"].astype(float)).sort_values(["kind", "robust"], ascending=[True, False])
+    rows = first.set_index("method")
+    shown = pd.DataFrame({"removes": rows["removes"], "Benign": rows["clean"]})
+    for radius in points["eps"].unique():
+        at = points[points["eps"] == radius].set_index("method")
+        shown[f"Best known {radius}"] = [
+            _marked(at.loc[row], *ranks[paper_name(row), radius]) if row in at.index else "not run" for row in rows.index
+        ]
+    shown["params (M)"], shown["MACs (M)"] = rows["params (M)"].map("{:.3f}".format), rows["MACs (M)"].map("{:.3f}".format)
+    shown["time, dense = 1"] = ["not run" if pd.isna(time) else f"{time:.2f}" for time in rows["time"]]
+    legend = f"**best**, _second best_, = no worse than the best as far as the intervals tell; [95 % intervals]. {note}"
+    title = f"{_TITLE}, by what is removed · {images(points)}"
+    return Table(title, shown.rename(index=paper_name), points, legend=legend, marked=True)
+
+
+def _marked(point: pd.Series, rank: int, best: int) -> str:
+    mark = {1: "**", 2: "_"}.get(rank, "")
+    tied = " =" if rank > 1 and best == 1 else ""
+    return f"{mark}{float(point['best known']):.1f}{mark}{tied} [{point['low']:.1f}, {point['high']:.1f}]"

@@ -1,0 +1,127 @@
+"""The leaderboard of finished experiments, made of committed ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gkp.artifact import experiments, profiles, standings
+from gkp.artifact.experiments.cell import Cell
+from gkp.artifact.experiments.kinds import EvaluateCell, LatencyCell
+from gkp.artifact.experiments.report import Result
+from gkp.artifact.results import row_name
+from gkp.evaluation.robustbench.entry import load_entries
+
+METHODS = ("unpruned", "unpruned, fine-tuned", "sr-gkp", "cc", "l1norm-b")
+
+
+@pytest.fixture(scope="module")
+def results() -> list[Result]:
+    """The committed networks of five rows, their evaluations and latencies."""
+    found = experiments.run(profiles.cells("cifar10", "board"), jobs=0, quiet=True)
+    return [result for result in found if row_of(result.cell) in METHODS]
+
+
+def row_of(cell: Cell) -> str:
+    return row_name(cell.net if isinstance(cell, EvaluateCell | LatencyCell) else cell)
+
+
+@pytest.fixture(scope="module")
+def board(results, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("board")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return standings.of_results(results), folder / "build"
+
+
+def measured(results: list[Result], row: str, part: str) -> Result:
+    """The committed evaluation of a row in a role."""
+    (found,) = [
+        result
+        for result in results
+        if isinstance(result.cell, EvaluateCell) and row_name(result.cell.net) == row and result.cell.part == part
+    ]
+    return found
+
+
+def test_the_board_has_every_network_at_the_radii_where_something_can_be_seen(results, board):
+    points = board[0].points.set_index(["method", "eps"])
+    assert set(points.index) == {(row, eps) for row in METHODS for eps in ("0.5/255", "1/255")}
+    for (row, eps), point in points.iterrows():
+        pixel = measured(results, row, "pixel")
+        assert float(point["best known"]) == pytest.approx(100 * pixel["accuracy"][f"worst-case-{eps}"], abs=0.005)
+        low, high = pixel["interval"][f"worst-case-{eps}"]
+        assert (point["low"], point["high"]) == (round(100 * low, 2), round(100 * high, 2))
+        assert point["n"] == pixel["n"] == 1000
+
+
+def test_time_is_that_of_the_committed_measurements_and_the_dense_network_is_one(results, board):
+    timed = {row_name(one.cell.net): one["latency"] for one in results if isinstance(one.cell, LatencyCell)}
+    times = board[0].points.drop_duplicates("method").set_index("method")["time"]
+    assert set(timed) == {"sr-gkp", "cc", "l1norm-b"}
+    for row, measurements in timed.items():
+        assert times[row] == next(one["ratio"] for one in measurements if one["batch_size"] == 1)
+    assert times["unpruned"] == times["unpruned, fine-tuned"] == 1.0
+
+
+def test_methods_stand_by_what_they_remove_named_as_in_the_paper_and_the_best_is_marked(board):
+    shown = board[0].shown
+    assert list(shown["removes"]) == ["nothing", "nothing", "grouped kernel", "filter", "channel"]
+    assert set(shown.index) == {"unpruned", "unpruned, fine-tuned", "SR-GKP", "CC", "L1Norm-B"}
+    for eps in ("0.5/255", "1/255"):
+        column = shown[f"Best known {eps}"]
+        points = board[0].points[board[0].points["eps"] == eps].set_index("method")["best known"].astype(float)
+        assert sum("**" in cell for cell in column) == 1
+        assert f"**{points.max():.1f}**" in " ".join(column)
+    assert shown.loc["SR-GKP", "MACs (M)"] == "23.391"
+
+
+def test_entries_are_robustbenchs_and_say_what_stronger_attacks_left(results, board):
+    entries = {(one["name"], one["eps"]): one for one in load_entries(board[1] / "entries")}
+    assert len(entries) == 10
+    made = entries["SR-GKP", "1/255"]
+    cascade = measured(results, "sr-gkp", "cascade")
+    assert f"on 128 images: {100 * cascade['accuracy']['worst-case-1/255']:.1f} [" in made["footnote"]
+    assert made["autoattack_acc"] is None and made["removes"] == "grouped kernel" and made["latency"]["batch_size"] == 1
+    assert "Cascade" not in entries["SR-GKP", "0.5/255"]["footnote"]
+    page = (board[1] / "leaderboard.html").read_text()
+    assert "grouped by what is removed" in page and "Robust accuracy by what is removed: cifar10" in page
+
+
+def test_what_is_not_run_is_said(board):
+    table, build = board
+    for text in (table.legend, (build / "leaderboard.html").read_text()):
+        assert "AutoAttack: not run at these radii" in text
+        assert "At 0.5/255: 5 networks, FGSM and PGD, 1,000 images" in text
+
+
+def precise(result: Result) -> Result:
+    """The same evaluation as if it were of all test images."""
+    cell = EvaluateCell(net=result.cell.net, eps=("0.5/255", "1/255"), purpose="precision")
+    return replace(result, cell=cell, figures={**result.figures, "n": 10_000})
+
+
+def test_all_test_images_decide_once_they_are_finished_for_every_network_and_not_before(results, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    without = [one for one in results if not (isinstance(one.cell, EvaluateCell) and one.cell.part == "precision")]
+    every = [precise(measured(results, row, "pixel")) for row in METHODS]
+    some = standings.of_results([*without, *every[:2]]).legend
+    assert "1,000 images" in some and "On all test images: finished for 2 of 5 networks" in some
+    assert "10,000 images" in standings.of_results([*without, *every]).legend
+
+
+def elsewhere(result: Result) -> dict[str, float]:
+    """Accuracies but for those at the radii of the board."""
+    return {key: value for key, value in result["accuracy"].items() if key.rpartition("-")[2] not in standings.RADII}
+
+
+def test_without_the_usual_radii_the_two_smallest_make_the_board(results, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    only = [
+        replace(one, figures={**one.figures, "accuracy": elsewhere(one)}) if isinstance(one.cell, EvaluateCell) else one
+        for one in results
+    ]
+    assert list(standings.of_results(only).points["eps"].unique()) == ["0.25/255", "2/255"]
+    assert Path("build/leaderboard.html").is_file()
