@@ -11,7 +11,18 @@ that a rule looks at. Costs seconds: finished experiments are read and none is c
 
 from gkp.artifact.claims.claim import Claim, claims
 from gkp.artifact.claims.decision import BOARDS, KINDS, NO_VERDICT, NOT_RUN, VERDICTS, Decision, NotRun
-from gkp.artifact.claims.verdicts import MAIN, as_read, headlines, in_full, main_rows, on_board, rows_of, verdicts
+from gkp.artifact.claims.verdicts import (
+    MAIN,
+    as_read,
+    cannot_say,
+    headlines,
+    in_full,
+    main_rows,
+    on_board,
+    rows_of,
+    says,
+    verdicts,
+)
 
 __all__ = [
     "BOARDS",
@@ -24,11 +35,13 @@ __all__ = [
     "Decision",
     "NotRun",
     "as_read",
+    "cannot_say",
     "claims",
     "headlines",
     "in_full",
     "main_rows",
     "on_board",
     "rows_of",
+    "says",
     "verdicts",
 ]

@@ -12,7 +12,7 @@ import pandas as pd
 
 from gkp.artifact.claims.case import Case, case_of
 from gkp.artifact.claims.claim import Claim, claims
-from gkp.artifact.claims.decision import BOARDS, NO_VERDICT, NOT_RUN, UNDECIDED, VERDICTS, Decision, NotRun
+from gkp.artifact.claims.decision import BOARDS, CLAIMS, NO_VERDICT, NOT_RUN, UNDECIDED, VERDICTS, Decision, NotRun
 from gkp.artifact.claims.gpu_hours import hours_in_words
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.report import Result
@@ -114,6 +114,24 @@ def headlines(points: pd.DataFrame) -> list[str]:
         if words:
             found.append(f"{board.capitalize()}: {', '.join(f'{given[word]} {word}' for word in words)}.")
     return found
+
+
+def says(table: Table) -> list[str]:
+    """What was decided, a line each: the headline of each board, then the statements that were measured, by verdict."""
+    points = table.points
+    rows = [row for word in VERDICTS[CLAIMS] for row in rows_of(points) if row["board"] == CLAIMS and row["verdict"] == word]
+    decided = [row for row in rows if row["verdict"] not in (UNDECIDED, NOT_RUN)]
+    return [*headlines(points), *(f"{row['verdict'].capitalize()}: {row['statement']}: {in_full(row)}." for row in decided)]
+
+
+def cannot_say(table: Table) -> list[str]:
+    """What stays open, a line each, with why: undecided, then not run; for embedded data, that they decide nothing."""
+    points = table.points
+    if (points["verdict"] == NO_VERDICT).any():
+        return ["Digits decide nothing about the paper: every statement stays open."]
+    rows = [row for word in (UNDECIDED, NOT_RUN) for row in rows_of(points) if row["verdict"] == word]
+    told = [f"{row['verdict'].capitalize()}: {row['statement']}: {in_full(row)}." for row in rows]
+    return told or ["No statement of this notebook stays open where it was measured."]
 
 
 def rows_of(points: pd.DataFrame) -> list[dict[str, Any]]:
