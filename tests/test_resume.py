@@ -24,7 +24,7 @@ from gkp.checkpoints import save_model
 from gkp.data.dataset import Dataset
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput, ModelWarning
-from gkp.evaluation import benchmark as evaluation
+from gkp.evaluation import attacked as evaluation
 from gkp.evaluation import protocols
 from gkp.evaluation.benchmark import benchmark
 from gkp.evaluation.outcomes import AttackSpec, Outcomes

@@ -25,7 +25,7 @@ from gkp.attacks.network import evaluating, logits_of
 from gkp.attacks.options import ATTACKS
 from gkp.data.dataset import Dataset, to_unit
 from gkp.errors import BadInput
-from gkp.evaluation.benchmark import adversarial
+from gkp.evaluation.attacked import adversarial
 from gkp.evaluation.outcomes import AttackSpec, Outcomes, differing
 from gkp.evaluation.statistics import discordant, holm, mcnemar, mean_rank, paired_interval, share
 from gkp.evaluation.subject import (

@@ -18,8 +18,9 @@ from gkp.attacks.network import evaluating, logits_of
 from gkp.data.dataset import Dataset
 from gkp.data.shifts import gaussian_noise, rotate, shift
 from gkp.errors import ModelWarning
+from gkp.evaluation.attacked import adversarial
 from gkp.evaluation.audit.evidence import Gradients, InputPath, Probe, Row
-from gkp.evaluation.benchmark import adversarial, benchmark, predict
+from gkp.evaluation.benchmark import benchmark, predict
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
 from gkp.evaluation.subject import images_home
 from gkp.networks.wrappers import unwrapped
