@@ -114,6 +114,7 @@ COMMANDS = ("methods", "prune", "benchmark", "audit", "leaderboard", "run", "sta
         (["prune", "--out"], "Option '--out' requires an argument"),
         (["prune", "--form", "small", "--out", "x"], "'small' is not one of 'compact', 'masked'"),
         (["run", "--jobs", "two"], "'two' is not a valid integer"),
+        (["run", "--for", "soon"], "'soon' is no length of time such as 90s, 25min or 1.5h"),
         (["verify", "all"], "Got unexpected extra argument (all)"),
     ],
 )

@@ -672,3 +672,38 @@ def test_progress_says_for_each_cell_what_happened_and_what_is_left(store, capsy
 def test_jobs_below_one_are_refused(store):
     with pytest.raises(BadInput, match="jobs is -1; give 1 or more, or 0"):
         grid.run([Number(x=1)], jobs=-1, store=store)
+
+
+# --- the deadline of a run ------------------------------------------------------------------------------------------
+
+
+def test_a_run_stops_at_its_deadline_without_a_failure_and_the_next_one_goes_on(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["gkp.artifact.experiments.run"], "_TO_BEGIN", 0.0)
+    monkeypatch.setattr(Trouble, "resumable", True)
+    cell = Trouble(how="resume", note=str(tmp_path / "note"))
+    child = Number(x=1, source=cell)
+    report = compute([cell, child, Number(x=2)], store, seconds=1.0)
+    assert (report.failures, report.exit_status, report.stopped[0]) == ((), 0, cell.id)
+    assert "the time was up: run again to go on" in report.headline
+    assert [p for p in leftovers(store.root) if not p.startswith(".scratch")] == []
+    assert grid.status([cell], store=store).to_json()["missing"] == 1
+    assert compute([cell], store)[0]["done"] == 2 and leftovers(store.root) == []
+
+
+def test_nothing_is_begun_that_can_neither_be_finished_in_time_nor_be_resumed(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(Number, "work", property(lambda cell: cell.x))
+    counter = str(tmp_path / "counter")
+    monkeypatch.setattr(Durations, "of", classmethod(lambda cls, store: cls()))
+    unknown = compute([Number(x=1, counter=counter)], store, seconds=600)
+    assert unknown.stopped == (Number(x=1, counter=counter).id,) and not computations(tmp_path / "counter")
+    durations = Durations()
+    durations.add(Number(x=1), 100.0)
+    monkeypatch.setattr(Durations, "of", classmethod(lambda cls, store: durations))
+    report = compute([Number(x=x, counter=counter) for x in (1, 5, 7)], store, seconds=600)
+    assert [result.cell.x for result in report] == [1.0, 5.0] and report.stopped == (Number(x=7, counter=counter).id,)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])
+def test_a_run_without_time_is_refused(store, seconds):
+    with pytest.raises(BadInput, match="give a number above 0"):
+        compute([Number(x=1)], store, seconds=seconds)

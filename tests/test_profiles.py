@@ -279,3 +279,18 @@ def test_a_training_that_failed_after_its_last_epoch_resumes_and_gives_the_same_
     for name in ("result.json", "model/model.safetensors", "trace.safetensors"):
         assert again.file(name).read_bytes() == report[0].file(name).read_bytes(), name
     assert again.run["seconds"] >= sum(again.run["epoch_seconds"]) > 0.1  # what the first run spent on it is part of its cost
+
+
+def test_half_an_hour_of_a_gpu_begins_with_the_published_log_and_goes_on_with_public_weights_row_by_row():
+    found = profiles.cells("paper", "half-hour")
+    rows = [cell for cell in found if isinstance(cell, PruneCell)]
+    log, public = rows[:3], rows[3:]
+    assert {cell.hash for cell in log} == {c.hash for c in profiles.cells("paper", "log") if isinstance(c, PruneCell)}
+    assert [(cell.model, cell.method) for cell in public] == [
+        ("resnet56", method) for method in ("none", "sr-gkp", "l2-gkp", "l1norm-b", "tmi-gkp", "cc", "fpgm", "random-gkp")
+    ]
+    assert {(cell.epochs, cell.lr, cell.batch_size, cell.threads) for cell in rows} == {(300, 0.01, 64, 0)}
+    assert all(cell.resumable for cell in found)
+    evaluated = [cell.net for cell in found if isinstance(cell, EvaluateCell)]
+    assert evaluated == [row for row in rows for _ in range(2)]
+    assert [found.index(row) for row in rows] == list(range(0, 3 * len(rows), 3))

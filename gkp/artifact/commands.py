@@ -6,6 +6,7 @@ Each command imports what it needs when it runs.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
@@ -37,6 +38,15 @@ def _command(example: str) -> Callable[[Callable], click.Command]:
         return command_of(artifact, example)(checked)
 
     return declare
+
+
+def _seconds(text: str) -> float:
+    """Read a length of time such as 90s, 25min or 1.5h."""
+    found = re.fullmatch(r"([0-9.]+) *(s|min|h)", str(text))
+    try:
+        return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]]  # type: ignore[index]
+    except (TypeError, ValueError):
+        raise click.BadParameter(f"{text!r} is no length of time such as 90s, 25min or 1.5h") from None
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -72,6 +82,9 @@ def _leaderboard(folders: tuple[Path, ...], out: Path, title: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Only list cells, hours, and what is cached.")
 @click.option("--time-limit", type=float, metavar="SECONDS", help="For cells without a limit of their own.")
 @click.option("--memory-limit", type=float, metavar="MB", help="For cells without a limit of their own.")
+@click.option(
+    "--for", "seconds", type=_seconds, metavar="TIME", help="Stop after 25min, 90s or 2h, and go on with the next run."
+)
 def _run(profile: str, groups: Sequence[str], only: str | None, again: bool, **options: Any) -> int:
     """Compute the cells of a profile that are missing."""
     from gkp.artifact import experiments, profiles

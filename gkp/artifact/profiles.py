@@ -169,7 +169,11 @@ def _pruned(cells: list[Cell]) -> list[PruneCell]:
 
 
 def paper() -> Groups:
-    """The paper's protocol to the letter (p. 7 to 9, 17): 300 epochs, each scored on the whole test set; for GPUs."""
+    """The paper's protocol to the letter (p. 7 to 9, 17): 300 epochs, each scored on the whole test set; for GPUs.
+
+    The group "half-hour" is for a GPU that is lent for a time, as by `gkp run --profile paper --group half-hour --for 25min`:
+    the published log and its controls, then a ResNet-56 from public weights, so far as they get; the same command goes on.
+    """
     gpu: dict[str, Any] = {"threads": 0}
     schedule: dict[str, Any] = {"epochs": 300, "log_examples": 10_000, **gpu}
     scale = Scale(
@@ -200,7 +204,18 @@ def paper() -> Groups:
             if model != "vgg16_bn" or name == "main":  # Table 12 is all the paper has of VGG-16
                 groups[f"{model}-{name}"] = cells
     groups["resnet20-log"] = published_log(scale, **gpu)  # scored after each epoch, as theirs is
+    groups["resnet56-public"] = _from_public_weights(scale)
+    groups["half-hour"] = [*groups["resnet20-log"], *groups["resnet56-public"]]
     return groups
+
+
+def _from_public_weights(scale: Scale) -> list[Cell]:
+    """The paper's schedule from a public ResNet-56, row by row, the most telling ones first."""
+    net = PretrainedCell(dataset="cifar10", model="resnet56", weights="akamaster")
+    rows = scale.pruned(net, (UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b"), rate=RATE)
+    rows += scale.pruned(net, ("tmi-gkp",), rate=RATE, options={"grouping": "kpca"})  # nobody published a trace of its training
+    rows += scale.pruned(net, ("cc", "fpgm", "random-gkp"), rate=RATE)
+    return [cell for row in rows for cell in (row, *scale.evaluated([row]))]
 
 
 def start_here(profile: str) -> dict[str, EvaluateCell]:

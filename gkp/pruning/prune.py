@@ -162,6 +162,7 @@ def train_pruned(
     checkpoint: str | Path | None = None,
     progress: bool | None = None,
     device: str | torch.device | None = None,
+    deadline: float | None = None,
     **options: Any,
 ) -> tuple[PrunedModel, TrainingLog]:
     """Prune a network by a method that works while it trains; `net` itself is left as it was.
@@ -175,7 +176,7 @@ def train_pruned(
         seed: Of everything random.
         callbacks: Others beside the method's own.
         evaluate: Called after each epoch with the dense network, in which the method may just have zeroed weights.
-        checkpoint, progress, device: As in `gkp.training.loop.train`.
+        checkpoint, progress, device, deadline: As in `gkp.training.loop.train`.
         options: The method's own.
 
     Returns:
@@ -183,6 +184,7 @@ def train_pruned(
 
     Raises:
         BadInput: A one-shot method, or as `gkp.prune` and `gkp.training.loop.train`.
+        OutOfTime: As `gkp.training.loop.train`.
     """
     net = _inside(net)
     info = _info_for(net, method)
@@ -208,6 +210,7 @@ def train_pruned(
         progress=progress,
         device=device,
         callbacks=(pruning, *callbacks),
+        deadline=deadline,
     )
     plan = pruning.plan(trained)
     pruned = PrunedModel(trained, plan, {name: reason for name, reason in left_out.items() if name not in plan})

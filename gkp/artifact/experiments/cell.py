@@ -90,6 +90,7 @@ class Cell:
     stage: ClassVar[str] = ""
     revision: ClassVar[int] = 1
     compute: ClassVar[Callable[..., Mapping[str, Any]] | None] = None
+    resumable: ClassVar[bool] = False  # does a run go on with what a stopped one left in `Context.scratch`?
     threads: int = 1
     time_limit: float | None = not_hashed(None)
     memory_limit: float | None = not_hashed(None)

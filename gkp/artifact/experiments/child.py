@@ -22,10 +22,12 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from gkp.artifact.experiments.compute import POLL_SECONDS, Job, Outcome, compute, failure, too_large, too_long
+from gkp.artifact.experiments.compute import Job, Outcome, compute, failure
+from gkp.artifact.experiments.limits import POLL_SECONDS, STOPPED, is_over, too_large, too_late, too_long
 from gkp.artifact.experiments.provenance import resident_mb
 from gkp.artifact.experiments.store import Store
 
+_GRACE = 20.0  # seconds after the deadline of a run until a cell that does not stop by itself is ended
 _here = threading.local()  # one child for each thread of a worker
 
 
@@ -41,6 +43,8 @@ def supervise(job: Job) -> Outcome:
         child.pipe.send(job)
         while not child.pipe.poll(POLL_SECONDS):
             spent = time.monotonic() - started
+            if is_over(job, grace=_GRACE):
+                return _end(child, job, *too_late(), spent)
             if job.time_limit is not None and spent > job.time_limit:
                 return _end(child, job, *too_long(job), spent)
             if job.memory_limit is not None and resident_mb(child.pid) > job.memory_limit:
@@ -56,6 +60,9 @@ def _end(child: Child, job: Job, kind: str, message: str, seconds: float) -> Out
     store = Store(Path(job.root))
     if not job.recompute and store.lookup(job.id, job.hash, whole=True) is not None:  # the end came after the cell was finished
         return Outcome(job.id, "computed", seconds=seconds)
+    if kind == STOPPED:
+        store.clear(job.id)
+        return Outcome(job.id, STOPPED, message=message, seconds=seconds)
     outcome = failure(job, store, kind, message, log=store.partial_name(job.id, child.pid) / "log.txt", seconds=seconds)
     store.clear(job.id)
     return outcome

@@ -13,27 +13,23 @@ machine. A cell whose bits may depend on the machine (on a GPU) says threads=0 a
 
 from __future__ import annotations
 
-import math
 import os
 import random
-import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from gkp.artifact.experiments import provenance
 from gkp.artifact.experiments.cell import Cell, canonical, find_kind, load_module
+from gkp.artifact.experiments.limits import STOPPED, LimitExceeded, interrupted_at_limits
 from gkp.artifact.experiments.store import Busy, Store, is_disk_full
-from gkp.errors import BadInput
-
-POLL_SECONDS = 0.1  # between two looks at a cell's limits
+from gkp.errors import BadInput, OutOfTime
 
 
 @dataclass(frozen=True)
@@ -46,6 +42,7 @@ class Job:
         parents: Role -> finished folder.
         threads: None for as many as the worker's environment says.
         recompute: Compute the cell although it is finished.
+        deadline: Time, as `time.time` counts it, at which the cell is stopped, to be resumed by another run.
     """
 
     id: str
@@ -61,6 +58,7 @@ class Job:
     recompute: bool = False
     time_limit: float | None = None
     memory_limit: float | None = None
+    deadline: float | None = None
 
     @classmethod
     def of(cls, cell: Cell, store: Store, parents: Mapping[str, Path], **options: Any) -> Job:
@@ -91,7 +89,8 @@ class Outcome:
     """The end of a job.
 
     Args:
-        status: computed, cached (finished by another process), busy (locked by another process) or failed.
+        status: computed, cached (finished by another process), busy (locked by another process), stopped (at the deadline of
+            the run) or failed.
         kind: Of a failure: error, bad input, time limit, memory limit, disk full, crashed or lost.
     """
 
@@ -112,6 +111,8 @@ class Context:
         notes: Plain values about this run that are not results, such as the seconds of a part: they go to run.json. Its
             "seconds" include the note "taken_over_seconds", if there is one: what killed runs of the cell had spent on
             what this one found in `scratch`.
+        deadline: When the run ends, as `time.time` counts it; None for a run without end. A stage that can stop at a good
+            moment before raises OutOfTime; what it left in `scratch` is found by the next run.
     """
 
     cell_id: str
@@ -119,6 +120,7 @@ class Context:
     _scratch: Path = field(repr=False)
     _log: TextIO = field(repr=False)
     notes: dict[str, Any] = field(default_factory=dict)
+    deadline: float | None = None
 
     @property
     def scratch(self) -> Path:
@@ -134,10 +136,6 @@ class Context:
 
 class SchedulerLost(Exception):
     """The Dask scheduler went away in the middle of a run."""
-
-
-class LimitExceeded(BaseException):
-    """Raised inside a stage that has passed a limit: (kind, message). Not an Exception: stages must not swallow it."""
 
 
 def compute(job: Job, *, alone: bool) -> Outcome:
@@ -175,17 +173,19 @@ def _compute_locked(job: Job, store: Store, partial: Path, alone: bool) -> Outco
         return Outcome(job.id, "computed", seconds=run["seconds"])
     except (Exception, LimitExceeded, SystemExit) as error:
         spent = time.perf_counter() - started
-        return failure(job, store, *_reason(error, store), trace=traceback.format_exc(), log=log, seconds=spent)
+        if (reason := _reason(error, store))[0] == STOPPED:
+            return Outcome(job.id, STOPPED, message=reason[1], seconds=spent)
+        return failure(job, store, *reason, trace=traceback.format_exc(), log=log, seconds=spent)
 
 
 def _run_stage(job: Job, store: Store, partial: Path, stream: TextIO, alone: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """The values and the contents of run.json."""
     function = _stage_function(job)
     threads = job.threads or int(os.environ.get("OMP_NUM_THREADS") or provenance.cores())
-    context = Context(job.id, threads, store.scratch(job.id), stream)
+    context = Context(job.id, threads, store.scratch(job.id), stream, deadline=job.deadline)
     parents = {role: Path(folder) for role, folder in job.parents.items()}
     peak, started = provenance.PeakMemory(), time.perf_counter()
-    with isolated(threads, seed=int(job.hash[:8], 16)), nullcontext() if alone else _interrupted_at_limits(job):
+    with isolated(threads, seed=int(job.hash[:8], 16)), interrupted_at_limits(job, alone=alone):
         figures = dict(function(dict(job.spec["params"]), parents, partial, context))
     try:
         canonical([figures, context.notes])
@@ -241,45 +241,6 @@ def isolated(threads: int, seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _interrupted_at_limits(job: Job) -> Iterator[None]:
-    """Raises LimitExceeded in the body when it passes the job's limits; memory is what the process has gained since.
-
-    Does nothing outside the main thread. A call that does not return to the interpreter is not interrupted: with two jobs
-    or more, its process is killed.
-    """
-    no_limits = job.time_limit is None and job.memory_limit is None
-    if no_limits or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    end = time.monotonic() + (job.time_limit or math.inf)
-    allowed = provenance.resident_mb(os.getpid()) + (job.memory_limit or math.inf)
-
-    def look(*_: object) -> None:
-        late = time.monotonic() > end
-        if late or provenance.resident_mb(os.getpid()) > allowed:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            raise LimitExceeded(*(too_long(job) if late else too_large(job)))
-
-    before = signal.signal(signal.SIGALRM, look)
-    signal.setitimer(signal.ITIMER_REAL, POLL_SECONDS, POLL_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def too_long(job: Job) -> tuple[str, str]:
-    """The kind and message of the failure of a job that passed its time limit."""
-    return "time limit", f"ran longer than its limit of {job.time_limit:g} s"
-
-
-def too_large(job: Job) -> tuple[str, str]:
-    """The kind and message of the failure of a job that passed its memory limit."""
-    return "memory limit", f"used more than its limit of {job.memory_limit:g} MB"
-
-
-@contextmanager
 def _logging_to(path: Path, capture: bool) -> Iterator[TextIO]:
     """The open log file; with `capture`, file descriptors 1 and 2 point to it too."""
     with open(path, "w", encoding="utf-8", errors="replace", buffering=1) as stream:
@@ -314,6 +275,8 @@ def _reason(error: BaseException, store: Store) -> tuple[str, str]:
     """The kind and message of the failure that an exception is."""
     if isinstance(error, LimitExceeded):
         return error.args[0], error.args[1]
+    if isinstance(error, OutOfTime):
+        return STOPPED, str(error)
     if is_disk_full(error):
         return "disk full", f"no space left for {store.root}; free some, or name another folder in GKP_CELLS, and run again"
     text = " ".join(str(error).split())

@@ -57,6 +57,7 @@ class Training(Hyperparameters):
         log_epochs: The epochs after which they are; None for each. Those of a search of a method's own always are.
     """
 
+    resumable = True
     split: str = "train"
     log_examples: int = 0
     log_epochs: tuple[int, ...] | None = later(None)
@@ -170,6 +171,7 @@ class EvaluateCell(Cell):
 
     stage = "evaluate"
     revision = 2
+    resumable = True
     net: Network | PruneCell
     protocol: str = "pixel"
     examples: int | None = None

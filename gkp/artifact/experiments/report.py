@@ -66,6 +66,7 @@ class Report(Sequence[Result]):
         blocked: Id -> the failed ancestor's id.
         missing: Cells asked for without a result: failed, blocked, or not to be computed.
         damaged: Id -> why a stored cell was refused.
+        stopped: Ids of the cells that were stopped at the deadline of the run, or not begun because of it.
         lines: One per cell of a dry run.
         failed_folder: Where the logs of failed cells are.
     """
@@ -77,6 +78,7 @@ class Report(Sequence[Result]):
     blocked: dict[str, str] = field(default_factory=dict)
     missing: tuple[Cell, ...] = ()
     damaged: dict[str, str] = field(default_factory=dict)
+    stopped: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
     failed_folder: Path = Path(".failed")
 
@@ -117,6 +119,7 @@ class Report(Sequence[Result]):
         parts = [f"{self.cached} cached", f"{self.computed} computed"]
         parts += [f"{count} {word}" for word, count in counts.items() if count]
         notes = [f"{_count(self.extra, 'parent')} computed on the way"] if self.extra else []
+        notes += ["the time was up: run again to go on"] if self.stopped else []
         notes += [f"{n_damaged} damaged and not used"] if n_damaged else []
         return f"{_count(total, 'cell')}: {', '.join(parts)}" + (f" ({'; '.join(notes)})" if notes else "")
 

@@ -8,6 +8,7 @@ Whatever is killed, finished cells stay and the rest is computed by the next run
 from __future__ import annotations
 
 import heapq
+import math
 import os
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from gkp.artifact.experiments.cell import Cell, select
 from gkp.artifact.experiments.compute import Job, Outcome, SchedulerLost, compute
 from gkp.artifact.experiments.entry import Entry
+from gkp.artifact.experiments.limits import STOPPED
 from gkp.artifact.experiments.provenance import cores
 from gkp.artifact.experiments.report import CellsFailed, Report, Result
 from gkp.artifact.experiments.status import Durations, Kind, Progress, in_words
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from gkp.artifact.experiments.cluster import Cluster
 
 _ASK_AGAIN = 0.5  # seconds until a cell that another runner has locked is looked at again
+_TO_BEGIN = 10.0  # seconds before the deadline of a run within which nothing is begun any more
 _UNTIL_SEEN = 15.0  # seconds a network folder may take to show a cell that another machine wrote
 
 
@@ -49,6 +52,7 @@ def run(
     store: Store | None = None,
     time_limit: float | None = None,
     memory_limit: float | None = None,
+    seconds: float | None = None,
 ) -> Report:
     """The results of the cells, in their order; those that no store has are computed first, with their parents.
 
@@ -67,6 +71,9 @@ def run(
         store: None for `default_store()`.
         time_limit: Seconds, for cells without a limit of their own.
         memory_limit: MB, for cells without a limit of their own.
+        seconds: How long the run may take, as on a machine that is lent for a time. No cell is begun that can neither be
+            finished by then nor be resumed; trainings and evaluations that are not finished keep what they have in the store
+            and are gone on with by the next run.
 
     Raises:
         BadInput: The store cannot be written while something must be computed, the scheduler does not answer, or a
@@ -75,6 +82,9 @@ def run(
     """
     if jobs is not None and jobs < 0:
         raise BadInput(f"jobs is {jobs}; give 1 or more, or 0 to compute nothing")
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise BadInput(f"a run of {seconds} seconds: give a number above 0")
+    deadline = None if seconds is None else time.time() + seconds
     store, cells, jobs = store or default_store(), take_shard(select(cells, only), shard), cores() if jobs is None else jobs
     plan = make_plan(cells, store, recompute=recompute)
     if dry_run:
@@ -84,7 +94,7 @@ def run(
     else:
         store.prepare()
         limits = {"time_limit": time_limit, "memory_limit": memory_limit}
-        running = _Run(plan, store, show=progress, recompute=recompute, limits=limits)
+        running = _Run(plan, store, show=progress, recompute=recompute, limits=limits, deadline=deadline)
         running.go(jobs, scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS"))
         report = _report(plan, store, running)
     if not quiet:
@@ -134,13 +144,24 @@ def _executor(jobs: int, cells: int, scheduler: str | Path | None) -> _InProcess
 class _Run:
     """The state of one run: the cells that are ready, those that are out, and what came back, by hash."""
 
-    def __init__(self, plan: Plan, store: Store, *, show: bool, recompute: bool, limits: Mapping[str, float | None]) -> None:
-        self.plan, self.store, self.limits = plan, store, limits
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        *,
+        show: bool,
+        recompute: bool,
+        limits: Mapping[str, float | None],
+        deadline: float | None = None,
+    ) -> None:
+        self.plan, self.store, self.limits, self.deadline = plan, store, limits, deadline
+        self.stopped: set[str] = set()  # hashes of cells that met the deadline, or were not begun because of it
         self.recompute = {cell.hash for cell in plan.cells} if recompute else set()
         self.computed: set[str] = set()
         self.failures: dict[str, Outcome] = {}
         self.blocked: dict[str, str] = {}
-        self._progress = Progress(plan.todo.values(), Durations.of(store) if show else Durations(), show=show)
+        self._durations = Durations.of(store) if show or deadline else Durations()
+        self._progress = Progress(plan.todo.values(), self._durations, show=show)
         self._order = {key: place for place, key in enumerate(plan.todo)}
         waits_for = {key: [p.hash for p in cell.parents.values() if p.hash in plan.todo] for key, cell in plan.todo.items()}
         self._with_children = {parent for parents in waits_for.values() for parent in parents}
@@ -173,11 +194,21 @@ class _Run:
                 self._progress.say("the scheduler has no workers yet; waiting for the first")
             while self._ready and len(self._out) < slots:
                 _, key = heapq.heappop(self._ready)
+                if not self._in_time(self.plan.todo[key]):
+                    self.stopped.add(key)
+                    continue
                 self._out[self.plan.todo[key].id] = key
                 executor.submit(self._job(key, executor.threads))
             self._progress.update(slots)
             for outcome in executor.wait(_ASK_AGAIN):
                 self._settle(self._out.pop(outcome.id), outcome)
+
+    def _in_time(self, cell: Cell) -> bool:
+        """Whether the cell is worth beginning before the deadline: it will be finished by then, or can be resumed."""
+        if self.deadline is None:
+            return True
+        left, needed = self.deadline - time.time(), self._durations.estimate(cell)
+        return left > _TO_BEGIN and (cell.resumable or (needed is not None and needed < left))
 
     def _gather(self) -> bool:
         """Whether a cell is ready: its parents are finished, or it is time to ask again for one that was locked."""
@@ -190,12 +221,17 @@ class _Run:
     def _job(self, key: str, threads: int | None) -> Job:
         cell = self.plan.todo[key]
         parents = {role: self.plan.finished[parent.hash].folder for role, parent in cell.parents.items()}
-        return Job.of(cell, self.store, parents, threads=threads, recompute=key in self.recompute, **self.limits)
+        again = key in self.recompute
+        return Job.of(cell, self.store, parents, threads=threads, recompute=again, deadline=self.deadline, **self.limits)
 
     def _settle(self, key: str, outcome: Outcome) -> None:
         cell, blocked = self.plan.todo[key], {}
         if outcome.status == "busy":
             self._elsewhere[key] = time.monotonic() + _ASK_AGAIN
+            return
+        if outcome.status == STOPPED:
+            self.stopped.add(key)
+            self._progress.say(f"stopped: {cell.id}: {outcome.message}")
             return
         if outcome.status != "failed":
             if entry := self._find(cell, whole=key in self._with_children):
@@ -236,6 +272,7 @@ def _report(plan: Plan, store: Store, running: _Run | None = None, **more: Any) 
         extra=len(computed - {cell.hash for cell in plan.cells}),
         failures=tuple(running.failures.values()) if running else (),
         blocked={plan.todo[key].id: plan.todo[failed].id for key, failed in blocked.items()},
+        stopped=tuple(plan.todo[key].id for key in running.stopped) if running else (),
         missing=tuple(cell for cell in plan.cells if cell.hash not in plan.finished),
         damaged=dict(store.damaged),
         failed_folder=store.root / ".failed",

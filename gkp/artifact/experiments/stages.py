@@ -2,9 +2,10 @@
 
 Raise the revision of a kind (`gkp.artifact.experiments.kinds`) when its stage computes something else than before.
 
-Everything runs on the GPU when the worker has one, in full precision. Files: `model` and `compact` as `gkp.save_model`
-writes them, `outcomes.npz` and `outcomes.json` as `Outcomes.save` does. Nothing that depends on the clock is written among
-them: seconds go to run.json, so that the same cell gives the same bytes again on one machine.
+Everything runs on the GPU when the worker has one, in full precision, and attacks in batches as large as its memory allows.
+Files: `model` and `compact` as `gkp.save_model` writes them, `outcomes.npz` and `outcomes.json` as `Outcomes.save` does.
+Nothing that depends on the clock is written among them: seconds go to run.json, so that the same cell gives the same bytes
+again on one machine.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from gkp.data.pinned import PINNED
 from gkp.data.sources import load_dataset
 from gkp.data.variants import variant
 from gkp.errors import BadInput
+from gkp.evaluation.batches import attack_batch
 from gkp.evaluation.benchmark import benchmark
+from gkp.evaluation.protocols import attack_rows
 from gkp.evaluation.subject import state_sha256
 from gkp.networks.build import INPUT_SIDE, build_model
 from gkp.pruning.cost import cost
@@ -131,6 +134,7 @@ def _pruned(
             progress=False,
             evaluate=_scores(parent["dataset"], params["log_examples"]),
             checkpoint=context.scratch / "pruning.pt",
+            deadline=context.deadline,
             **options,
         )
         rows = _rows(log, context)
@@ -153,18 +157,20 @@ def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Pat
     """The parent network's outcome matrix; figures: accuracy and interval under each attack, as fractions, with n and seed."""
     net, engine = load_model(parents["net"] / network_in(parents["net"])), params.get("engine", "torch")
     data = variant(load_pinned(figures_of(parents["net"])["dataset"], "test"), params.get("variant", ""))
+    device = "cpu" if engine == "fast" else _device()
+    net = net if engine == "fast" else masked_twin(net)  # in torch grouped convolutions take longer than dense ones
     outcomes = benchmark(
-        net if engine == "fast" else masked_twin(net),  # in torch grouped convolutions take longer than dense ones
-        data,
+        net,
+        data.to(device),
         protocol=params["protocol"],
         n_examples=params["examples"],
         seed=params["seed"],
-        batch_size=params["batch_size"],
+        batch_size=_batch_size(net, data, params, device),
         eps=params["eps"],
         attacks=params["attacks"],
         true_labels=params["true_labels"],
         checkpoint=context.scratch / "outcomes",
-        device="cpu" if engine == "fast" else _device(),
+        device=device,
         progress=False,
         engine=engine,
     )
@@ -179,6 +185,14 @@ def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Pat
         "data_sha256": outcomes.data_sha256,
         "model_sha256": outcomes.model_sha256,
     }
+
+
+def _batch_size(net: nn.Module, data: Dataset, params: Mapping[str, Any], device: str) -> int:
+    """The batch of the cell where an attack depends on it, else what suits the device."""
+    given = {name: params[name] for name in ("eps", "attacks", "true_labels")}
+    rows = attack_rows(params["protocol"], **given)
+    asked = params["batch_size"]
+    return asked if any(row.together for row in rows) else attack_batch(net, data, device, at_least=asked)
 
 
 def load_pinned(dataset: str, split: str) -> Dataset:
@@ -210,7 +224,9 @@ def _fit(
         progress=False,
         device=_device(),
         callbacks=[*callbacks, *([_AtEpochs(score, some)] if score and some is not None else [])],
+        deadline=context.deadline,
     )
+    context.notes["steps"] = log.steps
     spent, now = sum(row["seconds"] for row in log.rows), time.perf_counter() - started
     if spent > now:  # by so much at least
         context.notes["taken_over_seconds"] = round(spent - now, 3)
@@ -244,8 +260,14 @@ def _scores(dataset: str, examples: int) -> Callable[[nn.Module], dict[str, floa
     """What is logged after each epoch: accuracies in the paper protocol, or nothing."""
     if not examples:
         return None
-    test = load_pinned(dataset, "test").first(examples)
-    return lambda net: benchmark(net, test, protocol="paper", progress=False).accuracy()
+    device = _device()
+    test = load_pinned(dataset, "test").first(examples).to(device)
+
+    def scores(net: nn.Module) -> dict[str, float]:
+        size = attack_batch(net, test, device)
+        return benchmark(net, test, protocol="paper", batch_size=size, progress=False).accuracy()
+
+    return scores
 
 
 def _network_figures(net: nn.Module, dataset: str, model: str, shape: tuple[int, ...]) -> dict[str, Any]:
