@@ -125,12 +125,19 @@ def checkpoints(steps: int) -> list[int]:
 
 
 def watch(state: State, losses: Tensor, since: Tensor) -> tuple[State, Tensor]:
-    """The state after new losses (n,), and of whom (n,) the step size is halved for want of progress (section 3.2).
+    """Watch the progress of ascents, and halve the step size of those that make too little (section 3.2 there).
 
-    since: (n,) steps since the last checkpoint of images that are at one now, -1 of the others. Halved are those whose loss
-    rose in fewer than RHO of these steps, or whose highest loss and step size are what they were at the last checkpoint.
-    Of the state it keeps loss (n,), the last one; highest (n,), the highest so far; rises (n,), since the last checkpoint;
-    highest_then and halved_then (n,), how things stood there; size (n, 1, 1, 1), the step size.
+    Halved are those whose loss rose in fewer than RHO of the steps since the last checkpoint, or whose highest loss and step
+    size are what they were at that checkpoint.
+
+    Args:
+        state: Of each ascent loss, the last one, (n,); highest, the highest so far, (n,); rises, since the last checkpoint,
+            (n,); highest_then and halved_then, how things stood there, (n,); size, the step size, (n, 1, 1, 1).
+        losses: The new losses, (n,).
+        since: Steps since the last checkpoint of those that are at one now, -1 of the others, (n,).
+
+    Returns:
+        The state after these losses, and whose step size was halved, (n,).
     """
     at, highest = since >= 0, torch.maximum(losses, state["highest"])
     rises = state["rises"] + (losses > state["loss"])

@@ -98,10 +98,21 @@ def apart_from_others(model: Model, x: Tensor, logits: Tensor | None = None) -> 
 
 
 def logits_and_gradient(model: Model, x: Tensor, y: Tensor | None, *, loss: str = "ce") -> tuple[Tensor, Tensor]:
-    """Logits (N, K) and the gradient (N, C, H, W) of each image's loss with respect to that image, from one pass.
+    """Logits, and the gradient of each image's loss with respect to that image, from one pass.
 
-    y: (N,) labels, or None for the network's own predictions. Only the gradient of the images is computed: parameters' .grad
-    stay as they are. Raises BadInput for an unknown loss and for a network that gives NaN or no gradient.
+    Only the gradient of the images is computed: the parameters' own stay as they are.
+
+    Args:
+        model: Images (N, C, H, W) to logits (N, K), in eval mode.
+        x: Images (N, C, H, W).
+        y: Labels (N,), or None for the network's own predictions.
+        loss: A key of LOSSES.
+
+    Returns:
+        Logits (N, K) and gradients (N, C, H, W).
+
+    Raises:
+        BadInput: The loss is unknown, or the network's logits or gradients are not finite.
     """
     if loss not in LOSSES:
         raise BadInput(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")

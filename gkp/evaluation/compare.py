@@ -176,8 +176,13 @@ def common_accuracy(
 class Transfer:
     """Which network is right on images that were made to fool another.
 
-    right: (sources, targets, N) bool: target right without attack and on the image made on the source. clean: (targets, N)
-    bool, without attack. Sources and targets are in the order of `names`.
+    Attributes:
+        names: The networks, which are sources and targets in this order.
+        right: Whether a target is right without attack and on the image made on the source, (sources, targets, N) bool.
+        clean: Whether a target is right without attack, (targets, N) bool.
+        attack: What the images were made by.
+        dataset: Its name.
+        seed: Of the attack.
     """
 
     names: tuple[str, ...]

@@ -42,8 +42,12 @@ Attacks = Sequence[str | AttackSpec | Mapping[str, Any]] | str | AttackSpec | Ma
 class Space:
     """Where a protocol attacks: how it gets there from pixels, the network seen from there, and the clip box.
 
-    twin: what attacks that ask hundreds of times are run on, None for the network itself, which judges what they find.
-    attacks_all: also images that are misclassified without attack, counting them if the attack makes them right.
+    Attributes:
+        of_pixels: From images in [0, 1] to images in this space.
+        model: The network as seen from this space, from images to logits.
+        bounds: Least and largest value of an image.
+        attacks_all: Whether images that are misclassified without attack are attacked too, and count if that makes them right.
+        twin: What attacks that ask hundreds of times are run on, None for the network itself, which judges what they find.
     """
 
     of_pixels: Callable[[Tensor], Tensor]
