@@ -230,6 +230,65 @@ def judge(estimate: Estimate, *, margin: float | None = None) -> bool | None:
     return False if estimate.high < 0 else None
 
 
+# --- what another number explains -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """A least-squares line: the share of the variance it explains, its slope, and the slope's interval."""
+
+    r2: float
+    slope: float
+    low: float
+    high: float
+
+
+def fit_line(x: np.ndarray, y: np.ndarray, clusters: Sequence[object]) -> Line:
+    """The line of y on x through all points, the interval of its slope with errors clustered.
+
+    Args:
+        x: (N,), not all the same.
+        y: (N,).
+        clusters: (N,) what each point belongs to, at least three: points of one are not independent.
+    """
+    from statsmodels.regression.linear_model import OLS
+
+    codes = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)[1]
+    model = OLS(np.asarray(y), np.stack([np.ones(len(x)), x], axis=1))
+    found = model.fit(cov_type="cluster", cov_kwds={"groups": codes}, use_t=True)
+    low, high = found.conf_int(1 - LEVEL)[1]
+    return Line(float(found.rsquared), float(found.params[1]), float(low), float(high))
+
+
+def beside_line(x: np.ndarray, y: np.ndarray, clusters: Sequence[object], *, apart: np.ndarray) -> tuple[float, float, float]:
+    """How far some clusters lie above the line through all others, as means of clusters, with a prediction interval.
+
+    The interval is that of as many further clusters of the same kind: it has the scatter of the others around their line, which
+    errors clustered in one regression would miss for a cluster with a level of its own.
+
+    Args:
+        x, y, clusters: As in `fit_line`.
+        apart: (N,) bool, the points of the clusters in question; the others are at least three clusters.
+
+    Returns:
+        The distance, and the low and high end of its interval; NaN where nothing is apart.
+    """
+    from statsmodels.regression.linear_model import OLS
+
+    names = np.asarray(clusters, dtype=str)
+    inside = [names == name for name in dict.fromkeys(names)]
+    mean_x, mean_y = (np.array([np.mean(np.asarray(values)[chosen]) for chosen in inside]) for values in (x, y))
+    mine = np.array([bool(np.asarray(apart)[chosen].all()) for chosen in inside])
+    if not mine.any():
+        return math.nan, math.nan, math.nan
+    found = OLS(mean_y[~mine], np.stack([np.ones((~mine).sum()), mean_x[~mine]], axis=1)).fit()
+    at = np.array([1.0, mean_x[mine].mean()])
+    distance = float(mean_y[mine].mean() - at @ found.params)
+    error = math.sqrt(float(at @ found.cov_params() @ at) + found.mse_resid / mine.sum())
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, found.df_resid)) * error
+    return distance, distance - half, distance + half
+
+
 def mean_rank(accuracies: pd.DataFrame, *, ties: str = "min") -> pd.DataFrame:
     """Rank of each method (row) under each attack (column), 1 being the best, and their "mean rank": the rule of Table 20.
 

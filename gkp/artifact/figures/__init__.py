@@ -5,6 +5,7 @@ Colours: seaborn's colour-blind palette; error bars are always shown where there
 """
 
 from gkp.artifact.figures.effects import forest, trade_off
+from gkp.artifact.figures.explained import explained
 from gkp.artifact.figures.figure import PALETTE, Figure, method_colour
 from gkp.artifact.figures.frequency import reconstructions
 from gkp.artifact.figures.mechanism import beam, granularities, snaking
@@ -23,6 +24,7 @@ __all__ = [
     "PALETTE",
     "Figure",
     "beam",
+    "explained",
     "forest",
     "frequency_dots",
     "granularities",

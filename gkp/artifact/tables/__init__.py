@@ -11,6 +11,7 @@ from gkp.artifact.tables.cost import (
     same_function,
     speeds,
 )
+from gkp.artifact.tables.explained import explained
 from gkp.artifact.tables.methods import kept_kernels, method_checklist
 from gkp.artifact.tables.protocol import epoch_choice, label_choice, seed_spread, space_choice, transferred
 from gkp.artifact.tables.table import Table, provenance
@@ -22,6 +23,7 @@ __all__ = [
     "accuracies",
     "costs",
     "epoch_choice",
+    "explained",
     "grouping_times",
     "high_frequency",
     "kept_kernels",

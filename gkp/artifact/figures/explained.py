@@ -1,0 +1,58 @@
+"""What benign accuracy alone explains of robustness, and what is left for SR-GKP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from gkp.artifact.effects import smallest_radius
+from gkp.artifact.experiments.report import Result
+from gkp.artifact.explained import QUESTION, of_both, shown_columns, told
+from gkp.artifact.figures.figure import PALETTE, Figure, finish, panels
+
+_MARKS = "osD^vP"
+
+
+def explained(results: Sequence[Result]) -> Figure:
+    """The share of the variance of each column that benign accuracy explains, and how far SR-GKP lies from the line.
+
+    Args:
+        results: Finished networks and their evaluations, of any number of architectures and schedules. The paper's tables are
+            shown whatever is finished here.
+    """
+    every = of_both(results)
+    columns = shown_columns(every, smallest_radius(results))
+    points = pd.concat([rows.assign(column=name) for name, rows in columns.items()], ignore_index=True)
+    sources = list(every["source"].unique())
+    heights = {source: len(sources) - 1 - at for at, source in enumerate(sources)}
+    drawing, (left, right) = panels(1, 2, 12, 0.55 * len(sources) + 2.2, sharey=True)
+    for at, rows in enumerate(columns.values()):
+        y = np.array([heights[source] for source in rows["source"]]) + 0.6 * (0.5 - (at + 0.5) / len(columns))
+        _dots(left, right, rows, y, PALETTE[at], _MARKS[at])
+    right.axvline(0, color="#999999", linewidth=1)
+    left.set(xlim=(-3, 103), xlabel="Variance explained by benign accuracy, R² (%)", title="Explained")
+    right.set(xlabel="SR-GKP above the line through all others (points)", title="Left for SR-GKP, with 95 %")
+    left.set_yticks(list(heights.values()), list(heights))
+    left.set_ylim(-0.6, len(sources) - 0.4)
+    for ax in (left, right):
+        ax.grid(axis="x", color="#eeeeee")
+        sns.despine(ax=ax)
+    handles = [
+        Line2D([], [], color=PALETTE[at], marker=_MARKS[at], linestyle="", label=name) for at, name in enumerate(columns)
+    ]
+    drawing.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    note = "Bars: where one more method would lie, 95 % each, not corrected for their number."
+    return finish(drawing, points, QUESTION, f"{told(points)} {note}")
+
+
+def _dots(left: Axes, right: Axes, rows: pd.DataFrame, y: np.ndarray, colour: tuple, mark: str) -> None:
+    left.plot(100 * rows["r2"], y, color=colour, marker=mark, linestyle="", markersize=5)
+    known = rows["left"].notna().to_numpy()
+    some, at = rows[known], y[known]
+    ends = 100 * np.stack([some["left"] - some["low"], some["high"] - some["left"]])
+    right.errorbar(100 * some["left"], at, xerr=ends, color=colour, fmt=mark, markersize=5, linewidth=1)
