@@ -47,11 +47,11 @@ help:
 	@echo '                   JOBS=N                        workers side by side'
 	@echo '                   FORCE=1                       notebooks that are up to date too'
 	@echo '                   COMPUTE=1                     cifar10: cells that are not committed too (hours); 0: never compute'
-	@echo 'make test        run the tests'
+	@echo 'make test        run the tests; for those in a browser see tests/browser.py'
 	@echo 'make verify      check that committed verdicts, cells and notebooks follow from the committed data'
 	@echo 'make check       lint, types, and the checks of the artifact itself'
 	@echo 'make bench       measure speed against the stated budgets'
-	@echo 'make html        the executed notebooks of PROFILE as HTML in build/html/, with an index'
+	@echo 'make html        the report alone, build/report/index.html, and the notebooks of PROFILE (default here: cifar10) as HTML'
 	@echo 'make publish     copy measured cells to data/, and executed notebooks back when make verify is green'
 	@echo '                   PROFILE=cifar10               whose cells (default here: cifar10)'
 	@echo 'make clean       remove build/: the next run computes everything again'
@@ -80,7 +80,7 @@ publish: $(ENV)
 	@"$(PY)" -m gkp publish $(if $(filter file,$(origin PROFILE)),,--profile '$(PROFILE)')
 
 html: $(ENV)
-	@"$(PY)" -m gkp html --profile '$(PROFILE)'
+	@"$(PY)" -m gkp html $(if $(filter file,$(origin PROFILE)),,--profile '$(PROFILE)')
 
 check: $(ENV)
 	@"$(PY)" -m ruff check .

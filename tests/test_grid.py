@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -28,10 +29,10 @@ from gkp.artifact import experiments as grid
 from gkp.artifact import profiles
 from gkp.artifact.experiments import store as store_module
 from gkp.artifact.experiments.cell import Cell, find_kind, later
-from gkp.artifact.experiments.compute import Job, isolated
+from gkp.artifact.experiments.compute import Job, Outcome, isolated
 from gkp.artifact.experiments.compute import compute as compute_job
 from gkp.artifact.experiments.kinds import EvaluateCell, TrainCell
-from gkp.artifact.experiments.status import Durations, Kind, in_words
+from gkp.artifact.experiments.status import Durations, Kind, Progress, in_words
 from gkp.artifact.experiments.store import Busy
 from gkp.artifact.experiments.todo import family, make_plan, take_shard
 from gkp.errors import BadInput
@@ -633,6 +634,31 @@ def test_time_left_is_within_a_factor_of_one_and_a_half_after_the_first_tenth(or
         durations.add(cell, seconds)
         kinds[Kind.of_cell(cell)] -= 1
         left -= seconds
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_what_a_run_says_is_left_is_within_a_factor_of_one_and_a_half_of_its_wall_clock(slots, capsys):
+    """The committed durations played again on one and on two workers, and read off the lines that a person sees."""
+    recorded, free = _recorded(), [0.0] * slots
+    ends = []
+    for cell, seconds in recorded:  # each worker takes the next cell as soon as it is free
+        at = free.index(min(free))
+        free[at] += seconds
+        ends.append((free[at], cell, seconds))
+    whole = max(free)
+    progress = Progress([cell for cell, _ in recorded], Durations(), show=True)
+    said = 0
+    for end, cell, seconds in sorted(ends, key=lambda entry: entry[0]):
+        progress.update(slots)
+        progress.settle(cell, Outcome(cell.id, "computed", seconds=seconds))
+        if 0.1 * whole < end < 0.9 * whole:
+            line = capsys.readouterr().err.splitlines()[-1]
+            number, unit = re.search(r"; about ([\d.]+) (s|min|h) left$", line).groups()
+            left = float(number) * {"s": 1, "min": 60, "h": 3600}[unit]
+            assert (whole - end) / 1.5 < left < 1.5 * (whole - end), line
+            said += 1
+    progress.close()
+    assert said > 100
 
 
 def test_a_few_quick_cells_of_one_kind_do_not_speak_for_slow_ones():

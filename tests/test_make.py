@@ -64,7 +64,8 @@ def test_reproduce_computes_what_is_missing_or_not_as_it_is_told_and_by_the_prof
 def test_publish_takes_the_real_data_unless_told_otherwise_and_html_what_reproduce_made():
     assert "--profile" not in make("-n", "publish", "VENV=").stdout
     assert shlex.split(make("-n", "publish", "VENV=", "PROFILE=paper").stdout)[-2:] == ["--profile", "paper"]
-    assert shlex.split(make("-n", "html", "VENV=").stdout)[1:] == ["-m", "gkp", "html", "--profile", "quick"]
+    assert shlex.split(make("-n", "html", "VENV=").stdout)[1:] == ["-m", "gkp", "html"]
+    assert shlex.split(make("-n", "html", "PROFILE=quick", "VENV=").stdout)[1:] == ["-m", "gkp", "html", "--profile", "quick"]
 
 
 def test_a_misspelt_make_variable_is_refused_in_one_line():

@@ -1,5 +1,7 @@
 """Tables and figures of what a run gave, on results made by hand: rows, numbers, and what is said when there are none."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -76,7 +78,9 @@ def test_seeds_are_averaged_and_a_single_one_says_so(results):
 
 def test_mean_ranks_follow_the_rule_of_table_20_and_leave_the_unpruned_network_out(results):
     points = tables.methods_table([r for r in results if getattr(r.cell, "seed", 0) == 0], protocol="paper", title="").points
-    ranks = tables.mean_ranks(points[points["seed"] == 0]).points.set_index("method")["mean rank"]
+    table = tables.mean_ranks(points[points["seed"] == 0])
+    assert table.shown["mean rank"].to_dict() == {"SR-GKP": "1.00 · paper 2.33", "L2-GKP": "1.75"}  # the paper has no L2-GKP
+    ranks = table.points.set_index("method")["mean rank"]
     assert ranks.to_dict() == {"sr-gkp": 1.0, "l2-gkp": 1.75}  # equal on benign: both first; second on three attacks
 
 
@@ -85,7 +89,8 @@ def test_table_1_has_a_column_for_each_cut_and_passes_other_variants_over(tmp_pa
     found = [evaluated(BASELINE, tmp_path, {"clean": value}, attacks=(), variant=variant) for variant, value in cells]
     found.append(evaluated(BASELINE, tmp_path, ACCURACY, protocol="paper"))
     table = tables.high_frequency(found)
-    assert list(table.shown.columns) == ["full", "0.3", "0.5"] and table.shown.loc["unpruned", "0.3"] == "50.0 [40.0, 55.0]"
+    assert list(table.shown.columns) == ["full", "0.3", "0.5"]
+    assert table.shown.loc["unpruned", "0.3"] == "50.0 [40.0, 55.0] · paper 77.05"
     assert plots.frequency_dots(table.points).points["cut"].tolist() == ["full", "0.3", "0.5"]
 
 
@@ -151,6 +156,10 @@ def test_times_become_ratios_within_one_run(tmp_path):
     )
     grouped = tables.grouping_times([timed])
     assert grouped.points.loc[0, "ratio"] == pytest.approx(1000) and grouped.shown.loc["resnet20", "layers"] == "3 of 18"
+    larger = replace(timed, figures={**timed.figures, "model": "resnet56"})
+    beside = tables.grouping_times([timed, larger]).shown
+    assert beside.loc["resnet20", "ratio"] == "1,000x" and beside.loc["resnet56", "ratio"] == "1,000x · paper 1,826x"
+    assert beside.loc["resnet56", "SR-GKP, grouping + search (s)"] == "0.30 · paper 1,243"
     measured = tables.latencies([timed])
     assert measured.points.set_index(["form", "batch_size"])["ratio"].to_dict() == {
         ("dense", 1): 1.0, ("grouped", 1): 3.0, ("filters removed", 1): 0.5,

@@ -169,11 +169,11 @@ def _publish(profile: str, cells_only: bool) -> int:
     return 1 if any(check.problems for check in done.checks) else 0
 
 
-@_command("gkp html --profile quick")
-@_profile
-@out_option(help="Folder to write.  [default: build/html]")
+@_command("gkp html --profile cifar10")
+@click.option("--profile", default="cifar10", help="Whose notebooks: quick, cifar10, paper, or a file of yours.")
+@out_option(help="Folder to write.  [default: build/report]")
 def _html(profile: str, out: Path | None) -> None:
-    """Write the executed notebooks as HTML that needs nothing else."""
+    """Write the report: every claim with its evidence, and the executed notebooks, as HTML that needs nothing else."""
     from gkp.artifact.html_report import html_report
 
     report = html_report(profile, out=out)

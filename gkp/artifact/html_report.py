@@ -1,4 +1,4 @@
-"""`gkp html`: all executed notebooks as one folder of HTML that needs nothing else, with a first page.
+"""`gkp html`: the report, a folder of HTML that needs nothing else: a first page, and the executed notebooks.
 
 The first page has the headlines, the main claims, and every claim with its evidence, to be searched, filtered and sorted.
 Figures are inside the files and nothing is loaded from anywhere, so the report can be read without a network and attached to
@@ -21,7 +21,7 @@ import pandas as pd
 from gkp.artifact import claims
 from gkp.artifact.executed import read_notebook, sources, was_executed
 from gkp.artifact.page import render
-from gkp.artifact.profiles import check_profile
+from gkp.artifact.profiles import COMMITTED, check_profile
 from gkp.artifact.readme import FIGURE, caption
 from gkp.artifact.verify import VERDICTS, root_of
 from gkp.errors import BadInput
@@ -53,12 +53,12 @@ class Report:
     pages: tuple[Path, ...]
 
 
-def html_report(profile: str = "quick", *, out: Path | None = None, root: Path | None = None) -> Report:
+def html_report(profile: str = COMMITTED, *, out: Path | None = None, root: Path | None = None) -> Report:
     """Write the notebooks executed for `profile` in build/, or where there are none, the committed ones.
 
     Args:
         profile: whose notebooks.
-        out: the folder to write, build/html by default; it is replaced.
+        out: the folder to write, build/report by default; it is replaced.
         root: the checkout; by default the one this package runs from.
 
     Raises:
@@ -80,7 +80,7 @@ def html_report(profile: str = "quick", *, out: Path | None = None, root: Path |
         exclude_output_prompt=True,
         raw_template=(Path(__file__).parent / "notebook.html.j2").read_text(encoding="utf-8"),
     )
-    out = out or root / "build" / "html"
+    out = out or root / "build" / "report"
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

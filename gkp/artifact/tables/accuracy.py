@@ -11,9 +11,9 @@ from gkp.artifact.effects import SETTING, Scores, is_tuned, over_seeds, scores, 
 from gkp.artifact.experiments.kinds import LatencyCell, Network, PruneCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.groups import RATE
-from gkp.artifact.published import ATTACKED, NETWORKS, REFERENCE, printed
-from gkp.artifact.results import STRONG, Evaluation, attack_name, evaluations
-from gkp.artifact.tables.table import Table, by_method, images, not_run, spread_out, with_interval
+from gkp.artifact.published import ATTACKED, NETWORKS, RANKED, REFERENCE, printed, published
+from gkp.artifact.results import BASELINE, STRONG, Evaluation, attack_name, evaluations, paper_name
+from gkp.artifact.tables.table import Table, beside, by_method, images, not_run, spread_out, with_interval
 from gkp.data.folders import is_folder
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import mean_rank
@@ -199,8 +199,13 @@ def high_frequency(results: Sequence[Result]) -> Table:
     if not points:
         return not_run(title)
     frame = pd.DataFrame(points)
-    shown = spread_out(frame, with_interval(frame), columns="cut")
-    return Table(f"{title}, {images(frame)}, 95 % Wilson intervals", shown, frame)
+    theirs = published(1).set_index(["method", "setting"])["value"]
+    names = frame["method"].map(lambda row: "Unpruned" if row == BASELINE else paper_name(row))
+    settings = frame["cut"].map(lambda cut: cut if cut == "full" else f"high frequencies above {cut}")
+    text = beside(with_interval(frame), [theirs.get(key) for key in zip(names, settings, strict=True)])
+    legend = f"paper: what it prints for {REFERENCE}"
+    shown = spread_out(frame, text, columns="cut")
+    return Table(f"{title}, {images(frame)}, 95 % Wilson intervals", shown, frame, legend=legend, marked=True)
 
 
 def strong_attacks(results: Sequence[Result]) -> Table:
@@ -265,4 +270,8 @@ def mean_ranks(
     ranks = mean_rank(wide).sort_values("mean rank")
     told = ranks.map("{:g}".format).assign(**{"mean rank": ranks["mean rank"].map("{:.2f}".format)})
     frame = ranks.reset_index().assign(n=int(rows["n"].iloc[0]))
-    return Table(f"{title} · last epoch, {images(frame)}", by_method(told, frame["method"]), frame)
+    theirs = published(20).query("network == 'all three'").set_index("method")["value"]
+    told["mean rank"] = beside(told["mean rank"], [theirs.get(paper_name(row)) for row in frame["method"]])
+    legend = f"paper: its mean over three networks, among {len(RANKED)} methods"
+    shown = by_method(told, frame["method"])
+    return Table(f"{title} · last epoch, {images(frame)}", shown, frame, legend=legend, marked=True)

@@ -114,6 +114,12 @@ def percent(fractions: pd.Series, form: str = "{:.2f}") -> pd.Series:
     return (100 * fractions).map(form.format)
 
 
+def beside(text: Iterable[str], printed: Iterable[float | None], form: str = "{:.2f}") -> list[str]:
+    """Our cells with what the paper prints on a line of their own, where it prints something; for a marked table."""
+    pairs = zip(text, printed, strict=True)
+    return [ours if theirs is None or pd.isna(theirs) else f"{ours} · paper {form.format(theirs)}" for ours, theirs in pairs]
+
+
 def images(frame: pd.DataFrame) -> str:
     """ "n = 10,000", and every other number of images after it."""
     return f"n = {', '.join(f'{n:,}' for n in dict.fromkeys(frame['n']))}"
