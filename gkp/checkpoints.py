@@ -116,10 +116,15 @@ def load_model(
     """
     _check_types(weights, fields)
     if str(source) in BUILDERS:
+        if weights is None and key is not None:
+            raise BadInput(f"key {key!r} is of a file of weights; give weights=FILE, or leave it out")
         if weights is None:
             return build_model(str(source), seed=seed, **fields).eval()
         return _load_weights(str(source), weights, into, key, fields).eval()
     path = user_path(source)
+    if (weights is not None or fields) and os.path.exists(path):
+        given = ", ".join([*fields, *(["weights"] if weights is not None else [])])
+        raise BadInput(f"{given} cannot be given with {path}; leave out, or give an architecture: {', '.join(BUILDERS)}")
     if os.path.isdir(path):
         return _load_folder(path, into).eval()
     if not os.path.isfile(path):

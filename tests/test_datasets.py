@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.server
+import io
 import os
+import pickle
 import socket
 import threading
 import time
@@ -335,6 +338,11 @@ def test_images_are_nchw_of_the_nhwc_file(bare: SimpleNamespace) -> None:
     assert load_dataset("cifar10", "test").images[3, :, 10, 20].tolist() == [1, 2, 3]
 
 
+def npy(array: np.ndarray) -> bytes:
+    np.save(file := io.BytesIO(), array)
+    return file.getvalue()
+
+
 def small(**changes: np.ndarray) -> dict[str, np.ndarray]:
     return {"images": np.zeros((4, 32, 32, 3), np.uint8), "labels": np.zeros(4, np.uint8), **changes}
 
@@ -379,6 +387,50 @@ def test_a_damaged_cifar10_file_is_refused_by_name(bare: SimpleNamespace) -> Non
     path.write_bytes(content)
     with pytest.raises(BadInput, match="cannot be read as an npz archive"):
         load_dataset("cifar10", "test")
+
+
+@pytest.mark.parametrize(
+    ("replace", "says"),
+    [
+        (
+            lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
+            "a Git LFS pointer",
+        ),
+        (lambda path: path.write_text("<!DOCTYPE html><html>"), "it is a web page, not the file"),
+        (lambda path: path.write_text("404: Not Found"), "it is text .'404: Not Found'., not data"),
+        (lambda path: path.write_bytes(b"\0" * 2000), "it is cut off before its first bytes"),
+        (lambda path: path.write_bytes(gzip.compress(b"1")), r"it is packed \(gzip\)"),
+        (lambda path: path.mkdir(), "it is a folder; give the file inside it"),
+        (lambda path: path.symlink_to("gone.npz"), "it is a link to gone.npz, which is not there"),
+        (lambda path: os.mkfifo(path), "it is not a regular file"),
+        (lambda path: path.write_bytes(pickle.dumps({"images": 1})), "no archive"),
+        (lambda path: path.write_bytes(npy(np.zeros(3))), "no archive"),
+        (lambda path: path.write_bytes(bytes(range(256))), "no archive"),
+    ],
+)
+def test_what_came_in_place_of_cifar10_is_one_line_that_mends_it(bare: SimpleNamespace, replace, says: str) -> None:
+    path = bare.data / "cifar10_test.npz"
+    replace(path)
+    with pytest.raises(BadInput, match=f"cannot be read as an npz archive.*{says}") as caught:
+        load_dataset("cifar10", "test")
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_cifar10_damaged_anywhere_is_one_line(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    whole = io.BytesIO()
+    data.draw(st.sampled_from([np.savez, np.savez_compressed]))(whole, **small())
+    content = bytearray(whole.getvalue())
+    for at in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+        content[at] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("damaged") / "cifar10_test.npz"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GKP_DATA", str(path.parent))
+        with pytest.raises(BadInput) as caught:  # four images are not CIFAR-10 either
+            load_dataset("cifar10", "test")
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
 def test_an_incomplete_torchvision_folder_is_refused_by_name(bare: SimpleNamespace) -> None:

@@ -273,6 +273,15 @@ def test_another_network_is_told_by_three_layers_and_by_the_name_that_fits(tmp_p
     )
 
 
+def test_options_of_a_file_are_not_passed_over_where_there_is_none(tmp_path):
+    folder = save_model(network(), tmp_path / "net")
+    for source, options in (("resnet20", {"key": "ema"}), (folder, {"mean": PAPER_MEAN}), (folder, {"weights": folder})):
+        with pytest.raises(BadInput, match=r"leave (it )?out"):
+            load_model(source, **options)
+    with pytest.raises(BadInput, match=r"resnet20 with weights .* has its shortcut, key already; leave them out"):
+        load_model("resnet20", weights=folder, shortcut="append", key="ema")
+
+
 def test_a_file_alone_says_which_network_it_is(tmp_path):
     path = written(tmp_path, bare(network()))
     with pytest.raises(BadInput, match=r"is a file of weights of resnet20; load it as load_model\(NAME, weights="):
@@ -512,7 +521,7 @@ def test_options_of_a_file_are_refused_where_there_is_none(tmp_path, capsys):
 def test_folders_that_are_closed_to_the_user_are_passed_over(monkeypatch, tmp_path):
     """As of a container that runs as somebody else, with the home folder of root."""
     from gkp import files
-    from gkp.data.sources import is_here
+    from gkp.data.sources import is_here, load_dataset
 
     real, closed = os.stat, str(tmp_path / "closed")
 
@@ -528,6 +537,21 @@ def test_folders_that_are_closed_to_the_user_are_passed_over(monkeypatch, tmp_pa
     assert files.locate("x.bin") is None and not is_here("tiny-imagenet")
     with pytest.raises(BadInput, match="is in none of the folders searched"):
         load_model("resnet110", weights="akamaster")
+    with pytest.raises(BadInput, match="closed is not there"):
+        load_dataset(f"folder:{closed}")
+
+
+def test_kernels_are_compiled_where_their_folder_is_closed(monkeypatch, tmp_path):
+    cache = pytest.importorskip("gkp.engine.cache")
+
+    def closed(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(cache, "kernel_folder", lambda: tmp_path)
+    monkeypatch.setattr(cache, "_writable", lambda folder: False)
+    monkeypatch.setattr(cache, "_compiled", lambda folder: f"compiled, kept in {folder}")
+    monkeypatch.setattr(os, "scandir", closed)
+    assert cache._kernel.__wrapped__() == "compiled, kept in None"
 
 
 def test_a_tilde_without_a_home_is_no_traceback(monkeypatch):

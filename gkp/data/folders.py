@@ -83,7 +83,7 @@ def is_folder(name: str) -> bool:
 def folder_is_here(name: str) -> bool:
     """Whether the folder of this data set exists."""
     try:
-        return _root(name)[0].is_dir()
+        return os.path.isdir(_root(name)[0])
     except BadInput:
         return False
 
@@ -100,8 +100,8 @@ def load_folder(name: str, split: str) -> Dataset:
             is no room for the decoded ones.
     """
     root, size = _root(name)
-    if not root.is_dir():
-        what = "is a file" if root.is_file() else "is not there"
+    if not os.path.isdir(root):
+        what = "is a file" if os.path.isfile(root) else "is not there"
         raise BadInput(f"{name}: {root} {what}; give the folder that has the folders of the classes, or train and val")
     try:
         parts, classes = _parts(root, split)
@@ -114,7 +114,7 @@ def load_folder(name: str, split: str) -> Dataset:
         raise BadInput(f"{name}: cannot be read ({files.one_line(error)}); make its folders and files readable") from error
     key = (name, split, target)
     if key not in _loaded:
-        images = _mapped(target) if target.exists() else None
+        images = _mapped(target) if os.path.exists(target) else None
         if images is None:
             _decode(paths, size, target, name)
             images = _mapped(target)

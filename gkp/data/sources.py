@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shlex
 import tempfile
+import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -162,8 +163,10 @@ def _cifar_source(part: str) -> Path:
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with path.open("rb") as file:  # np.load would leave a broken file open
-            archive = np.load(file, allow_pickle=False)
-            arrays = dict(archive) if isinstance(archive, np.lib.npyio.NpzFile) else {}
+            if not zipfile.is_zipfile(file):
+                raise ValueError("no archive")
+            file.seek(0)
+            arrays = dict(np.load(file, allow_pickle=False))
     except Exception as error:  # a damaged archive can raise anything
         raise BadInput(
             f"{path}: cannot be read as an npz archive ({files.one_line(error)}); it is truncated or not an "

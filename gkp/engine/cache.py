@@ -63,7 +63,7 @@ def _kernel() -> Callable[..., None]:
     processes that compile at once write the same files, which numba renames into place. Damaged files are compiled again.
     """
     folder = kernel_folder()
-    if folder is not None and any(folder.glob("**/*.nbi")):
+    if folder is not None and any(name.endswith(".nbi") for _, _, names in os.walk(folder) for name in names):
         try:
             with _readable(folder) as files:
                 return _compiled(files)
