@@ -114,7 +114,7 @@ def load_model(
         BadInput: Unknown name; a file that is missing, truncated, damaged, tampered with, not a state dict, or of another
             architecture, with the layers that differ and the name that fits.
     """
-    _check_types(weights, fields)
+    _check_types(weights, key, fields)
     if str(source) in BUILDERS:
         if weights is None and key is not None:
             raise BadInput(f"key {key!r} is of a file of weights; give weights=FILE, or leave it out")
@@ -137,9 +137,11 @@ def load_model(
     return net.eval()
 
 
-def _check_types(weights: object, fields: Mapping[str, Any]) -> None:
+def _check_types(weights: object, key: object, fields: Mapping[str, Any]) -> None:
     if weights is not None and not isinstance(weights, str | os.PathLike):
         raise BadInput(f"weights is a {type(weights).__name__}; give a name, a file or a folder")
+    if key is not None and not isinstance(key, str):
+        raise BadInput(f"key is {key!r}; give the name of an entry, such as 'ema', or of a prefix")
     for field in ("mean", "std"):
         value = fields.get(field, (0.5,) * 3)
         if not isinstance(value, list | tuple) or not all(isinstance(number, int | float) for number in value):

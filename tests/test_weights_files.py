@@ -27,7 +27,7 @@ from gkp.checkpoints import load_model, save_model
 from gkp.cli import main
 from gkp.errors import BadInput, ModelWarning
 from gkp.networks.build import build_model
-from gkp.networks.classifier import IMAGENET_MEAN, IMAGENET_STD, PAPER_MEAN
+from gkp.networks.classifier import IMAGENET_MEAN, IMAGENET_STD, PAPER_MEAN, PAPER_STD
 from gkp.pruning.prune import prune
 
 State = dict[str, Tensor]
@@ -215,6 +215,20 @@ def test_the_normalisation_is_the_files_then_the_users_then_the_documented_one(t
         refused(path, r"has a mean of its own, \(0.5, 0.5, 0.5\), not \(0.1, 0.5, 0.5\); leave mean out", mean=(0.1, 0.5, 0.5))
     pair = {"0.mean": torch.tensor([125.0, 123, 114]), "0.std": torch.tensor([63.0, 62, 67])}
     refused(written(tmp_path, {**pair, **behind("1.", state)}), "not of pixels in")
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        {"mean": torch.tensor([0.5]), "std": torch.tensor([0.5])},
+        {f"{name}.{word}": torch.full((3,), value) for name, value in (("a", 0.4), ("b", 0.5)) for word in ("mean", "std")},
+    ],
+)
+def test_a_normalisation_that_is_not_clear_must_be_given(pair, tmp_path):
+    path = written(tmp_path, {**pair, **behind("model.", bare(network()))})
+    for options in ({}, {"key": "model"}, {"mean": PAPER_MEAN}):
+        refused(path, r"has a normalisation that is not clear \(.*mean, .*std.*\); give mean and std", **options)
+    assert same(load_model("resnet20", weights=path, mean=PAPER_MEAN, std=PAPER_STD), network())
 
 
 def test_imagenets_networks_have_imagenets_normalisation(tmp_path):
@@ -405,6 +419,8 @@ def test_archives_pipes_links_and_folders_are_one_line(tmp_path):
     refused(tmp_path / "link.pth", "is a link to annex/objects/x, which is not there")
     refused(tmp_path, "is a folder; give the file inside it")
     refused(tmp_path / "no.pth", "no weights .* there is no such file either")
+    with pytest.raises(BadInput, match="key is 3; give the name of an entry"):
+        load_model("resnet20", weights=tmp_path, key=3)
     with pytest.raises(BadInput, match="weights is a dict; give a name, a file or a folder"):
         load_model("resnet20", weights={"conv1.weight": torch.zeros(1)})
 

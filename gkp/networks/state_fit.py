@@ -30,6 +30,7 @@ _PATTERNS = (
 _COUNTERS = frozenset("num_batches_tracked n_averaged total_ops total_params".split())  # noqa: SIM905
 _BESIDE = frozenset("criterion loss loss_fn metric metrics optimizer momentum callback".split())  # noqa: SIM905
 _MAIN = frozenset("state_dict model_state_dict net_state_dict model_state model net network weights params".split())  # noqa: SIM905
+_OF_METRICS = ("train_", "val_", "valid_", "test_")  # as Lightning's loops name them
 _MEANS = {"mean": "std", "new_mean": "new_std"}
 
 
@@ -55,6 +56,12 @@ class Fit:
     def is_main(self) -> bool:
         """Whether the part has the usual name of a network, not that of an average or a teacher."""
         return all(word in _MAIN for word in re.split(r"[/.]", self.part) if word not in ("", "module", "backbone"))
+
+    @property
+    def unclear_normalisation(self) -> tuple[str, ...]:
+        """What stands beside the part and seems to be a normalisation, but not one of three channels, or not the only one."""
+        ends = {*_MEANS, *_MEANS.values()}
+        return tuple(name for name in self.beside if name.rpartition(".")[2] in ends and self.normalisation is None)
 
     def is_called(self, key: str) -> bool:
         """Whether the user may call the part so: as a whole, or by one of the keys and the prefix."""
@@ -228,7 +235,7 @@ def _canonical(name: str) -> str:
 
 def _is_no_layer(name: str) -> bool:
     words = name.split(".")
-    return words[-1] in _COUNTERS or words[0] in _BESIDE
+    return words[-1] in _COUNTERS or words[0] in _BESIDE or words[0].startswith(_OF_METRICS)
 
 
 def _without_masks(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -242,4 +249,4 @@ def _floats(values: Tensor) -> tuple[float, ...]:
     """As the shortest decimals that are the same in float32; NaN for what are no numbers of this kind."""
     if values.is_meta or not values.is_floating_point():
         return (math.nan,) * values.numel()
-    return tuple(float(str(value)) for value in values.float().reshape(-1).numpy())
+    return tuple(float(str(value)) for value in values.to_dense().float().reshape(-1).numpy())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,11 @@ def read_network(name: str, path: Path, key: str | None, fields: Mapping[str, An
         raise BadInput(
             f"{path} is of another architecture{_misfit(name, _forms(name, fields), states)}{_hint(name, states, fields)}"
         )
+    if {"mean", "std"} <= fields.keys():  # then what the file may say of them need not be understood
+        found = [(replace(fit, beside=tuple(set(fit.beside) - {*fit.unclear_normalisation})), form) for fit, form in found]
     fit = chosen([fit for fit, _ in found], name, path, key)
+    if unclear := fit.unclear_normalisation:
+        raise BadInput(f"{path} has a normalisation that is not clear ({', '.join(unclear[:_NAMED])}); give mean and std")
     told = dict(next(form.fields for other, form in found if other is fit))
     if "shortcut" in told and told["shortcut"] != "projection" and "shortcut" not in fields:
         # akamaster's names, whose shortcuts have no parameters that would tell them from the paper's
@@ -128,6 +132,8 @@ def chosen(fits: Sequence[Fit], name: str, path: Path, key: str | None) -> Fit:
         fits = whole
     else:
         more = ", ".join(fits[0].beside[:_NAMED])
+        if set(fits[0].beside) == {*fits[0].unclear_normalisation}:
+            raise BadInput(f"{path} has a normalisation that is not clear ({more}); give mean and std")
         what = (
             f"key={fits[0].part!r} takes {fits[0].part} alone"
             if fits[0].part
