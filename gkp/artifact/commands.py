@@ -85,6 +85,9 @@ def _leaderboard(folders: tuple[Path, ...], out: Path, title: str) -> None:
 @click.option(
     "--for", "seconds", type=_seconds, metavar="TIME", help="Stop after 25min, 90s or 2h, and go on with the next run."
 )
+@click.option(
+    "--probe/--no-probe", default=None, help="Measure this machine first, 20 s once.  [default: a GPU, for its cells]"
+)
 def _run(profile: str, groups: Sequence[str], only: str | None, again: bool, **options: Any) -> int:
     """Compute the cells of a profile that are missing."""
     from gkp.artifact import experiments, profiles

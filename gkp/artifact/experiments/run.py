@@ -22,7 +22,9 @@ from gkp.artifact.experiments.cell import Cell, select
 from gkp.artifact.experiments.compute import Job, Outcome, SchedulerLost, compute
 from gkp.artifact.experiments.entry import Entry
 from gkp.artifact.experiments.limits import STOPPED
+from gkp.artifact.experiments.probe import rates_for
 from gkp.artifact.experiments.provenance import cores
+from gkp.artifact.experiments.rates import Rates
 from gkp.artifact.experiments.report import CellsFailed, Report, Result
 from gkp.artifact.experiments.status import Durations, Kind, Progress, in_words
 from gkp.artifact.experiments.store import Store, default_store
@@ -53,12 +55,14 @@ def run(
     time_limit: float | None = None,
     memory_limit: float | None = None,
     seconds: float | None = None,
+    probe: bool | None = None,
 ) -> Report:
     """The results of the cells, in their order; those that no store has are computed first, with their parents.
 
     Args:
         cells: Those asked for.
-        jobs: Cells computed at once; None for one per core, 1 for this very process, 0 to compute nothing.
+        jobs: Cells computed at once; 1 for this very process, 0 to compute nothing; None for one per core, or as many as the
+            probe of a GPU found best.
         shard: "i/n", this runner's share; see `gkp.artifact.experiments.todo.take_shard`.
         only: See `gkp.artifact.experiments.cell.select`.
         scheduler: Address or scheduler file of a Dask cluster to use instead of local workers; None for
@@ -74,6 +78,8 @@ def run(
         seconds: How long the run may take, as on a machine that is lent for a time. No cell is begun that can neither be
             finished by then nor be resumed; trainings and evaluations that are not finished keep what they have in the store
             and are gone on with by the next run.
+        probe: Whether to measure first what this machine does (`gkp.artifact.experiments.probe`), for estimates and the number
+            of jobs; None: where there is a GPU and all missing cells are meant for one.
 
     Raises:
         BadInput: The store cannot be written while something must be computed, the scheduler does not answer, or a
@@ -85,16 +91,19 @@ def run(
     if seconds is not None and not 0 < seconds < math.inf:
         raise BadInput(f"a run of {seconds} seconds: give a number above 0")
     deadline = None if seconds is None else time.time() + seconds
-    store, cells, jobs = store or default_store(), take_shard(select(cells, only), shard), cores() if jobs is None else jobs
+    store, cells = store or default_store(), take_shard(select(cells, only), shard)
     plan = make_plan(cells, store, recompute=recompute)
+    rates = rates_for(plan.todo.values(), probe) if plan.todo and jobs != 0 else None
+    if jobs is None:
+        jobs = rates.jobs if rates else cores()
     if dry_run:
-        report = _dry_report(plan, store, jobs)
+        report = _dry_report(plan, store, jobs, rates)
     elif not plan.todo or jobs == 0:
         report = _report(plan, store)
     else:
         store.prepare()
         limits = {"time_limit": time_limit, "memory_limit": memory_limit}
-        running = _Run(plan, store, show=progress, recompute=recompute, limits=limits, deadline=deadline)
+        running = _Run(plan, store, show=progress, recompute=recompute, limits=limits, deadline=deadline, rates=rates)
         running.go(jobs, scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS"))
         report = _report(plan, store, running)
     if not quiet:
@@ -153,6 +162,7 @@ class _Run:
         recompute: bool,
         limits: Mapping[str, float | None],
         deadline: float | None = None,
+        rates: Rates | None = None,
     ) -> None:
         self.plan, self.store, self.limits, self.deadline = plan, store, limits, deadline
         self.stopped: set[str] = set()  # hashes of cells that met the deadline, or were not begun because of it
@@ -160,7 +170,7 @@ class _Run:
         self.computed: set[str] = set()
         self.failures: dict[str, Outcome] = {}
         self.blocked: dict[str, str] = {}
-        self._durations = Durations.of(store) if show or deadline else Durations()
+        self._durations = Durations.of(store, rates) if show or deadline else Durations()
         self._progress = Progress(plan.todo.values(), self._durations, show=show)
         self._order = {key: place for place, key in enumerate(plan.todo)}
         waits_for = {key: [p.hash for p in cell.parents.values() if p.hash in plan.todo] for key, cell in plan.todo.items()}
@@ -272,7 +282,7 @@ def _report(plan: Plan, store: Store, running: _Run | None = None, **more: Any) 
         extra=len(computed - {cell.hash for cell in plan.cells}),
         failures=tuple(running.failures.values()) if running else (),
         blocked={plan.todo[key].id: plan.todo[failed].id for key, failed in blocked.items()},
-        stopped=tuple(plan.todo[key].id for key in running.stopped) if running else (),
+        stopped=tuple(cell.id for key, cell in plan.todo.items() if running and key in running.stopped),
         missing=tuple(cell for cell in plan.cells if cell.hash not in plan.finished),
         damaged=dict(store.damaged),
         failed_folder=store.root / ".failed",
@@ -280,14 +290,17 @@ def _report(plan: Plan, store: Store, running: _Run | None = None, **more: Any) 
     )
 
 
-def _dry_report(plan: Plan, store: Store, jobs: int) -> Report:
-    durations, asked = Durations.of(store), {cell.hash for cell in plan.cells}
+def _dry_report(plan: Plan, store: Store, jobs: int, rates: Rates | None) -> Report:
+    durations, asked = Durations.of(store, rates), {cell.hash for cell in plan.cells}
     lines = [f"cached   {cell.id}" for cell in plan.cells if cell.hash in plan.finished]
     for key, cell in plan.todo.items():
         seconds = durations.estimate(cell)
         how_long = "never timed" if seconds is None else in_words(seconds)
         lines.append(f"compute  {cell.id}  {how_long}{'' if key in asked else ', as a parent'}")
     seconds, unknown = durations.total(Counter(map(Kind.of_cell, plan.todo.values())))
-    time_left = f"{seconds / 3600:.2f} h of work, about {in_words(seconds / jobs)} with {jobs} jobs"
+    time_left = (
+        f"{seconds / 3600:.2f} h of work, about {in_words(seconds / (rates.gain(jobs) if rates else jobs))} with {jobs} jobs"
+    )
     rest = f", and {unknown} cells never timed" if unknown else ""
+    lines += [rates.line] if rates else []
     return _report(plan, store, lines=(*lines, f"to compute: {len(plan.todo)} cells, {time_left}{rest}"))

@@ -22,6 +22,7 @@ from gkp.artifact.experiments.cell import Cell, canonical
 from gkp.artifact.experiments.compute import Outcome
 from gkp.artifact.experiments.entry import read_json
 from gkp.artifact.experiments.provenance import cores
+from gkp.artifact.experiments.rates import PASSES, Images, Rates, images_of, part_of
 from gkp.artifact.experiments.store import Store, default_store
 from gkp.artifact.experiments.todo import blocked_by, family, make_plan
 
@@ -33,10 +34,6 @@ _PER_SECOND = {
     **{"train": 170.0, "prune": 170.0, "evaluate": 400.0, "pretrained": 1.0},
     **{"timing": 1 / 45, "latency": 0.4, "speed": 20.0},
 }
-# passes of an image through the network, by part of an evaluation; `Cell.work` assumes 8 and 60 for the two protocols
-_PASSES = {"paper": 8.0, "pixel": 60.0, "cascade": 1500.0, "autoattack": 300.0, "unattacked": 1.0}
-
-
 # recorded by stated seconds, by part of an evaluation or else by stage: medians of the committed results
 _USUAL = {
     **{"train": 0.9, "prune": 0.55, "timing": 0.8, "latency": 1.15, "speed": 1.0},
@@ -53,16 +50,18 @@ class Kind(NamedTuple):
         like: Stage, parameters but for the seed, and work, as canonical JSON.
         group: Stage, and for an evaluation its part: cells whose durations scale with their work.
         expected: Seconds, as the cells of this project usually took; work in any unit for a stage without a stated rate.
+        on_gpu: The images of a training or an evaluation that is meant for a GPU.
     """
 
     like: bytes
     group: tuple[str, str]
     expected: float
+    on_gpu: Images | None = None
 
     @classmethod
     def of(cls, stage: str, params: Mapping[str, Any], work: float) -> Kind:
         """The kind of a cell of this stage, with these parameters and this `Cell.work`."""
-        part = _part(params) if stage == "evaluate" else ""
+        part = part_of(params) if stage == "evaluate" else ""
         seedless = {name: value for name, value in params.items() if name != "seed"}
         usual = _USUAL.get(part or stage, 1.0)
         return cls(canonical([stage, seedless, work]), (stage, part), usual * _stated_seconds(stage, params, work))
@@ -70,23 +69,13 @@ class Kind(NamedTuple):
     @classmethod
     def of_cell(cls, cell: Cell) -> Kind:
         """The kind of a cell."""
-        return cls.of(cell.stage, cell.params, cell.work)
+        return cls.of(cell.stage, cell.params, cell.work)._replace(on_gpu=images_of(cell))
 
 
 def _stated_seconds(stage: str, params: Mapping[str, Any], work: float) -> float:
     if stage == "evaluate":
-        work *= _PASSES[_part(params)] / _PASSES[params["protocol"]]
+        work *= PASSES[part_of(params)] / PASSES[params["protocol"]]
     return work / _PER_SECOND.get(stage, 1.0) / max(1, params.get("threads", 1))
-
-
-def _part(params: Mapping[str, Any]) -> str:
-    """The part of an evaluation, as far as its cost goes: a key of _PASSES."""
-    if params.get("variant"):
-        return "unattacked"
-    if params["attacks"] is None:
-        return params["protocol"]
-    names = "+".join(item if isinstance(item, str) else item["attack"] for item in params["attacks"]) or "unattacked"
-    return names if names in _PASSES else "pixel"
 
 
 def for_gpu(cells: Iterable[Cell]) -> bool:
@@ -106,17 +95,21 @@ class Durations:
     The estimate is the median of the cells of the same kind; else the expected seconds times the pace of the group, mixed with
     that of everything while few cells of the group are recorded. A pace is a median of recorded by expected seconds, weighted
     by the latter: hundreds of small cells, which take seconds to start, would else double the estimate of a few large ones.
+
+    Args:
+        rates: Of a GPU, if they were measured: they say how long cells take that are meant for one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rates: Rates | None = None) -> None:
+        self.rates = rates
         self._like: dict[bytes, list[float]] = defaultdict(list)
         self._paces: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
         self._known: dict[tuple[str, str], float | None] = {}  # paces, until another cell is added
 
     @classmethod
-    def of(cls, store: Store) -> Durations:
+    def of(cls, store: Store, rates: Rates | None = None) -> Durations:
         """The durations of the cells of this store, those of its read-only roots included."""
-        found = cls()
+        found = cls(rates)
         for root in (*store.read_only, store.root):
             folders = sorted(path for path in root.iterdir() if not path.name.startswith(".")) if root.is_dir() else []
             for folder in folders[:: max(1, len(folders) // AT_MOST)]:
@@ -140,6 +133,8 @@ class Durations:
         kind = Kind.of_cell(cell) if isinstance(cell, Cell) else cell
         if kind.like in self._like:
             return median(self._like[kind.like])
+        if self.rates and kind.on_gpu and (seconds := self.rates.seconds(kind.on_gpu)) is not None:
+            return seconds
         pace = self._pace(kind.group)
         return None if pace is None else pace * kind.expected
 

@@ -1,0 +1,111 @@
+"""Images a second that a GPU trains and evaluates, from `gkp.artifact.experiments.probe`, and the seconds of cells by them.
+
+Needs no torch: a dry run with measured rates is a plan like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from gkp.artifact.experiments.cell import Cell
+from gkp.artifact.experiments.kinds import EvaluateCell, PruneCell, TrainCell
+from gkp.artifact.experiments.work import SIZE, training_work
+
+# passes of an image through the network, by part of an evaluation; `Cell.work` assumes 8 and 60 for the two protocols
+PASSES = {"paper": 8.0, "pixel": 60.0, "cascade": 1500.0, "autoattack": 300.0, "unattacked": 1.0}
+_ENOUGH = 0.95  # of the highest throughput: for the rest no further process is started
+
+
+class Images(NamedTuple):
+    """The work of a cell on a GPU, in images of 32x32 pixels.
+
+    Args:
+        model: The network, a name of `gkp.networks.build`.
+        trained: Images in forward and backward passes of a training.
+        evaluated: Images evaluated in the paper's protocol, or as many as take as long.
+    """
+
+    model: str
+    trained: float
+    evaluated: float
+
+
+def images_of(cell: Cell) -> Images | None:
+    """The images of a training or an evaluation that is meant for a GPU (threads=0); None for other cells."""
+    if cell.threads != 0:
+        return None
+    if isinstance(cell, EvaluateCell) and cell.engine == "torch":
+        model = cell.net.model
+        passes = PASSES[part_of(cell.params)] / PASSES[cell.protocol]
+        return Images(model, 0.0, cell.work / SIZE.get(model, 1.0) * passes / PASSES["paper"])
+    if isinstance(cell, TrainCell | PruneCell):
+        scored = cell.epochs if cell.log_epochs is None else len(cell.log_epochs)
+        trained = training_work(cell.dataset, cell.model, cell.epochs) / SIZE.get(cell.model, 1.0)
+        return Images(cell.model, trained, float(scored * cell.log_examples))
+    return None
+
+
+def part_of(params: Mapping[str, Any]) -> str:
+    """The part of an evaluation, as far as its cost goes: a key of PASSES."""
+    if params.get("variant"):
+        return "unattacked"
+    if params["attacks"] is None:
+        return params["protocol"]
+    names = "+".join(item if isinstance(item, str) else item["attack"] for item in params["attacks"]) or "unattacked"
+    return names if names in PASSES else "pixel"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one device does a second.
+
+    Args:
+        device: Its name.
+        trained: Images a second in training, batches of 64, by network.
+        evaluated: Images a second in the paper's protocol, by network.
+        together: Number of processes that train side by side -> throughput of all, relative to that of one alone.
+        steps: How a step of the training was made, "graph" or "eager" with the reason.
+    """
+
+    device: str
+    trained: Mapping[str, float]
+    evaluated: Mapping[str, float]
+    together: Mapping[int, float]
+    steps: str
+
+    def seconds(self, images: Images) -> float | None:
+        """Seconds of a cell that has the device to itself; None for a network that was not measured."""
+        if images.model not in self.trained:
+            return None
+        return images.trained / self.trained[images.model] + images.evaluated / self.evaluated[images.model]
+
+    @property
+    def jobs(self) -> int:
+        """The fewest processes side by side that come near the highest throughput measured."""
+        most = max(self.together.values())
+        return min(count for count, gain in self.together.items() if gain >= _ENOUGH * most)
+
+    def gain(self, jobs: int) -> float:
+        """How much faster so many processes are than one, by the nearest smaller number measured."""
+        return self.together[max(count for count in self.together if count <= max(1, jobs))]
+
+    @property
+    def line(self) -> str:
+        """The rates for people."""
+        trained = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.trained.items())
+        evaluated = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.evaluated.items())
+        return (
+            f"measured on {self.device}: images/s in training {trained} (step: {self.steps}), evaluated {evaluated}; "
+            f"{self.jobs} cells at once are {self.gain(self.jobs):.1f} times as fast as one"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**asdict(self), "together": {str(count): gain for count, gain in self.together.items()}}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Rates:
+        """Read what `to_json` wrote."""
+        return cls(**{**found, "together": {int(count): gain for count, gain in found["together"].items()}})
