@@ -1,6 +1,7 @@
 """Tables say what the runs say, with n, seed and interval; Table 8 is held against the registry."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from gkp.artifact import tables
 from gkp.artifact.effects import over_seeds
 from gkp.artifact.experiments.kinds import EvaluateCell, PruneCell, TrainCell
 from gkp.artifact.experiments.report import Result
+from gkp.artifact.tables.table import not_run
 from gkp.data.sources import load_dataset
 from gkp.evaluation.benchmark import benchmark
 from gkp.evaluation.statistics import Spread, wilson
@@ -105,6 +107,21 @@ def test_in_a_notebook_marks_are_bold_and_underlined_and_nothing_else_is_markup(
     assert "&lt;i&gt;" in odd._repr_html_() and "&lt;b&gt;1&lt;/b&gt; a_b_c" in odd._repr_html_()
 
 
+@pytest.mark.parametrize("marked", [False, True])
+def test_headers_stand_in_one_row_and_say_what_they_are_of_whatever_names_the_rows(marked):
+    index = pd.MultiIndex.from_tuples([("resnet20", 1), ("resnet20", 128)], names=["network", "batch"])
+    twice = pd.DataFrame({"ms": ["2", "3"], "note": ["a" * 70, "<"]}, index=index)
+    for frame in (twice, twice.droplevel(1), twice.reset_index(drop=True), twice.rename_axis([None, "batch"])):
+        html = tables.Table("t", frame, frame, marked=marked)._repr_html_()
+        levels = frame.index.nlevels
+        named = [name for name in frame.index.names if name]
+        assert re.findall(r'<th scope="col">(.*?)</th>', html) == [*named, "ms", "note"]
+        assert html.count('<th scope="row">') == 2 * levels and html.count("<th") == html.count("<th scope") + html.count(
+            "<thead"
+        )
+        assert "a" * 70 in html and "&lt;" in html and html.count("<tr") == 3
+
+
 def test_several_seeds_are_one_row_whose_interval_has_their_spread(compared):
     table = tables.methods_table(compared, protocol="paper", title="main")
     row = over_seeds(table.points).set_index(["method", "attack"]).loc[("cc", "pgd-8/255")]
@@ -158,3 +175,8 @@ def test_table_8_has_every_method_and_the_registry_agrees_on_the_type_of_each():
     assert set(here.index[(here["procedure, published"] != "one-shot") & (here["procedure, here"] == "one-shot")]) == {"HRank"}
     assert "adapted" in points.loc["HRank", "fidelity"]
     assert not (points["type, here"] == "not implemented").any()
+
+
+def test_a_table_of_nothing_is_its_title():
+    html = not_run("Table 3")._repr_html_()
+    assert "Table 3 · not run" in html and "<t" not in html

@@ -55,8 +55,7 @@ class Table:
         legend = f"<br><small>{_as_html(self.legend)}</small>" if self.legend else ""
         shown = self.shown.map(_as_html) if self.marked else self.shown
         safe = shown.rename(index=_safe, columns=_safe) if self.marked else shown
-        one_row = safe.rename_axis(columns=safe.index.name, index=None)  # of headers, the name of the rows among them
-        return f"<b>{escape(self.title)}</b>{legend}{_scoped(one_row.to_html(escape=not self.marked, border=0))}{fold}"
+        return f"<b>{escape(self.title)}</b>{legend}{_as_table(safe, escape=not self.marked)}{fold}"
 
     def __repr__(self) -> str:
         return "\n".join(filter(None, (self.title, self.legend, self.shown.to_string())))
@@ -66,10 +65,20 @@ def _safe(value: object) -> object:
     return escape(value) if isinstance(value, str) else value
 
 
-def _scoped(table: str) -> str:
-    """The table with headers that say what they are of; a corner without a name is no header."""
-    head, body, rest = table.replace("<th></th>", "<td></td>").partition("<tbody>")
-    return head.replace("<th>", '<th scope="col">') + body + rest.replace("<th>", '<th scope="row">')
+def _as_table(frame: pd.DataFrame, *, escape: bool) -> str:
+    """The frame as HTML with one row of headers, each of which says whether it is of a row or a column."""
+    if frame.empty:
+        return ""
+    levels = frame.index.nlevels
+    flat = frame.reset_index(names=[name or "" for name in frame.index.names], allow_duplicates=True)
+    with pd.option_context("display.max_colwidth", None):
+        head, body, rest = flat.to_html(index=False, escape=escape, border=0).partition("<tbody>")
+    head = head.replace("<th></th>", "<td></td>").replace("<th>", '<th scope="col">')  # a corner without a name is no header
+    return head + body + re.sub(rf"<tr>((?:\s*<td>.*?</td>){{{levels}}})", _row_headers, rest, flags=re.DOTALL)
+
+
+def _row_headers(cells: re.Match[str]) -> str:
+    return "<tr>" + cells[1].replace("<td>", '<th scope="row">').replace("</td>", "</th>")
 
 
 def _as_html(value: object) -> str:
