@@ -719,12 +719,12 @@ def test_a_run_stops_at_its_deadline_without_a_failure_and_the_next_one_goes_on(
 def test_nothing_is_begun_that_can_neither_be_finished_in_time_nor_be_resumed(store, tmp_path, monkeypatch):
     monkeypatch.setattr(Number, "work", property(lambda cell: cell.x))
     counter = str(tmp_path / "counter")
-    monkeypatch.setattr(Durations, "of", classmethod(lambda cls, store: cls()))
+    monkeypatch.setattr(Durations, "of", classmethod(lambda cls, store, rates=None: cls()))
     unknown = compute([Number(x=1, counter=counter)], store, seconds=600)
     assert unknown.stopped == (Number(x=1, counter=counter).id,) and not computations(tmp_path / "counter")
     durations = Durations()
     durations.add(Number(x=1), 100.0)
-    monkeypatch.setattr(Durations, "of", classmethod(lambda cls, store: durations))
+    monkeypatch.setattr(Durations, "of", classmethod(lambda cls, store, rates=None: durations))
     report = compute([Number(x=x, counter=counter) for x in (1, 5, 7)], store, seconds=600)
     assert [result.cell.x for result in report] == [1.0, 5.0] and report.stopped == (Number(x=7, counter=counter).id,)
 
