@@ -192,7 +192,7 @@ class OneLayer(nn.Module):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
 @pytest.mark.parametrize(("inputs", "outputs", "groups"), [(3, 5, 1), (1, 1, 1), (6, 4, 2), (7, 7, 7), (4, 24, 4)])
 def test_a_single_convolution_is_that_of_torch(inputs, outputs, groups, kernel, stride):
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=groups != 2)
@@ -216,6 +216,31 @@ def test_pools_flattening_and_linear_layers_are_those_of_torch():
     pooled = OneLayer(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)).eval()
     assert not gkp.compile(pooled).fallbacks
     assert apart(pooled, images(9, 7, 9)) <= 1e-6
+
+
+@pytest.mark.parametrize(("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 1), (2, 3, 0), (5, 2, 2)])
+def test_maximum_pools_are_those_of_torch(window, stride, padding):
+    net = OneLayer(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.MaxPool2d(window, stride, padding)).eval()
+    assert not gkp.compile(net).fallbacks
+    for height, width in ((5, 5), (7, 18), (16, 33)):
+        assert apart(net, images(3, height, width) - 0.5) <= 1e-6
+        assert gradient_errors(net, images(5, height, width) - 0.5).median() < 1e-6
+
+
+@pytest.mark.parametrize(("block", "side"), [("BasicBlock", 64), ("Bottleneck", 32)])
+def test_the_stem_and_the_blocks_of_imagenet_resnets_run_in_the_engine(block, side):
+    from torchvision.models import resnet
+
+    torch.manual_seed(0)
+    whole = resnet.ResNet(getattr(resnet, block), [1, 1, 1, 1])
+    stem, pool = (whole.conv1, whole.bn1, whole.relu, whole.maxpool), whole.avgpool
+    width = 128 * getattr(resnet, block).expansion
+    net = lively(OneLayer(*stem, whole.layer1, whole.layer2, pool, nn.Flatten(), nn.Linear(width, 7)))
+    for form in (net, gkp.prune(net, "l2", rate=1 / 2).eval().compact()):
+        fast = gkp.compile(form)
+        assert not fast.fallbacks, fast.fallbacks
+        assert apart(form, images(3, side, side), fast) <= 1e-4
+    assert gradient_errors(net, images(3, side, side)).median() < 1e-5
 
 
 # --- what an image's result depends on ------------------------------------------------------------------------------
@@ -343,7 +368,7 @@ class Odd(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.pool = nn.Conv2d(3, 8, 3, padding=1), nn.AvgPool2d(2)
-        self.b, self.act = nn.Conv2d(8, 8, 5, padding=2), nn.GELU()
+        self.b, self.act = nn.Conv2d(8, 8, 5, padding=4, dilation=2), nn.GELU()
         self.c, self.norm, self.fc = nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6), nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -356,7 +381,7 @@ def test_layers_that_the_engine_does_not_know_run_as_stock_modules_and_are_liste
     net = Odd().eval()
     fast = gkp.compile(net)
     assert {"pool", "b", "act", "sigmoid", "mean", "fc"} <= set(fast.fallbacks)
-    assert "kernel (5, 5)" in fast.fallbacks["b"] and fast.fallbacks["act"] == "the engine does not know GELU"
+    assert "dilation (2, 2)" in fast.fallbacks["b"] and fast.fallbacks["act"] == "the engine does not know GELU"
     assert "a" not in fast.fallbacks and "norm" not in fast.fallbacks
     for n in (1, 20):
         assert apart(net, images(n, 16, 16), fast) <= 1e-6

@@ -34,13 +34,22 @@ class Segment:
     sign_slot: int = 0
 
     def __post_init__(self) -> None:
+        # Maps of one size have one layout, for sums of them. Gradients go the other way through a convolution.
+        self._halos: dict[tuple[int, ...], int] = {}
+        for operation in self.operations:
+            if isinstance(operation, Conv):
+                for value in (operation.inputs[0], operation.output):
+                    size, reach = self.shapes[value][1:], operation.weight.shape[-1] // 2
+                    self._halos[size] = max(self._halos.get(size, 1), reach)
         self.forward: Program = _forward(self)
         self.inference = self.forward.without_signs()
 
     def layout(self, value: int) -> MapShape | int:
         """The layout of a value in memory."""
         shape = self.shapes[value]
-        return MapShape(*shape, self.lanes) if len(shape) == 3 else shape[0]
+        if len(shape) != 3:
+            return shape[0]
+        return MapShape(*shape, self.lanes, self._halos.get(shape[1:], 1))
 
 
 def output_shape(operation: Operation, shapes: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
@@ -53,7 +62,7 @@ def output_shape(operation: Operation, shapes: dict[int, tuple[int, ...]]) -> tu
         height, width = (-(-side // operation.stride) for side in shape[1:])
         return operation.before + channels + operation.after, height, width
     if isinstance(operation, MaxPool):
-        return shape[0], shape[1] // 2, shape[2] // 2
+        return shape[0], operation.side(shape[1]), operation.side(shape[2])
     if isinstance(operation, Mean):
         return (shape[0],)
     if isinstance(operation, Flatten):
@@ -67,6 +76,11 @@ def shortcut_channels(operation: Shortcut, channels: int) -> list[int]:
     """The source of each output channel of a shortcut, -1 for zeros."""
     chosen = range(channels) if operation.channels is None else operation.channels.tolist()
     return [-1] * operation.before + list(chosen) + [-1] * operation.after
+
+
+def pool_fields(operation: MaxPool) -> dict[str, int]:
+    """The window of a pool, as fields of its step and of that of its gradient."""
+    return {"kernel": operation.window, "stride": operation.stride, "tile": operation.padding}
 
 
 def normalisation(operation: Load, channels: int) -> np.ndarray:
@@ -121,7 +135,9 @@ def _compute(builder: Builder, segment: Segment, operation: Operation, sources: 
         builder.step(layout.SHORTCUT, source, target, stride=operation.stride, used=used)
     elif isinstance(operation, MaxPool):
         pixels = int(np.prod(segment.shapes[operation.output]))
-        builder.step(layout.MAX_POOL, source, target, written=_signs(segment, operation.output, pixels))
+        builder.step(
+            layout.MAX_POOL, source, target, written=_signs(segment, operation.output, pixels), **pool_fields(operation)
+        )
     elif isinstance(operation, Mean):
         builder.step(layout.MEAN, source, target)
     elif isinstance(operation, Flatten):

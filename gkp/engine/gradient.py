@@ -8,11 +8,12 @@ the input channels. Where several groups keep a channel, their blocks add up.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 
 from gkp.engine import layout
-from gkp.engine.forward import Segment, normalisation, shortcut_channels
+from gkp.engine.forward import Segment, normalisation, pool_fields, shortcut_channels
 from gkp.engine.layout import MapShape
 from gkp.engine.operations import Conv, Flatten, Linear, Load, MaxPool, Mean, Operation, Shortcut
 from gkp.engine.program import Buffer, Builder, Program, Weights
@@ -114,7 +115,8 @@ class _Backward:
         elif isinstance(operation, Mean):
             self._emit(value, layout.UNMEAN, gradient, None)
         elif isinstance(operation, MaxPool):
-            self._emit(value, layout.UNPOOL, gradient, None, written=self.segment.signs[operation.output])
+            signs = self.segment.signs[operation.output]
+            self._emit(value, layout.UNPOOL, gradient, None, written=signs, **pool_fields(operation))
         elif isinstance(operation, Flatten):
             shape = self.segment.layout(value)
             assert isinstance(shape, MapShape)
@@ -130,11 +132,13 @@ class _Backward:
 
     def _convolution(self, operation: Conv, gradient: Buffer) -> None:
         value = operation.inputs[0]
-        channels, height, width = self.segment.shapes[value]
+        channels = self.segment.shapes[value][0]
         spread = None
         if operation.stride == 2:  # pixels that the stride skips get zeros: then the stride is 1
             filters = len(operation.bias)
-            spread = self.builder.buffer(MapShape(filters, height, width, self.segment.lanes), 1)
+            shape = self.segment.layout(value)
+            assert isinstance(shape, MapShape)
+            spread = self.builder.buffer(replace(shape, channels=filters), 1)
             self.builder.step(layout.SPREAD, gradient, spread, stride=2, used=self.builder.table(range(filters)))
         waiting = self.waiting[value]
         other = waiting.pop() if waiting else None

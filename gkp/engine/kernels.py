@@ -10,7 +10,7 @@ from numba import njit
 
 from gkp.engine import layout as L
 from gkp.engine import vectors
-from gkp.engine.emitter import LANES, WIDTHS, at, choice, entry, operation
+from gkp.engine.emitter import LANES, WIDTHS, at, choice, entry, operation, put
 from gkp.engine.vectors import ROWS_OUT
 
 F = 4  # bytes of a float
@@ -57,6 +57,17 @@ def _transform(p, tables, base, group, target):
                     copy_row(piece, source, pitch, to)
                 else:
                     split_row(piece, source, 2 * pitch, to, to + F * L.GROUP * scratch_pitch)
+        if stride == 2 and at(p, L.KERNEL) > 3:
+            for ky in range(at(p, L.KERNEL)):
+                _trim(p, target + F * (ky * scratch_stride + j * L.GROUP * stride * scratch_pitch + L.HALO), scratch_pitch)
+
+
+@njit(nogil=True)
+def _trim(p, target, scratch_pitch):
+    """Zeros beyond the image, where a row of the next is: 3x3 kernels do not reach so far."""
+    for parity in range(2):
+        for i in range((at(p, L.WIDTH) + 1 - parity) // 2 * at(p, L.PIECES), at(p, L.ACROSS) * LANES):
+            put(target + F * (parity * L.GROUP * scratch_pitch + i), np.float32(0.0))
 
 
 @njit(nogil=True)

@@ -1,8 +1,9 @@
 """The layout of feature maps in memory, and the fields of a step.
 
 A map is `[channel][row][column]` float32. A row has `pitch` columns, a whole number of vector pieces; columns beyond the image
-are zero. Above the image is one row of zeros, below it at least one: those halo rows are never written, so they stay zero for
-all images. A feature vector (after global pooling or flattening) is plain `[channel]`.
+are zero. Above the image is a row of zeros, below it at least one: those halo rows are never written, so they stay zero for
+all images. Kernels of more than 3x3 need more of them; the place of a map is that of the last one above the image. A feature
+vector (after global pooling or flattening) is plain `[channel]`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ NEAR, FAR = 3 / 4, 3 / 2  # points of Winograd's F(4, 3), with 0, their negative
     OUT_WIDTH,
     OUT_PITCH,
     OUT_PLANE,
-    TILE,  # output rows of a tile: 4 with Winograd's algorithm, else 1
+    TILE,  # output rows of a tile: 4 with Winograd's algorithm, else 1; of a pool: its padding
     FREQUENCIES,  # 6 or 1
     PIECES,  # of a vector: tile rows that it holds
     SIGN_BYTES,  # of a piece
@@ -97,12 +98,14 @@ class MapShape:
     Attributes:
         channels, height, width: of the map.
         lanes: floats of a vector.
+        halo: rows of zeros above and below the image.
     """
 
     channels: int
     height: int
     width: int
     lanes: int
+    halo: int = 1
 
     @property
     def piece(self) -> int:
@@ -121,8 +124,8 @@ class MapShape:
 
     @property
     def plane(self) -> int:
-        """Floats of one channel: whole groups of tile rows and two rows of halo."""
-        rows = round_up(self.height, 4 * (self.lanes // self.piece)) + 2
+        """Floats of one channel: whole groups of tile rows and the rows of halo."""
+        rows = round_up(self.height, 4 * (self.lanes // self.piece)) + 2 * self.halo
         return round_up(rows * self.pitch, LINE)
 
     @property

@@ -38,7 +38,7 @@ class Conv(Operation):
         bias: `(C_out,)`.
         group_of_filter: `(C_out,)`, the filter group of each filter.
         kept: `(groups, K)`, the input channels that each group reads.
-        stride: 1 or 2; the padding is `k // 2`.
+        stride: 1 or 2; the padding is `k // 2`, and k is odd.
         relu: whether the result is rectified.
         takes: how many channels its input must have, None where some were selected.
 
@@ -76,7 +76,15 @@ class Shortcut(Operation):
 
 @dataclass(eq=False)
 class MaxPool(Operation):
-    """Maxima of 2x2 pixels, stride 2."""
+    """Maxima of `window` x `window` pixels, every `stride`-th, with `padding` pixels that never win around the image."""
+
+    window: int = 2
+    stride: int = 2
+    padding: int = 0
+
+    def side(self, length: int) -> int:
+        """How many maxima a side of so many pixels gives."""
+        return (length + 2 * self.padding - self.window) // self.stride + 1
 
 
 @dataclass(eq=False)

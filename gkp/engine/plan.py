@@ -136,7 +136,7 @@ def _check_input(operation: Operation, shapes: dict[int, tuple[int, ...]], sampl
         problem = f"a convolution reads channel {int(operation.kept.max())} of {shape[0]}"
     elif isinstance(operation, Linear) and shape != (operation.weight.shape[1],):
         problem = f"the classifier takes {operation.weight.shape[1]} features, and these images give {shape[0]}"
-    elif isinstance(operation, MaxPool) and min(shape[1:]) < 2:
+    elif isinstance(operation, MaxPool) and min(map(operation.side, shape[1:])) < 1:
         problem = "nothing is left of the images after pooling"
     _refuse(problem, shapes)
 

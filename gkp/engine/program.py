@@ -129,7 +129,8 @@ class Builder:
             found = min(free, key=lambda b: b.capacity)
             self._free.remove(found)
             return Buffer(found.place, shape, found.capacity, readers)
-        made = Buffer(self._slot, shape, channels, readers)
+        above = (shape.halo - 1) * shape.pitch if isinstance(shape, MapShape) else 0
+        made = Buffer(self._slot + above, shape, channels, readers)
         self._slot += shape.floats if isinstance(shape, MapShape) else round_up(shape, layout.LINE)
         return made
 
@@ -265,13 +266,12 @@ class Builder:
 
 def _columns(kernel: int, stride: int, pieces: int, pitch: int) -> list[int]:
     """The offsets of a kernel's columns in scratch memory; even and odd pixels lie in two planes if the stride is 2."""
-    if kernel == 1:
-        return [0]
-    return [-pieces, 0, pieces] if stride == 1 else [pitch - pieces, 0, pitch]
+    columns = range(-(kernel // 2), kernel // 2 + 1)
+    return [pieces * x for x in columns] if stride == 1 else [pitch * (x & 1) + pieces * (x >> 1) for x in columns]
 
 
-def _size(shape: MapShape | int) -> tuple[int, int]:
-    return (shape.height, shape.width) if isinstance(shape, MapShape) else (0, 0)
+def _size(shape: MapShape | int) -> tuple[int, ...]:
+    return (shape.height, shape.width, shape.halo) if isinstance(shape, MapShape) else ()
 
 
 def _dimensions(shape: MapShape | int) -> tuple[int, int, int, int, int]:

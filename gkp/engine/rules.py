@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from gkp.engine.graph import Translation
 
 
+MOST_POOLED = 16  # pixels of a side: the place of a maximum is kept in a byte
+
+
 class Unknown(Exception):
     """The engine cannot express this node; the message says why."""
 
@@ -43,13 +46,17 @@ def _double(tensor: Tensor | None, length: int, otherwise: float) -> Floats:
     return np.full(length, otherwise) if tensor is None else tensor.detach().double().numpy().copy()
 
 
+_KERNELS = [(side, side) for side in (1, 3, 5, 7)]
+
+
 def _conv(t: Translation, node: fx.Node, module: nn.Conv2d, x: Any) -> Ref:
     k, stride = module.kernel_size, module.stride
     padding = module.padding if isinstance(module.padding, tuple) else None
-    if k not in ((1, 1), (3, 3)) or stride not in ((1, 1), (2, 2)) or padding != (k[0] // 2,) * 2:
-        raise Unknown(f"kernel {k}, stride {stride}, padding {module.padding}: the engine has 1x1 and 3x3 with padding k // 2")
     if module.dilation != (1, 1) or module.padding_mode != "zeros":
         raise Unknown(f"dilation {module.dilation}, padding mode {module.padding_mode!r}")
+    if k not in _KERNELS or stride not in ((1, 1), (2, 2)) or padding != (k[0] // 2,) * 2:
+        known = "1x1 to 7x7 of odd sides, stride 1 or 2, padding k // 2"
+        raise Unknown(f"kernel {k}, stride {stride}, padding {module.padding}: the engine has {known}")
     if module.weight.dtype != torch.float32:
         raise Unknown(f"weights of type {module.weight.dtype}")
     source = t.as_map(x, node)
@@ -175,11 +182,19 @@ def _pad(t: Translation, node: fx.Node, x: Any, pad: Any, mode: str = "constant"
 
 
 def _max_pool(t: Translation, node: fx.Node, module: nn.MaxPool2d, x: Any) -> Ref:
-    plain = module.padding in (0, (0, 0)) and module.dilation in (1, (1, 1)) and not module.ceil_mode
-    if module.kernel_size not in (2, (2, 2)) or module.stride not in (2, (2, 2)) or not plain or module.return_indices:
-        raise Unknown("a maximum pool other than of 2x2 pixels")
+    pairs = (_pair(value) for value in (module.kernel_size, module.stride, module.padding, module.dilation))
+    window, stride, padding, dilation = pairs
+    square = all(len(set(pair)) == 1 for pair in (window, stride, padding))
+    if not square or dilation != (1, 1) or module.ceil_mode or module.return_indices or window[0] > MOST_POOLED:
+        raise Unknown(
+            f"a maximum pool other than of squares of at most {MOST_POOLED} pixels a side, or with ceil_mode or indices"
+        )
     source = t.plain_map(x, node)
-    return t.add(node, "map", lambda output: MaxPool([source.value], output))
+    return t.add(node, "map", lambda output: MaxPool([source.value], output, window[0], stride[0], padding[0]))
+
+
+def _pair(value: Any) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value, value)
 
 
 def _adaptive(t: Translation, node: fx.Node, x: Any, size: Any) -> Ref:

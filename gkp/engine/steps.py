@@ -6,11 +6,13 @@ import numpy as np
 from numba import njit
 
 from gkp.engine import layout as L
-from gkp.engine.emitter import at, entry, get, get_byte, put, put_byte
+from gkp.engine import vectors
+from gkp.engine.emitter import WIDTHS, at, choice, entry, get, get_byte, put, put_byte
 from gkp.engine.kernels import F, convolve
 from gkp.engine.narrow import convolve_narrow
 
 ZERO = np.float32(0.0)
+pool_row = choice({width: vectors.pool_row(width) for width in WIDTHS}, 4)
 
 
 @njit(nogil=True)
@@ -101,17 +103,25 @@ def _spread(p, tables, base):
 
 @njit(nogil=True)
 def _max_pool(p, base, signs):
-    """Maxima of 2x2 pixels; which of the four, a byte a pixel, if the gradient will want it. NaN counts as the largest."""
+    """Maxima of squares; which pixel of it, a byte a maximum, if the gradient will want it. NaN counts as the largest."""
+    window, stride, padding = at(p, L.KERNEL), at(p, L.STRIDE), at(p, L.TILE)
+    quick = window == 2 and stride == 2 and padding == 0 and at(p, L.WRITTEN) < 0
     for c in range(at(p, L.CHANNELS)):
         for y in range(at(p, L.OUT_HEIGHT)):
-            source = _source(p, base, c, 2 * y)
-            target = _target(p, base, c, y)
+            top, target = y * stride - padding, _target(p, base, c, y)
+            if quick:
+                for x in range(0, at(p, L.OUT_PITCH), at(p, L.PIECE)):
+                    source = _source(p, base, c, top) + F * 2 * x
+                    pool_row(at(p, L.PIECE), source, at(p, L.PITCH), target + F * x, at(p, L.OUT_WIDTH) - x)
+                continue
             for x in range(at(p, L.OUT_WIDTH)):
-                best, which = get(source + F * 2 * x), 0
-                for i in range(1, 4):
-                    value = get(source + F * (2 * x + i % 2 + i // 2 * at(p, L.PITCH)))
-                    if value > best or value != value:
-                        best, which = value, i
+                left, best, which = x * stride - padding, -np.float32(np.inf), np.int64(-1)
+                for row in range(max(top, 0), min(top + window, at(p, L.HEIGHT))):
+                    source = _source(p, base, c, row)
+                    for column in range(max(left, 0), min(left + window, at(p, L.WIDTH))):
+                        value = get(source + F * column)
+                        if value > best or value != value or which < 0:
+                            best, which = value, (row - top) * window + column - left
                 put(target + F * x, best)
                 if at(p, L.WRITTEN) >= 0:
                     put_byte(signs + at(p, L.WRITTEN) + (c * at(p, L.OUT_HEIGHT) + y) * at(p, L.OUT_WIDTH) + x, np.uint8(which))
@@ -122,6 +132,7 @@ def _max_pool(p, base, signs):
 @njit(nogil=True)
 def _unpool(p, base, signs, across, piece):
     """The gradient of `_max_pool`: to the pixel that was the largest; times ReLU's. Source: the gradient of the maxima."""
+    window, stride, padding = at(p, L.KERNEL), at(p, L.STRIDE), at(p, L.TILE)
     for c in range(at(p, L.OUT_CHANNELS)):
         for y in range(at(p, L.OUT_HEIGHT)):
             target = _target(p, base, c, y)
@@ -131,9 +142,10 @@ def _unpool(p, base, signs, across, piece):
             source = _source(p, base, c, y)
             for x in range(at(p, L.WIDTH)):
                 which = np.int64(get_byte(signs + at(p, L.WRITTEN) + (c * at(p, L.HEIGHT) + y) * at(p, L.WIDTH) + x))
-                row, column = 2 * y + which // 2, 2 * x + which % 2
+                row, column = y * stride - padding + which // window, x * stride - padding + which % window
                 value = _masked(signs, at(p, L.READ), c * at(p, L.OUT_HEIGHT) + row, across, piece, column, get(source + F * x))
-                put(_target(p, base, c, row) + F * column, value)
+                target = _target(p, base, c, row) + F * column
+                put(target, get(target) + value)
 
 
 @njit(nogil=True)

@@ -177,6 +177,24 @@ def split_row(width: int) -> Emit:
     return split_row_
 
 
+def pool_row(width: int) -> Emit:
+    """Maxima of 2x2 pixels. Arguments: source, row pitch, target, columns left (from the first maximum on; zeros follow)."""
+    halves = [range(parity, 2 * width, 2) for parity in (0, 1)]
+
+    def pool_row_(e: Emitter, source: Value, pitch: Value, target: Value, columns_left: Value) -> None:
+        b, pointer = e.b, e.pointer(source)
+        pairs = [[e.load(pointer, b.add(row, whole(at)), width) for at in (0, width)] for row in (whole(0), pitch)]
+        best, *others = (e.shuffle(*pair, lanes) for pair in pairs for lanes in halves)
+        for value in others:
+            larger = b.or_(b.fcmp_ordered(">", value, best), b.fcmp_unordered("uno", value, value))
+            best = b.select(larger, value, best)
+        lane = ir.Constant(ir.VectorType(I64, width), list(range(width)))
+        inside = b.icmp_signed("<", lane, e.splat(columns_left, width))
+        e.store(b.select(inside, best, ir.Constant(best.type, [0.0] * width)), e.pointer(target), whole(0))
+
+    return pool_row_
+
+
 def finish(width: int, winograd: bool, residual: bool) -> Emit:
     """Sums -> pixels: A^T of F(4, 3) if `winograd`, bias, residual, ReLU or its gradient, and the store.
 
