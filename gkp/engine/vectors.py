@@ -184,7 +184,7 @@ def pool_row(width: int) -> Emit:
     def pool_row_(e: Emitter, source: Value, pitch: Value, target: Value, columns_left: Value) -> None:
         b, pointer = e.b, e.pointer(source)
         pairs = [[e.load(pointer, b.add(row, whole(at)), width) for at in (0, width)] for row in (whole(0), pitch)]
-        best, *others = (e.shuffle(*pair, lanes) for pair in pairs for lanes in halves)
+        best, *others = (e.shuffle(low, high, lanes) for low, high in pairs for lanes in halves)
         for value in others:
             larger = b.or_(b.fcmp_ordered(">", value, best), b.fcmp_unordered("uno", value, value))
             best = b.select(larger, value, best)
