@@ -94,10 +94,16 @@ def test_A2_every_result_says_with_what_code_packages_and_hardware_and_in_how_lo
 # --- F: it works, and it is all there -------------------------------------------------------------------------------
 
 
-def section(heading: str) -> str:
-    """The text under the first README heading that contains `heading`, up to the next heading outside a code block."""
+@cache
+def pages() -> str:
+    """README and docs/, one after the other."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
+
+
+def section(heading: str, page: str = "README.md") -> str:
+    """The text under the first heading of a page that contains `heading`, up to the next heading outside a code block."""
     lines, inside, fenced = [], False, False
-    for line in readme().splitlines():
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
         fenced ^= line.startswith("```")
         if line.startswith("#") and not fenced:
             if inside:
@@ -105,7 +111,7 @@ def section(heading: str) -> str:
             inside = heading in line
         elif inside:
             lines.append(line)
-    assert lines, f"README.md has no section called {heading}"
+    assert lines, f"{page} has no section called {heading}"
     return "\n".join(lines)
 
 
@@ -114,10 +120,10 @@ def fenced_blocks(text: str, language: str) -> list[str]:
 
 
 def layout() -> dict[str, str]:
-    """Description by path, from README's map: `path  description`, a path indented under a folder being inside it."""
+    """Description by path, from the map in docs/layout.md: `path  description`, a path indented under a folder being inside it."""
     found: dict[str, str] = {}
     parents: list[tuple[int, str]] = []
-    for line in fenced_blocks(section("Layout"), r"\w*")[0].splitlines():
+    for line in fenced_blocks(section("Layout", "docs/layout.md"), r"\w*")[0].splitlines():
         if not line.strip():
             continue
         indent, (path, _, text) = len(line) - len(line.lstrip()), line.strip().partition(" ")
@@ -129,7 +135,7 @@ def layout() -> dict[str, str]:
     return found
 
 
-def test_F1_the_map_in_the_readme_lists_every_module_and_folder_and_nothing_that_is_not_there():
+def test_F1_the_map_of_the_layout_lists_every_module_and_folder_and_nothing_that_is_not_there():
     tree = {name(path) for path in (ROOT / "gkp").glob("*.py")}
     tree |= {f"{name(path.parent)}/" for path in (ROOT / "gkp").glob("*/__init__.py")}
     assert {path for path in layout() if re.fullmatch(r"gkp/[^/]+/?", path)} == tree
@@ -256,22 +262,22 @@ def shell_commands(text: str) -> list[list[str]]:
 
 
 def inline_code() -> list[list[str]]:
-    prose = re.sub(r"^```.*?^```$", "", readme(), flags=re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^```.*?^```$", "", pages(), flags=re.MULTILINE | re.DOTALL)
     return [code.split() for code in re.findall(r"`([^`\n]+)`", prose)]
 
 
-def test_F5_every_make_command_in_the_readme_exists():
+def test_F5_every_make_command_of_readme_and_docs_exists():
     makefile = (ROOT / "Makefile").read_text()
     (targets,) = (line.split() for line in re.findall(r"^\.PHONY:(.*)$", makefile, re.MULTILINE))
     (variables,) = (line.split() for line in re.findall(r"^KNOWN +:=(.*)$", makefile, re.MULTILINE))
-    commands = [words[1:] for words in shell_commands(readme()) + inline_code() if words[0] == "make"]
+    commands = [words[1:] for words in shell_commands(pages()) + inline_code() if words[0] == "make"]
     assert ["reproduce"] in commands
     for word in (re.sub(r"[\[\]]", "", word) for words in commands for word in words):
         assert word in targets or ("=" in word and word.partition("=")[0] in variables), f"make {word}"
 
 
-def test_F5_every_gkp_command_in_the_readme_is_understood_by_the_parser():
-    shown = [words[1:] for words in shell_commands(readme()) if words[0] == "gkp"]
+def test_F5_every_gkp_command_of_readme_and_docs_is_understood_by_the_parser():
+    shown = [words[1:] for words in shell_commands(pages()) if words[0] == "gkp"]
     assert shown
     for words in shown:
         command_line.commands[words[0]].make_context(words[0], words[1:])  # click's UsageError names what it does not know
@@ -570,10 +576,10 @@ def test_a_method_that_returns_the_unpruned_network_is_refused(cheat, monkeypatc
 
 @pytest.mark.parametrize("mark", ["torchvision.models.resnet18", "gkp.Dataset(", "def plan(self, net, convs)"])
 def test_U1_own_model_own_dataset_and_own_method_take_at_most_20_lines_and_run(mark):
-    """tests/test_readme.py runs every block of the README; here they are found and counted."""
-    (block,) = (block for block in test_readme.BLOCKS if mark in block)
-    assert len([line for line in block.splitlines() if line.strip()]) <= 20
-    assert test_readme.test_a_block_of_the_readme_runs
+    """tests/test_readme.py runs every block of README and docs/; here they are found and counted."""
+    blocks = [block for _, block in test_readme.BLOCKS if mark in block]
+    assert blocks and all(len([line for line in block.splitlines() if line.strip()]) <= 20 for block in blocks)
+    assert test_readme.test_a_block_of_a_page_runs
 
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
