@@ -37,7 +37,7 @@ endif
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help reproduce test verify check bench publish html clean distclean
+.PHONY: help reproduce lab test verify check bench publish html clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -47,6 +47,7 @@ help:
 	@echo '                   JOBS=N                        workers side by side'
 	@echo '                   FORCE=1                       notebooks that are up to date too'
 	@echo '                   COMPUTE=1                     cifar10: cells that are not committed too (hours); 0: never compute'
+	@echo 'make lab         open the notebooks in JupyterLab, with the kernel of this environment'
 	@echo 'make test        run the tests; for those in a browser see tests/browser.py'
 	@echo 'make verify      check that committed verdicts, cells and notebooks follow from the committed data'
 	@echo 'make check       lint, types, and the checks of the artifact itself'
@@ -67,6 +68,9 @@ CHOSEN := $(filter-out file,$(origin PROFILE))$(ONLY)$(COMPUTE)
 
 reproduce: $(ENV)
 	@"$(PY)" -m gkp reproduce $(if $(CHOSEN),--profile '$(PROFILE)') $(if $(JOBS),--jobs '$(JOBS)') $(if $(ONLY),--only '$(ONLY)') $(if $(filter-out 0,$(FORCE)),--force) $(if $(COMPUTE),$(if $(filter 0,$(COMPUTE)),--no-compute,--compute)) $(if $(CHOSEN),--out 'build/$(basename $(notdir $(PROFILE)))')
+
+lab: $(ENV)
+	@"$(PY)" -m gkp lab
 
 # One worker a core, eight at most, one thread each; the tests of a file stay together and in order.
 test: $(ENV)
@@ -109,7 +113,7 @@ no_packages = The packages could not be installed: PyPI must be reachable and 7 
 PIP = PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip -qq --no-input
 
 clean:
-	@rm -rf build
+	@rm -rf build notebooks/build
 
 distclean: clean
 	@rm -rf .venv gkp.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -120,7 +120,7 @@ def fenced_blocks(text: str, language: str) -> list[str]:
 
 
 def layout() -> dict[str, str]:
-    """Description by path, from the map in docs/layout.md: `path  description`, a path indented under a folder being inside it."""
+    """Description by path, from the map in docs/layout.md: `path  description`, a path below a folder being inside it."""
     found: dict[str, str] = {}
     parents: list[tuple[int, str]] = []
     for line in fenced_blocks(section("Layout", "docs/layout.md"), r"\w*")[0].splitlines():
@@ -495,7 +495,7 @@ def test_R7_cached_or_computed_is_printed_and_make_clean_forces_recomputation(tm
     assert capsys.readouterr().out == "1 cell: 0 cached, 1 computed\n1 cell: 1 cached, 0 computed\n"
     monkeypatch.delenv("GKP_CELLS", raising=False)
     assert grid.default_store().root == ROOT / "build" / "cells"
-    assert re.search(r"^clean:\n\t@rm -rf build$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert re.search(r"^clean:\n\t@rm -rf build notebooks/build$", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
 UNITS = {"second": 1 / 60, "minute": 1, "hour": 60}

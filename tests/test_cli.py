@@ -96,7 +96,20 @@ def test_bad_input_is_one_line_and_status_2_and_nothing_is_written(argv, message
     assert [entry.name for entry in tmp_path.iterdir()] == ["net"]
 
 
-COMMANDS = ("methods", "prune", "benchmark", "audit", "leaderboard", "run", "status", "reproduce", "verify", "publish", "html")
+COMMANDS = (
+    "methods",
+    "prune",
+    "benchmark",
+    "audit",
+    "leaderboard",
+    "run",
+    "status",
+    "reproduce",
+    "verify",
+    "publish",
+    "html",
+    "lab",
+)
 
 
 @pytest.mark.parametrize(

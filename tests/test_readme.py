@@ -1,4 +1,4 @@
-"""README and docs/: their Python runs as it stands, their commands exist, their links lead somewhere, their numbers are data."""
+"""README and docs/: their Python runs, their commands exist, their links lead somewhere, their numbers are data."""
 
 import json
 import os

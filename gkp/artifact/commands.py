@@ -1,4 +1,4 @@
-"""The commands of the artifact: leaderboard, run, status, reproduce, verify, publish, html. `gkp.cli` runs them.
+"""The commands of the artifact: leaderboard, run, status, reproduce, verify, publish, html, lab. `gkp.cli` runs them.
 
 Each command imports what it needs when it runs.
 """
@@ -181,3 +181,14 @@ def _html(profile: str, out: Path | None) -> None:
 
     report = html_report(profile, out=out)
     print(f"{len(report.pages)} notebooks: {report.index}")
+
+
+@_command("gkp lab")
+@click.option("--browser/--no-browser", default=True, help="Open it in a browser.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port on this machine.  [default: 8888, or the next that is free]")
+def _lab(browser: bool, port: int | None) -> None:
+    """Open the notebooks in JupyterLab, with the kernel of this environment."""
+    from gkp.artifact.kernel import lab
+    from gkp.artifact.verify import root_of
+
+    lab(root_of(None) / "notebooks", browser=browser, port=port)

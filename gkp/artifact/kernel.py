@@ -1,10 +1,12 @@
-"""Executes a notebook in a kernel of the interpreter that runs this, whatever other kernels JUPYTER_PATH has."""
+"""Notebooks in a kernel of the interpreter that runs this, whatever kernels JUPYTER_PATH has: executed, or in JupyterLab."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from pathlib import Path
+from typing import NoReturn
 from weakref import WeakSet
 
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -18,6 +20,13 @@ from gkp.files import given_folders
 _running: WeakSet[OwnKernel] = WeakSet()
 
 
+class OwnKernels(KernelSpecManager):
+    """The kernels there are: the one that ipykernel makes for this interpreter. No folder of kernels is asked."""
+
+    def _kernel_dirs_default(self) -> list[str]:
+        return []
+
+
 class OwnKernel(AsyncKernelManager):
     """The kernel of this interpreter."""
 
@@ -27,34 +36,44 @@ class OwnKernel(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        """The specification that ipykernel makes for this interpreter; no folder of kernels is asked."""
-        return KernelSpecManager(kernel_dirs=[]).get_kernel_spec("python3")
+        """Its specification."""
+        return OwnKernels().get_kernel_spec("python3")
 
     async def _async_interrupt_kernel(self) -> None:
         """Do nothing: jupyter_client interrupts a kernel before every shutdown, and an idle one reports that as an error."""
 
 
+def kernel_environment() -> dict[str, str]:
+    """Return the environment of a kernel: this gkp, and its data and cells wherever the kernel's current folder is."""
+    root = str(Path(__file__).resolve().parents[2])
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "GKP_DATA": os.pathsep.join(map(str, given_folders())),
+        "GKP_CELLS": str(default_store().root),
+    }
+
+
 def execute(book: NotebookNode, folder: Path) -> None:
     """Run the cells of a notebook in place, with `folder` as the kernel's current folder."""
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),  # the gkp that runs this
-        "GKP_DATA": os.pathsep.join(map(str, given_folders())),  # absolute: the kernel has another current folder
-        "GKP_CELLS": str(default_store().root),
-        **_places_without_home(folder),
-    }
     # below "error", the kernel warns that it listens to this machine
     client = NotebookClient(book, kernel_manager_class=OwnKernel, timeout=None, extra_arguments=["--log-level=ERROR"])
-    asyncio.run(client.async_execute(cwd=str(folder), env=environment))  # a loop of its own, which is closed
+    asyncio.run(client.async_execute(cwd=str(folder), env=kernel_environment()))  # a loop of its own, which is closed
 
 
-def _places_without_home(folder: Path) -> dict[str, str]:
-    """Settings for a user whose home cannot be written: IPython and Matplotlib would say so in every notebook."""
-    home = os.path.expanduser("~")
-    if os.path.isdir(home) and os.access(home, os.W_OK):
-        return {}
-    return {name: str(folder / ".home") for name in ("IPYTHONDIR", "MPLCONFIGDIR") if name not in os.environ}
+def lab(folder: Path, *, browser: bool = True, port: int | None = None) -> NoReturn:
+    """Become a JupyterLab that shows `folder` and has the kernel of this interpreter alone.
+
+    Args:
+        folder: The folder of notebooks; a kernel's current folder is that of its notebook.
+        browser: Whether to open a browser.
+        port: The port on this machine; None for 8888, or the next that is free.
+    """
+    options = [f"--ServerApp.root_dir={folder}", f"--ServerApp.kernel_spec_manager_class={__name__}.{OwnKernels.__name__}"]
+    options += [] if browser else ["--no-browser"]
+    options += [] if port is None else [f"--ServerApp.port={port}"]
+    options += ["--allow-root"] if os.geteuid() == 0 else []  # as in most containers; it listens to this machine alone
+    os.execve(sys.executable, [sys.executable, "-m", "jupyterlab", *options], kernel_environment())
 
 
 def kill_all() -> None:

@@ -99,6 +99,7 @@ def run_notebook(
         if parameters:
             book = parameterize_notebook(book, dict(parameters))
         execute(book, folder)
+        _relink(book)
         (saved := folder / "build").mkdir(exist_ok=True)
         nbformat.write(book, saved / file.name)
         _check_names(file, out, saved)
@@ -277,6 +278,13 @@ def _forget(out: Path, name: str) -> None:
     for suffix in ("", ".failed"):
         (out / f"{name}{suffix}.ipynb").unlink(missing_ok=True)
     shutil.rmtree(out / f".{name}.partial", ignore_errors=True)
+
+
+def _relink(book: Any) -> None:
+    """Let links to files that the notebook has saved in build/ lead to where these are moved: beside the executed copy."""
+    for output in (output for cell in book.cells for output in cell.get("outputs", ())):
+        if html := output.get("data", {}).get("text/html"):
+            output["data"]["text/html"] = html.replace('href="build/', 'href="')
 
 
 def _check_names(file: Path, out: Path, saved: Path) -> None:

@@ -25,6 +25,7 @@ class Table:
         notes: More to say of a row, by its name; in a notebook they are folded.
         legend: What the marks in it mean.
         marked: Whether `shown` has marks: **bold**, _underlined_, and what follows " · " on a line of its own.
+        saved: Where `save` has written it.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Table:
     notes: Mapping[str, str] = field(default_factory=dict)
     legend: str = ""
     marked: bool = False
+    saved: list[Path] = field(default_factory=list, compare=False, repr=False)
 
     def save(self, name: str, folder: str | Path | None = None) -> Path:
         """Write `points` as `name`.csv.
@@ -47,7 +49,8 @@ class Table:
         target = Path(folder or "build/tables")
         target.mkdir(parents=True, exist_ok=True)
         self.points.to_csv(target / f"{name}.csv", index=False)
-        return target / f"{name}.csv"
+        self.saved.append(target / f"{name}.csv")
+        return self.saved[-1]
 
     def _repr_html_(self) -> str:
         items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(note)}</dd>" for name, note in self.notes.items())
@@ -55,7 +58,8 @@ class Table:
         legend = f"<br><small>{_as_html(self.legend)}</small>" if self.legend else ""
         shown = self.shown.map(_as_html) if self.marked else self.shown
         safe = shown.rename(index=_safe, columns=_safe) if self.marked else shown
-        return f"<b>{escape(self.title)}</b>{legend}{_as_table(safe, escape=not self.marked)}{fold}"
+        link = "".join(f'<a href="{escape(file.as_posix())}">{escape(file.name)}</a>' for file in self.saved[-1:])
+        return f"<b>{escape(self.title)}</b>{legend}{_as_table(safe, escape=not self.marked)}{link}{fold}"
 
     def __repr__(self) -> str:
         return "\n".join(filter(None, (self.title, self.legend, self.shown.to_string())))
