@@ -311,3 +311,14 @@ def test_a_child_keeps_the_memory_that_dask_would_have_it_give_back(monkeypatch)
         assert b"MALLOC_TRIM_THRESHOLD_=1073741824" in environment and b"MALLOC_TRIM_THRESHOLD_=65536" not in environment
     finally:
         child.kill()
+
+
+def test_workers_stop_at_the_deadline_of_the_run_and_the_next_one_goes_on_with_what_they_kept(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["gkp.artifact.experiments.run"], "_TO_BEGIN", 0.0)
+    monkeypatch.setattr(Trouble, "resumable", True)
+    cells = [Trouble(how="resume", note=str(tmp_path / name)) for name in ("first", "second")]
+    report = grid.run(cells, jobs=2, store=store, progress=False, check=False, seconds=12)
+    assert report.failures == () and report.stopped == tuple(cell.id for cell in cells) and store.failures() == {}
+    assert sorted(path.parts[-2] for path in store.root.glob(".scratch/*/epoch")) == sorted(cell.id for cell in cells)
+    assert [*store.root.glob(".*.partial-*"), *store.root.glob(".locks/*")] == []
+    assert [result["done"] for result in grid.run(cells, jobs=1, store=store, progress=False)] == [2, 2]

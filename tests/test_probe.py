@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gkp.artifact import experiments as grid
 from gkp.artifact import profiles
 from gkp.artifact.experiments import probe as probing
+from gkp.artifact.experiments import provenance
 from gkp.artifact.experiments.kinds import EvaluateCell, PruneCell, TrainCell
 from gkp.artifact.experiments.rates import Images, Rates, images_of
 from gkp.artifact.experiments.status import Durations
@@ -127,6 +129,14 @@ def test_a_process_of_its_own_measures_a_network_and_says_in_one_line_what_it_ca
             child.ask(model="resnet20", **request).answer()
     finally:
         child.end()
+
+
+def test_a_result_names_the_gpu_although_the_hardware_was_looked_at_before_torch_was_there(monkeypatch):
+    monkeypatch.setattr(provenance, "_torch_with_gpu", lambda: None)
+    assert "gpu" not in provenance.hardware()
+    loaded = SimpleNamespace(cuda=SimpleNamespace(get_device_name=lambda index: "A GPU"))
+    monkeypatch.setattr(provenance, "_torch_with_gpu", lambda: loaded)
+    assert provenance.hardware()["gpu"] == "A GPU" and provenance.hardware()["cores"] > 0
 
 
 @pytest.mark.skipif(not probing.has_gpu(), reason="needs a GPU")

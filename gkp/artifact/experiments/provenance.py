@@ -67,20 +67,24 @@ def versions() -> dict[str, str]:
     return found
 
 
-@cache
 def hardware() -> dict[str, Any]:
     """Processor, cores this process may use, memory in GB, and the GPU if torch is loaded and sees one."""
+    torch = _torch_with_gpu()  # looked up anew: torch may have been loaded since
+    return {**_machine(), **({"gpu": torch.cuda.get_device_name(0)} if torch else {})}
+
+
+@cache
+def _machine() -> dict[str, Any]:
     processor = platform.processor() or platform.machine()
     with suppress(OSError, StopIteration):  # Linux: psutil and platform do not know the model's name
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         processor = next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
-    found = {
+    return {
         "processor": processor,
         "system": f"{platform.system()} {platform.machine()}",
         "cores": cores(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
     }
-    return {**found, "gpu": torch.cuda.get_device_name(0)} if (torch := _torch_with_gpu()) else found
 
 
 def cores() -> int:
