@@ -130,8 +130,10 @@ def load_model(
     if not os.path.isfile(path):
         raise BadInput(f"unknown model {str(source)!r}: neither a saved folder nor one of {', '.join(BUILDERS)}")
     if into is None:
-        known = names_of_fits(path) or "its network"
-        raise BadInput(f"{path} is a file of weights of {known}; load it as load_model(NAME, weights={str(source)!r})")
+        known = names_of_fits(path)
+        name = known.partition(" or ")[0] or "NAME"
+        mend = f"load it as load_model({name!r}, weights={str(source)!r}), or --model {name} --weights {source}"
+        raise BadInput(f"{path} is a file of weights{f' of {known}' if known else ''}; {mend}")
     net = unwrapped(into)
     fill(net, read_into(net, path, key), str(path))
     return net.eval()

@@ -298,7 +298,10 @@ def test_options_of_a_file_are_not_passed_over_where_there_is_none(tmp_path):
 
 def test_a_file_alone_says_which_network_it_is(tmp_path):
     path = written(tmp_path, bare(network()))
-    with pytest.raises(BadInput, match=r"is a file of weights of resnet20; load it as load_model\(NAME, weights="):
+    with pytest.raises(
+        BadInput,
+        match=r"is a file of weights of resnet20; load it as load_model\('resnet20', weights='.*mine.pth'\), or --model",
+    ):
         load_model(path)
 
 
