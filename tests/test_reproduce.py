@@ -339,10 +339,12 @@ def test_a_committed_notebook_communicates_and_does_not_compute(file):
     assert len({cell["id"] for cell in book.cells}) == len(book.cells)
 
 
-def test_a_table_in_an_executed_notebook_links_the_csv_that_stands_beside_it(notebook, out):
+def test_a_table_links_its_csv_in_the_executed_notebook_and_has_no_link_in_the_committed_one(notebook, out):
     code = "import pandas as pd\nfrom gkp.artifact.tables import Table\n"
     code += "table = Table('one', pd.DataFrame(), pd.DataFrame({'a': [1]}))\ntable.save('one')\ntable"
     done = run_notebook(notebook(code), out, PARAMETERS)
     shown = nbformat.read(done.file, as_version=4).cells[-1].outputs[-1].data["text/html"]
     (link,) = re.findall(r'href="([^"]+)"', shown)
-    assert link == "tables/one.csv" and (done.file.parent / link).read_text() == "a\n1\n"
+    assert link == "../out/tables/one.csv" and (done.file.parent / link).read_text() == "a\n1\n"
+    copy = json.dumps(executed.reading_copy(executed.read_notebook(done.file), "quick"))
+    assert "one.csv</a>" not in copy and "<b>one</b>" in copy

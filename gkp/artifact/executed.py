@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -175,8 +176,9 @@ def was_executed(book: Mapping[str, Any]) -> bool:
 def reading_copy(book: Mapping[str, Any], profile: str) -> dict[str, Any]:
     """Return the executed notebook as it is committed: same sources, same outputs, no times.
 
-    The injected cell goes and the counts close up; the parameters cell says in its output with which profile it was executed,
-    and the metadata carry the hash of the sources that gave these outputs, so that a later edit shows.
+    The injected cell and links to files of the execution go, and the counts close up; the parameters cell says in its output
+    with which profile it was executed, and the metadata carry the hash of the sources that gave these outputs, so that a later
+    edit shows.
     """
     cells, count = [], 0
     for old in book["cells"]:
@@ -189,7 +191,8 @@ def reading_copy(book: Mapping[str, Any], profile: str) -> dict[str, Any]:
             count += 1
             cell["execution_count"] = count
             cell["outputs"] = [
-                {**output, "execution_count": count} if "execution_count" in output else output for output in old["outputs"]
+                {**output, "execution_count": count} if "execution_count" in output else output
+                for output in map(_without_links, old["outputs"])
             ]
             if "parameters" in tags:
                 said = f"executed with profile = {profile!r}: make reproduce PROFILE={profile}\n"
@@ -199,6 +202,14 @@ def reading_copy(book: Mapping[str, Any], profile: str) -> dict[str, Any]:
     kept["language_info"] = {"name": "python"}
     marked = {**kept, "gkp": {"profile": profile, "sources_sha256": source_sha256(book)}}
     return {"cells": cells, "metadata": marked, "nbformat": book["nbformat"], "nbformat_minor": book["nbformat_minor"]}
+
+
+def _without_links(output: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the output without links to tables, which are not committed."""
+    if "text/html" not in output.get("data", {}):
+        return output
+    shown = re.sub(r'<a href="\.\./[^"]*\.csv">[^<]*</a>', "", "".join(output["data"]["text/html"]))
+    return {**output, "data": {**output["data"], "text/html": shown.splitlines(keepends=True)}}
 
 
 @cache

@@ -99,7 +99,7 @@ def run_notebook(
         if parameters:
             book = parameterize_notebook(book, dict(parameters))
         execute(book, folder)
-        _relink(book)
+        _relink(book, out)
         (saved := folder / "build").mkdir(exist_ok=True)
         nbformat.write(book, saved / file.name)
         _check_names(file, out, saved)
@@ -280,11 +280,11 @@ def _forget(out: Path, name: str) -> None:
     shutil.rmtree(out / f".{name}.partial", ignore_errors=True)
 
 
-def _relink(book: Any) -> None:
-    """Let links to files that the notebook has saved in build/ lead to where these are moved: beside the executed copy."""
+def _relink(book: Any, out: Path) -> None:
+    """Let links to files that the notebook has saved in build/ lead to `out`, from there and from the folders beside it."""
     for output in (output for cell in book.cells for output in cell.get("outputs", ())):
         if html := output.get("data", {}).get("text/html"):
-            output["data"]["text/html"] = html.replace('href="build/', 'href="')
+            output["data"]["text/html"] = html.replace('href="build/', f'href="../{out.resolve().name}/')
 
 
 def _check_names(file: Path, out: Path, saved: Path) -> None:
