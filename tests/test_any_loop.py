@@ -175,6 +175,7 @@ class Heads(Net):
             x = x.softmax(1) * WIDTH
         if self.training and self.kind == "noise":
             x = F.dropout2d(F.dropout(x, 0.3), 0.3) + 0.1 * torch.randn_like(x)
+            F.dropout(x.flatten(1), 0.5, inplace=True)
         self.seen = x
         return self.b(x).relu()
 
@@ -310,3 +311,66 @@ def test_methods_that_look_at_images_refuse_what_gives_no_logits(returns):
 
     with pytest.raises(BadInput, match=f"Other returns a {returns.__name__} for one image"):
         gkp.prune(Other().eval(), "hrank", budget=0.7, data=gkp.load_dataset("digits", "train"))
+
+
+def test_methods_that_take_gradients_refuse_logits_without_one():
+    class Still(Net):
+        @torch.no_grad()
+        def forward(self, x):
+            return super().forward(x)
+
+    net = Still().eval()
+    net.fc = nn.Linear(WIDTH, 10)
+    for method in ("cc", "taylor-fo"):
+        with pytest.raises(BadInput, match=f"{method} takes gradients, and the logits of this Still have none"):
+            gkp.prune(net, method, budget=0.7, data=gkp.load_dataset("digits", "train"))
+
+
+HELD = {
+    "list": lambda conv: [[conv]],
+    "dictionary": lambda conv: {"convs": (conv, None)},
+}
+
+
+@pytest.mark.parametrize("method", [*METHODS, "lrf"])
+@pytest.mark.parametrize("hold", HELD.values(), ids=HELD)
+def test_a_layer_that_is_held_in_a_container_too_is_pruned_there(method, hold):
+    class Holds(Net):
+        def __init__(self):
+            super().__init__()
+            self.held = hold(self.b)
+
+        def features(self, x):
+            conv = self.held["convs"][0] if isinstance(self.held, dict) else self.held[0][0]
+            return conv(self.norm(self.a(self.stem(x).relu())).relu()).relu()
+
+    options = METHODS.get(method, {"tolerance": 0.9})
+    pruned = gkp.prune(Holds().eval(), method, rate=0.5, input_shape=(3, 11, 11), **options)
+    assert "b" in pruned.plan
+    check_twin(pruned)
+    small = pruned.compact()
+    small.b = nn.Conv2d(WIDTH, WIDTH, 3)  # nobody calls it by that name
+    torch.testing.assert_close(small.eval()(X), pruned.eval()(X), rtol=1e-4, atol=1e-5)
+    assert gkp.cost(pruned.compact(), input_shape=(3, 11, 11)).macs < gkp.cost(Holds(), input_shape=(3, 11, 11)).macs
+
+
+@pytest.mark.parametrize("method", [*METHODS, "lrf"])
+def test_a_network_whose_attribute_is_called_as_that_of_a_compact_one(method):
+    class Planned(Net):
+        @property
+        def plan(self):
+            return 2.0
+
+        def forward(self, x):
+            return self.plan * super().forward(x)
+
+    options = METHODS.get(method, {"tolerance": 0.9})
+    pruned = gkp.prune(Planned().eval(), method, rate=0.5, input_shape=(3, 11, 11), **options)
+    check_twin(pruned)
+    assert pruned.compact().plan == 2.0 and gkp.pruning.plan_of(pruned.compact()) == pruned.plan
+
+
+@pytest.mark.parametrize("what", ["resnet20", None, lambda x: x])
+def test_what_is_no_network_is_refused(what):
+    with pytest.raises(BadInput, match=r"a network is a torch.nn.Module, not a"):
+        gkp.prune(what)

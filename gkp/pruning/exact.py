@@ -6,6 +6,7 @@ zero hides nothing either. A network that does not compute in float64 is asked i
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -125,6 +126,8 @@ def _outputs(net: nn.Module, images: Tensor, seed: int = 0) -> tuple[list[Tensor
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, Mapping):
+        value = vars(value)
     values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return [tensor for one in values for tensor in _tensors(one)]
 

@@ -110,7 +110,7 @@ class Plan(Mapping[str, Spec]):
             replace_layer(twin, name, spec.compact(twin.get_submodule(name)))
         if cuts:
             coupling.cut(twin, cuts)
-        twin.plan = self  # type: ignore[assignment]  # for `plan_of`
+        vars(twin)["plan"] = self  # for `plan_of`, also beside a property of that name
 
     def compact(self, net: nn.Module) -> nn.Module:
         """A copy of the dense `net` whose pruned layers are really small."""
@@ -127,13 +127,18 @@ class Plan(Mapping[str, Spec]):
 
 def plan_of(net: nn.Module) -> Plan:
     """The plan by which a masked twin or a compact network was pruned; an empty one for any other network."""
-    plan = getattr(unwrapped(net), "plan", None)
+    plan = getattr(unwrapped(net), "__dict__", {}).get("plan")
     return plan if isinstance(plan, Plan) else Plan({})
 
 
 def replace_layer(net: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put `layer` in the place of the module `name` of `net`, under each name that it has; what is new in it takes its mode."""
+    """Put `layer` in the place of the module `name` of `net`, under each name that it has; what is new in it takes its mode.
+
+    The names are those of modules, and of lists, tuples and dictionaries that modules hold.
+    """
     old = net.get_submodule(name)
+    if layer is old:
+        return
     known = set(old.modules())
     for new in layer.modules():
         new.training = new.training if new in known else old.training
@@ -141,3 +146,24 @@ def replace_layer(net: nn.Module, name: str, layer: nn.Module) -> None:
         for child, module in list(parent._modules.items()):
             if module is old:
                 setattr(parent, child, layer)
+        for attribute, value in vars(parent).items():
+            if attribute not in _OF_MODULES and isinstance(value, nn.Module | list | tuple | dict):
+                vars(parent)[attribute] = _swapped(value, old, layer)
+
+
+_OF_MODULES = frozenset(vars(nn.Module()))
+_DEPTH = 4  # of containers in containers that are looked into
+
+
+def _swapped(value: Any, old: nn.Module, new: nn.Module, depth: int = _DEPTH) -> Any:
+    """The same list, tuple, dictionary or module with `new` for `old`; lists and dictionaries in place."""
+    if value is old:
+        return new
+    if depth and type(value) is list:
+        value[:] = [_swapped(one, old, new, depth - 1) for one in value]
+    elif depth and isinstance(value, dict):
+        for key, one in value.items():
+            value[key] = _swapped(one, old, new, depth - 1)
+    elif depth and type(value) is tuple:
+        return tuple(_swapped(one, old, new, depth - 1) for one in value)
+    return value

@@ -17,6 +17,7 @@ from torch import nn
 
 from gkp.data.dataset import Dataset, check_fit
 from gkp.errors import BadInput
+from gkp.networks.classifier import eval_mode
 from gkp.networks.wrappers import has_compiled, take_off_compiled, unwrapped
 from gkp.pruning.budget import TOLERANCE, check_budget, grouped_kernel_macs
 from gkp.pruning.callback import PruningCallback
@@ -296,10 +297,17 @@ def check_inputs(info: MethodInfo, net: nn.Module, convs: Mapping[str, nn.Conv2d
         )
     if "data" in info.needs:
         check_fit(net, data)
+    if {"data", "gradients"} <= set(info.needs):
+        with eval_mode(net), torch.enable_grad():
+            images = data.pixels(slice(0, 1)).to(next(net.parameters()).device).requires_grad_()
+            if not net(images).requires_grad:
+                raise BadInput(f"{info.name} takes gradients, and the logits of this {type(net).__name__} have none")
 
 
 def _inside(net: nn.Module) -> nn.Module:
-    """The network inside wrappers, no part of it compiled. Raises BadInput for one that `gkp.compile` made."""
+    """The network inside wrappers, no part of it compiled. Raises BadInput for one that `gkp.compile` made, or no network."""
+    if not isinstance(net, nn.Module):
+        raise BadInput(f"a network is a torch.nn.Module, not a {type(net).__name__}; give the module itself")
     if "compiled_from" in vars(net):
         raise BadInput("a compiled network has its weights compiled in; prune the network it was made from")
     check_lazy(net)

@@ -232,7 +232,7 @@ class _Tracer(TorchDispatchMode):
         name = func._overloadpacket.__name__
         name = name.rstrip("_") if func._schema.is_mutable else name
         labels: Iterable[Tensor | None] | None = None
-        if func._schema.is_mutable and len(given) > 1 and given[0]._is_view():
+        if func._schema.is_mutable and given[0]._is_view() and not all(map(_is_noise, given[1:])):
             labels = None  # it writes into a part of another tensor
             for tensor in (given[0], given[0]._base):
                 if (there := labels_of(tensor)) is not None:

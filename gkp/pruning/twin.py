@@ -107,5 +107,5 @@ def masked_twin(small: nn.Module) -> nn.Module:
         layer = dense.get_submodule(name)
         assert isinstance(layer, GroupedKernelConv2d)
         replace_layer(dense, name, layer.dense())
-    del dense.plan  # it is no compact network any more
+    del vars(dense)["plan"]  # it is no compact network any more
     return PrunedModel(dense, plan)
