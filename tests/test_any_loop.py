@@ -374,3 +374,30 @@ def test_a_network_whose_attribute_is_called_as_that_of_a_compact_one(method):
 def test_what_is_no_network_is_refused(what):
     with pytest.raises(BadInput, match=r"a network is a torch.nn.Module, not a"):
         gkp.prune(what)
+
+
+class Counts(Net):
+    """Keeps the number of calls and a running mean of each channel, also in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("running", torch.zeros(1, WIDTH, 1, 1))
+
+    def features(self, x):
+        x = self.b(self.norm(self.a(self.stem(x).relu())).relu())
+        self.calls += 1
+        self.running.lerp_(x.detach().mean((0, 2, 3), keepdim=True), 0.1)
+        return (x - self.running).relu() * self.calls
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_networks_that_change_with_each_call_are_compared_call_by_call(method):
+    pruned = twin_of(method, Counts().eval())
+    assert {"l2-gkp": {"a", "b"}, "l2": {"stem", "a"}}[method] == set(pruned.plan) and pruned.calls == 0
+    check_twin(pruned)
+
+
+def test_weights_without_numbers_are_refused():
+    with pytest.raises(BadInput, match="are on the meta device, without numbers; load a checkpoint first"):
+        twin_of("l2-gkp", Net().to("meta"))

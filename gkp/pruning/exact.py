@@ -34,7 +34,7 @@ def difference(pruned: PrunedModel, shape: Sequence[int] | None) -> str:
         pruned: The masked twin; it is not changed, nor are the global generators.
         shape: (C, H, W) of the images; None to compare the pruned layers one by one, each on images of its own.
     """
-    problem = ""
+    problem, foreign = "", not isinstance(pruned.net, Classifier)
     for dtype in dict.fromkeys((torch.float64, home(pruned)[1])):
         with undisturbed(), torch.inference_mode(False), torch.no_grad():
             twin = copy_of(pruned).eval().to(dtype)
@@ -44,19 +44,19 @@ def difference(pruned: PrunedModel, shape: Sequence[int] | None) -> str:
                 small = twin.compact().eval()  # type: ignore[operator]
             except Exception as error:  # whatever cutting says of a foreign layer
                 return f"cannot be made small: {reason_of(error)}"
-            pairs = [(twin, small)] if shape is not None else _layers(twin, small, pruned.plan)
-            if shape is not None and not isinstance(pruned.net, Classifier):  # ours do not ask what type a layer has
-                pairs.append((twin, unmasked(twin.net)))  # type: ignore[arg-type]
-            for one, other in pairs:
+            ordinary = [unmasked(twin.net)] if foreign else []  # type: ignore[arg-type]  # ours ask no layer for its type
+            forms = [(twin, small, *ordinary)] if shape is not None else _layers(twin, small, pruned.plan)
+            for one, *others in forms:
                 batch = (2, *(shape or (_inputs(one), 33, 33)))
                 images = torch.rand(batch, dtype=dtype, device=home(pruned)[0])
                 expected, problem = _outputs(one, images)
                 if problem:
                     break
-                if reason := _apart(expected, *_outputs(other, images), tolerance=_TOLERANCE.get(dtype, 1e-4)):
-                    return reason
+                for other in others:  # each is asked once, as often as the twin: a network may count
+                    if reason := _apart(expected, *_outputs(other, images), tolerance=_TOLERANCE.get(dtype, 1e-4)):
+                        return reason
             else:
-                return _in_training(twin, small, images) if pruned._cuts and len(pairs) == 2 else ""
+                return _in_training(twin, small, images) if shape is not None and foreign and pruned._cuts else ""
     return f"cannot be asked: {problem}"
 
 
@@ -158,7 +158,7 @@ def _shake(net: nn.Module) -> None:
             parameter.add_(noise, alpha=_NOISE * (size or 1.0))
 
 
-def _layers(twin: nn.Module, small: nn.Module, plan: Plan) -> list[tuple[nn.Module, nn.Module]]:
+def _layers(twin: nn.Module, small: nn.Module, plan: Plan) -> list[tuple[nn.Module, ...]]:
     return [(twin.net.get_submodule(name), small.get_submodule(name)) for name in plan]  # type: ignore[union-attr]
 
 

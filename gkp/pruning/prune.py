@@ -311,6 +311,10 @@ def _inside(net: nn.Module) -> nn.Module:
     if "compiled_from" in vars(net):
         raise BadInput("a compiled network has its weights compiled in; prune the network it was made from")
     check_lazy(net)
+    if any(p.is_meta for p in net.parameters()):
+        raise BadInput(
+            f"the weights of this {type(net).__name__} are on the meta device, without numbers; load a checkpoint first"
+        )
     net = unwrapped(net)
     return take_off_compiled(copy_of(net)) if has_compiled(net) else net
 
