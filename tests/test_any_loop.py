@@ -399,5 +399,5 @@ def test_networks_that_change_with_each_call_are_compared_call_by_call(method):
 
 
 def test_weights_without_numbers_are_refused():
-    with pytest.raises(BadInput, match="are on the meta device, without numbers; load a checkpoint first"):
+    with pytest.raises(BadInput, match="has weights on the meta device, without numbers; load a checkpoint first"):
         twin_of("l2-gkp", Net().to("meta"))

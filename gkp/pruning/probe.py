@@ -21,6 +21,7 @@ from gkp.attacks.network import home
 from gkp.errors import BadInput
 from gkp.networks.build import INPUT_SIDE
 from gkp.networks.classifier import Classifier, convolutions
+from gkp.networks.wrappers import has_compiled, take_off_compiled, unwrapped
 
 # Pixels a side to try on a network of unknown input; any that passes shows the same.
 SIDES = (32, 64, 224, 28, 96, 128, 299, 256, 384, 16, 48, 112, 160, 192, 240, 320, 448, 512)
@@ -67,6 +68,23 @@ def shape_copy(net: nn.Module) -> nn.Module:
             id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in net.parameters()
         }
     return _copied(net, memo, "meta")
+
+
+def network_to_prune(net: nn.Module) -> nn.Module:
+    """The network inside wrappers, no part of it compiled.
+
+    Raises:
+        BadInput: No network, one that `gkp.compile` made, or one without weights yet.
+    """
+    if not isinstance(net, nn.Module):
+        raise BadInput(f"a network is a torch.nn.Module, not a {type(net).__name__}; give the module itself")
+    if "compiled_from" in vars(net):
+        raise BadInput("a compiled network has its weights compiled in; prune the network it was made from")
+    check_lazy(net)
+    if any(p.is_meta for p in net.parameters()):
+        raise BadInput(f"{type(net).__name__} has weights on the meta device, without numbers; load a checkpoint first")
+    net = unwrapped(net)
+    return take_off_compiled(copy_of(net)) if has_compiled(net) else net
 
 
 def check_lazy(net: nn.Module) -> None:

@@ -18,14 +18,13 @@ from torch import nn
 from gkp.data.dataset import Dataset, check_fit
 from gkp.errors import BadInput
 from gkp.networks.classifier import eval_mode
-from gkp.networks.wrappers import has_compiled, take_off_compiled, unwrapped
 from gkp.pruning.budget import TOLERANCE, check_budget, grouped_kernel_macs
 from gkp.pruning.callback import PruningCallback
 from gkp.pruning.cost import cost
 from gkp.pruning.exact import TIME_LIMIT, difference, sound_layers
 from gkp.pruning.layers import Chosen, Kinds, Layers, choose_block_layers, choose_filter_layers, choose_layers, whole_kernels
 from gkp.pruning.plan import Plan, plan_of
-from gkp.pruning.probe import check_lazy, copy_of, find_input_shape
+from gkp.pruning.probe import copy_of, find_input_shape, network_to_prune
 from gkp.pruning.registry import MethodInfo, make_method, method_info
 from gkp.pruning.twin import PrunedModel
 from gkp.training.callback import Callback
@@ -96,7 +95,7 @@ def prune(
             data, a budget that the method cannot reach or does not keep, or a layer that was asked for and cannot be pruned
             exactly.
     """
-    net = _inside(net)
+    net = network_to_prune(net)
     info = _info_for(net, method)
     net = copy_of(net) if any(p.is_inference() for p in net.parameters()) else net
     if info.procedure != "one-shot":
@@ -187,7 +186,7 @@ def train_pruned(
         BadInput: A one-shot method, or as `gkp.prune` and `gkp.training.loop.train`.
         OutOfTime: As `gkp.training.loop.train`.
     """
-    net = _inside(net)
+    net = network_to_prune(net)
     info = _info_for(net, method)
     if info.procedure == "one-shot":
         raise BadInput(f"{method} prunes in one shot; use gkp.prune, then gkp.training.loop.train")
@@ -302,21 +301,6 @@ def check_inputs(info: MethodInfo, net: nn.Module, convs: Mapping[str, nn.Conv2d
             images = data.pixels(slice(0, 1)).to(next(net.parameters()).device).requires_grad_()
             if not net(images).requires_grad:
                 raise BadInput(f"{info.name} takes gradients, and the logits of this {type(net).__name__} have none")
-
-
-def _inside(net: nn.Module) -> nn.Module:
-    """The network inside wrappers, no part of it compiled. Raises BadInput for one that `gkp.compile` made, or no network."""
-    if not isinstance(net, nn.Module):
-        raise BadInput(f"a network is a torch.nn.Module, not a {type(net).__name__}; give the module itself")
-    if "compiled_from" in vars(net):
-        raise BadInput("a compiled network has its weights compiled in; prune the network it was made from")
-    check_lazy(net)
-    if any(p.is_meta for p in net.parameters()):
-        raise BadInput(
-            f"the weights of this {type(net).__name__} are on the meta device, without numbers; load a checkpoint first"
-        )
-    net = unwrapped(net)
-    return take_off_compiled(copy_of(net)) if has_compiled(net) else net
 
 
 def _info_for(net: nn.Module, method: str) -> MethodInfo:
