@@ -32,7 +32,7 @@ _EVERY = 0.5  # seconds between updates of a bar's estimate
 # through all engines, layers timed
 _PER_SECOND = {
     **{"train": 170.0, "prune": 170.0, "evaluate": 400.0, "pretrained": 1.0},
-    **{"timing": 1 / 45, "latency": 0.4, "speed": 20.0},
+    **{"timing": 1 / 45, "latency": 0.4, "speed": 75.0},
 }
 # recorded by stated seconds, by part of an evaluation or else by stage: medians of the committed results
 _USUAL = {
