@@ -37,7 +37,7 @@ endif
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DELETE_ON_ERROR:
-.PHONY: help reproduce lab test verify check bench publish html clean distclean
+.PHONY: help reproduce lab test verify check bench zoo publish html clean distclean
 .DEFAULT_GOAL := help
 
 help:
@@ -52,6 +52,7 @@ help:
 	@echo 'make verify      check that committed verdicts, cells and notebooks follow from the committed data'
 	@echo 'make check       lint, types, and the checks of the artifact itself'
 	@echo 'make bench       measure speed against the stated budgets'
+	@echo 'make zoo         prune 135 networks of torchvision and timm and compare, about an hour; table: docs/zoo.md'
 	@echo 'make html        the report alone, build/report/index.html, and the notebooks of PROFILE (default here: cifar10) as HTML'
 	@echo 'make publish     copy measured cells to data/, and executed notebooks back when make verify is green'
 	@echo '                   PROFILE=cifar10               whose cells (default here: cifar10)'
@@ -94,6 +95,10 @@ check: $(ENV)
 
 bench: $(ENV)
 	@"$(PY)" tests/bench.py
+
+# Results are kept in build/zoo; the table goes to docs/zoo.md.
+zoo: $(ENV)
+	@"$(PY)" tests/zoo.py
 
 # The stamp is written last: an install that fails or is killed leaves none, and the next `make` starts it afresh.
 # A finished environment whose lock has changed since is only brought up to date.
