@@ -41,7 +41,7 @@ from gkp.artifact.experiments.report import Result
 from gkp.artifact.experiments.status import stated_minutes
 from gkp.artifact.experiments.store import Store
 from gkp.artifact.published import FIGURES, TABLES, names_here, published, superscores
-from gkp.artifact.results import trained_for_robustness
+from gkp.artifact.results import row_name, trained_for_robustness, variant_of
 from gkp.checkpoints import save_model
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
@@ -732,3 +732,17 @@ def test_whether_a_balancer_selects_at_all_is_counted_from_the_plans(tmp_path, m
     save_model(other, nets[1].folder / "compact")
     found, _ = decide(claim("csb-selects"), lab.case())
     assert found.verdict == HOLDS and found.value == pytest.approx(7 / 16, abs=0.02)
+
+
+@pytest.mark.parametrize("profile", ["quick", "cifar10", "paper"])
+def test_options_that_fit_a_search_to_its_length_make_no_variant_of_a_method(profile):
+    main = [cell for cell in profiles.cells(profile, "main") if isinstance(cell, PruneCell)]
+    assert any(cell.options for cell in main) and not any(variant_of(cell) for cell in main)
+    variants = [cell for cell in profiles.cells(profile, "ablations") if isinstance(cell, PruneCell) and variant_of(cell)]
+    assert {row_name(cell) for cell in variants} >= {"sr-gkp (alpha 0.75)", "sr-gkp (beta paper)", "tmi-gkp (grouping random)"}
+    index = Index.of(profile)
+    model = main[0].model
+    assert {net.method for net in index.methods(model)} == {
+        cell.method for cell in main if not trained_for_robustness(cell.method)
+    }
+    assert all(index.networks(net, model) for net in index.methods(model))

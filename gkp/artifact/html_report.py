@@ -148,7 +148,7 @@ def _executed(root: Path, profile: str) -> tuple[list[Path], str]:
     """Return the executed notebooks to show, and a sentence on what they are."""
     built = [file for file in sorted((root / "build" / profile).glob("[0-9]*.ipynb")) if file.stem.count(".") == 0]
     if built:
-        return built, f"Executed here for the profile {escape(profile)}: `make reproduce PROFILE={escape(profile)}`."
+        return built, f"Executed here, from the cells of the profile {escape(profile)}."
     committed = [file for file in sorted((root / "notebooks").glob("[0-9]*.ipynb")) if was_executed(read_notebook(file))]
     if not committed:
         raise BadInput(f"no notebook was executed for {profile}; run `make reproduce PROFILE={profile}` first")

@@ -24,6 +24,13 @@ from gkp.pruning.registry import methods
 STRONG = "strong"  # the part of every evaluation under attacks of its own choice: cascades, AutoAttack
 BASELINE, CONTINUED = "unpruned", "unpruned, fine-tuned"  # the network that methods start from; the same, trained as they are
 ROBUST = "adversarially trained"  # the mark of methods that are trained for robustness
+FITTED = {  # options of methods that fit a search to the length of its training, as profiles give them
+    "dhp": ("check_every", "sparsity"),
+    "nppm": ("steps",),
+    "otov2": ("deadline", "sparsity", "warm_up"),
+    "otov2-scratch": ("deadline", "sparsity", "warm_up"),
+    "rap-admm": ("attack_steps",),
+}
 NAMES = {  # a method's identifier -> its name in the paper, or one formed alike
     "cc": "CC",
     "chip": "CHIP",
@@ -130,7 +137,12 @@ def row_name(net: Network | PruneCell) -> str:
     if net.method == "none":
         return CONTINUED
     scratch, untrained = " shape from scratch" if net.scratch else "", "" if net.epochs else ", one shot"
-    return net.method + scratch + in_brackets(net.options) + untrained
+    return net.method + scratch + in_brackets(variant_of(net)) + untrained
+
+
+def variant_of(net: PruneCell) -> dict[str, Any]:
+    """The options that make a variant of its method, such as another alpha; those of FITTED make none."""
+    return {name: value for name, value in dict(net.options).items() if name not in FITTED.get(net.method, ())}
 
 
 def paper_name(row: str) -> str:

@@ -18,7 +18,7 @@ from gkp.artifact.experiments.kinds import EvaluateCell, Network, PruneCell, Spe
 from gkp.artifact.groups import RATE, UNPRUNED, is_theirs
 from gkp.artifact.published import ATTACKED
 from gkp.artifact.results import BASELINE as UNTRAINED
-from gkp.artifact.results import NAMES, in_brackets, plays, trained_for_robustness
+from gkp.artifact.results import NAMES, in_brackets, plays, trained_for_robustness, variant_of
 from gkp.errors import BadInput
 
 EMBEDDED = "digits"
@@ -148,11 +148,11 @@ class Index:
         return next(reversed(self._pruned.get(model, ())), None)
 
     def methods(self, model: str, rate: float = RATE) -> list[Net]:
-        """Every method with its default options at this rate, the unpruned network under the same fine-tuning first.
+        """Every method, but no variant of one, at this rate, the unpruned network under the same fine-tuning first.
 
         Without those that are trained for robustness: they would differ from all others whatever they pruned.
         """
-        members = [cell for cell in self._pruned.get(model, ()) if not cell.options and _same_rate(cell, rate)]
+        members = [cell for cell in self._pruned.get(model, ()) if not variant_of(cell) and _same_rate(cell, rate)]
         members = [cell for cell in members if not trained_for_robustness(cell.method)]
         return [Net(method, (), rate) for method in dict.fromkeys(cell.method for cell in members)]
 
@@ -166,7 +166,7 @@ class Index:
         fitting = [
             cell
             for cell in members
-            if cell.method == net.method and dict(cell.options) == dict(net.options) and _same_rate(cell, net.rate)
+            if cell.method == net.method and variant_of(cell) == dict(net.options) and _same_rate(cell, net.rate)
         ]
         return {cell.seed: cell for cell in fitting if cell.finetuned == fitting[-1].finetuned}
 
