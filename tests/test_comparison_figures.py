@@ -161,3 +161,23 @@ def test_every_mark_of_an_order_is_inside_its_interval(compared):
     found = pd.DataFrame(protocol._ranks(side, {row: row for row in side.pruned}, side.pruned, 2))
     assert (found["low"] <= found["rank"]).all() and (found["rank"] <= found["high"]).all()
     assert np.array_equal(np.sort(found["rank"]), [1, 2, 3, 4])
+
+
+def test_time_against_what_is_removed_says_what_each_engine_gives():
+    times = {"dense": (1.0, 1.1, 0.6), "grouped, 7/16": (5.0, 6.0, 0.4), "filters, 7/16": (0.7, 0.8, 0.45)}
+    rows = [
+        {"model": model, "threads": threads, "batch_size": size, "form": form, "engine": engine, "ratio": ratio * scale}
+        for model, scale in (("resnet20", 10), ("resnet56", 1))
+        for threads in (1, 2)
+        for size in (1, 32, 128)
+        for form, ratios in times.items()
+        for engine, ratio in zip(("ONNX Runtime", "OpenVINO", "gkp"), ratios, strict=True)
+    ]
+    figure = figures.speed_lines(pd.DataFrame(rows))
+    assert len(figure.points) == 3 * 3 * 3 and set(figure.points["threads"]) == {1}
+    assert "7/16 of the kernels removed, grouped kernels take 5.00 to 5.00 times" in figure.answer
+    assert "0.40 to 0.40 in gkp.compile" in figure.answer and "0.70 to 0.70 and 0.45 to 0.45" in figure.answer
+    assert [ax.get_title() for ax in figure.drawing.axes] == ["1 image", "128 images"]
+    without = pd.DataFrame([row for row in rows if row["engine"] != "gkp"])
+    assert "not measured in gkp.compile" in figures.speed_lines(without).answer
+    assert "not run" in repr(figures.speed_lines(pd.DataFrame()).drawing.axes[0].texts[0].get_text())

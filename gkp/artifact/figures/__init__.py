@@ -18,6 +18,7 @@ from gkp.artifact.figures.results import (
     robustness_curves,
     superscore_dots,
 )
+from gkp.artifact.figures.speed import speed_lines
 from gkp.artifact.figures.training_log import published_log
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "reconstructions",
     "robustness_curves",
     "snaking",
+    "speed_lines",
     "superscore_dots",
     "trade_off",
 ]
