@@ -197,9 +197,9 @@ def test_a_captured_training_resumes_to_the_same_bits(tmp_path: Path):
     log = train(whole, like_cifar10(), recipe, **options)
     path = tmp_path / "checkpoint"
     with pytest.raises(OutOfTime, match="after epoch 1 of 4"):
-        train(halves, like_cifar10(), recipe, checkpoint=path, deadline=time.time(), **options)
+        train(halves, like_cifar10(), recipe, checkpoint=path, until=time.time(), **options)
     resumed = small()
-    again = train(resumed, like_cifar10(), recipe, checkpoint=path, deadline=time.time() + 3600, **options)
+    again = train(resumed, like_cifar10(), recipe, checkpoint=path, until=time.time() + 3600, **options)
     assert furthest(whole, resumed) == 0
     assert [row["train_loss"] for row in log.rows] == [row["train_loss"] for row in again.rows]
 

@@ -1,6 +1,7 @@
 """Methods that prune while they train: what they do to weights and losses, and that they end in a plan under the budget."""
 
 import dataclasses
+import inspect
 
 import pytest
 import torch
@@ -204,3 +205,10 @@ def test_the_paper_s_smoothness_mix_up_is_reached_from_a_cell():
 def test_the_training_of_a_cell_has_the_fields_and_defaults_of_a_recipe():
     recipe, cell = ({f.name: f.default for f in dataclasses.fields(kind)} for kind in (Recipe, Training))
     assert {name: value for name, value in cell.items() if name in recipe} == recipe
+
+
+def test_no_option_of_a_method_has_the_name_of_an_argument_that_means_something_else():
+    handed_on = {"rate", "groups", "seed", "input_shape", "budget", "data"}  # these mean the same
+    for name, info in methods().items():
+        call = prune if info.procedure == "one-shot" else train_pruned
+        assert not set(info.options) & set(inspect.signature(call).parameters) - handed_on, name

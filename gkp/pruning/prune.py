@@ -162,7 +162,7 @@ def train_pruned(
     checkpoint: str | Path | None = None,
     progress: bool | None = None,
     device: str | torch.device | None = None,
-    deadline: float | None = None,
+    until: float | None = None,
     **options: Any,
 ) -> tuple[PrunedModel, TrainingLog]:
     """Prune a network by a method that works while it trains; `net` itself is left as it was.
@@ -176,7 +176,7 @@ def train_pruned(
         seed: Of everything random.
         callbacks: Others beside the method's own.
         evaluate: Called after each epoch with the dense network, in which the method may just have zeroed weights.
-        checkpoint, progress, device, deadline: As in `gkp.training.loop.train`.
+        checkpoint, progress, device, until: As in `gkp.training.loop.train`.
         options: The method's own.
 
     Returns:
@@ -210,7 +210,7 @@ def train_pruned(
         progress=progress,
         device=device,
         callbacks=(pruning, *callbacks),
-        deadline=deadline,
+        until=until,
     )
     plan = pruning.plan(trained)
     pruned = PrunedModel(trained, plan, {name: reason for name, reason in left_out.items() if name not in plan})

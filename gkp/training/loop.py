@@ -110,7 +110,7 @@ def train(
     channels_last: bool | None = None,
     callbacks: Sequence[Callback] = (),
     capture: str | None = None,
-    deadline: float | None = None,
+    until: float | None = None,
 ) -> TrainingLog:
     """Train `net` in place; it ends as the last epoch left it, in the mode it came in.
 
@@ -130,7 +130,7 @@ def train(
         capture: How steps are made, see `gkp.training.step`: "eager", "graph" (one CUDA graph a step) or "compile" (the same of
             a network fused by torch.compile, which takes minutes first). None: "graph" on a GPU, "eager" elsewhere. What cannot
             be captured is trained eagerly; `TrainingLog.steps` says why.
-        deadline: Time, as `time.time` counts it, by which to stop: no epoch is begun that would not end before it.
+        until: Time, as `time.time` counts it, by which to stop: no epoch is begun that would not end before it.
 
     Returns:
         The log, one row per epoch.
@@ -192,7 +192,7 @@ def train(
                 log.rows.append(row)
                 if keeper is not None:
                     keeper.save(net, optimizer, callbacks, log.rows)
-                if deadline is not None and epoch < recipe.epochs and 2 * time.time() - began > deadline:
+                if until is not None and epoch < recipe.epochs and 2 * time.time() - began > until:
                     raise OutOfTime(f"training stopped at its deadline, after epoch {epoch} of {recipe.epochs}")
         for callback in callbacks:
             callback.finish(net)

@@ -134,7 +134,7 @@ def _pruned(
             progress=False,
             evaluate=_scores(parent["dataset"], params["log_examples"]),
             checkpoint=context.scratch / "pruning.pt",
-            deadline=context.deadline,
+            until=context.deadline,
             **options,
         )
         rows = _rows(log, context)
@@ -224,7 +224,7 @@ def _fit(
         progress=False,
         device=_device(),
         callbacks=[*callbacks, *([_AtEpochs(score, some)] if score and some is not None else [])],
-        deadline=context.deadline,
+        until=context.deadline,
     )
     context.notes["steps"] = log.steps
     spent, now = sum(row["seconds"] for row in log.rows), time.perf_counter() - started
