@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGETS = {"help", "reproduce", "lab", "test", "verify", "check", "bench", "publish", "html", "clean", "distclean"}
+TARGETS = {"help", "reproduce", "lab", "test", "verify", "check", "bench", "zoo", "publish", "html", "clean", "distclean"}
 VARIABLES = {"VENV", "PYTHON", "PROFILE", "ONLY", "JOBS", "FORCE", "COMPUTE"}
 MAKE_VARIABLES = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", *VARIABLES}
 
