@@ -19,6 +19,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker for each core, and 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(torch.get_num_threads(), 2))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums over threads are ordered by their number: bit-equality is promised for the same number only."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def cifar10_root() -> Path:
     """The folder with CIFAR-10, or a skip that says how to get it."""

@@ -134,10 +134,11 @@ def _note(results: Sequence[Result], boards: Mapping[str, Mapping[str, Evaluatio
     for radius, found in boards.items():
         first = next(iter(found.values()))
         said.append(f"At {radius}: {len(found)} networks, {_attacks(first, radius)}, {first.facts['n']:,} images.")
-        lost = [_lost(one, other, radius) for one in found.values() for other in _others(results, one, radius)]
-        if lost:
+        stronger = [(one, other) for one in found.values() for other in _others(results, one, radius)]
+        if stronger:
+            lost = [_lost(one, other, radius) for one, other in stronger]
             mean, most = 100 * np.mean(lost), 100 * max(lost)
-            named = _attacks(next(other for one in found.values() for other in _others(results, one, radius)), radius)
+            named = _attacks(stronger[0][1], radius)
             said.append(
                 f"{named}, which is stronger, leaves {mean:.1f} points less of the images that both saw, {most:.1f} at most."
             )
@@ -158,16 +159,10 @@ def _others(results: Sequence[Result], one: Evaluation, radius: str) -> list[Eva
 
 def _lost(one: Evaluation, other: Evaluation, radius: str) -> float:
     """How much less the other attacks left of the images that both saw, as a fraction."""
-    ours, theirs = (_standing(Outcomes.load(each.result.folder), radius) for each in (one, other))
-    both = ours.keys() & theirs.keys()
-    return float(np.mean([ours[image] for image in both]) - np.mean([theirs[image] for image in both])) if both else 0.0
-
-
-def _standing(outcomes: Outcomes, radius: str) -> dict[int, bool]:
-    """Image -> whether it is right under every attack at this radius."""
-    rows = [at for at, spec in enumerate(outcomes.attacks, start=1) if spec.radius == radius]
-    right = np.asarray(outcomes.right[[0, *rows]].all(axis=0))
-    return dict(zip(outcomes.indices.tolist(), right.tolist(), strict=True))
+    ours, theirs = (Outcomes.load(each.result.folder) for each in (one, other))
+    both, here, there = np.intersect1d(ours.indices, theirs.indices, return_indices=True)
+    key = f"worst-case-{radius}"
+    return float(ours.rows()[key][here].mean() - theirs.rows()[key][there].mean()) if len(both) else 0.0
 
 
 def _attacks(one: Evaluation, radius: str) -> str:

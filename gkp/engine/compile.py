@@ -23,9 +23,9 @@ from gkp.engine.operations import Stock
 from gkp.errors import BadInput, ModelWarning, need_extra
 from gkp.networks.wrappers import unwrapped
 from gkp.pruning.masks import unmasked
-from gkp.pruning.twin import CLASSIFIER_NAMES
 
 INSTALL = 'pip install "gkp[fast]"'
+CLASSIFIER_NAMES = ("architecture", "mean", "std", "num_classes", "from_normalised")  # of gkp.networks.classifier.Classifier
 SIZES = 8  # of images, for which plans are kept
 _warned: set[str] = set()
 

@@ -14,8 +14,6 @@ from gkp.pruning.grouped import GroupedKernelConv2d, GroupedSpec
 from gkp.pruning.plan import Plan, plan_of, replace_layer
 from gkp.pruning.probe import copy_of
 
-CLASSIFIER_NAMES = ("architecture", "mean", "std", "num_classes", "from_normalised")  # of gkp.networks.classifier.Classifier
-
 
 class PrunedModel(nn.Module):
     """The masked dense twin of a pruned network: a copy of it in which the removed weights count for nothing.
@@ -86,7 +84,7 @@ class PrunedModel(nn.Module):
 
 def _forward(self: PrunedModel, x: Tensor) -> Tensor:
     """Logits of images `x`, in the form that the dense network takes; other arguments are handed on to it."""
-    raise NotImplementedError
+    return self(x)
 
 
 # torch.fx and torch.export ask for the names of the arguments, and can do nothing with *args

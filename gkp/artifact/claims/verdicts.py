@@ -117,7 +117,7 @@ def headlines(points: pd.DataFrame) -> list[str]:
 
 
 def says(table: Table) -> list[str]:
-    """What was decided, a line each: the headline of each board, then the statements that were measured, by verdict."""
+    """The lines on what was decided: the headline of each board, then the statements that were measured, by verdict."""
     points = table.points
     rows = [row for word in VERDICTS[CLAIMS] for row in rows_of(points) if row["board"] == CLAIMS and row["verdict"] == word]
     decided = [row for row in rows if row["verdict"] not in (UNDECIDED, NOT_RUN)]
@@ -125,7 +125,7 @@ def says(table: Table) -> list[str]:
 
 
 def cannot_say(table: Table) -> list[str]:
-    """What stays open, a line each, with why: undecided, then not run; for embedded data, that they decide nothing."""
+    """The lines on what stays open, with the reason: undecided, then not run; for embedded data, that they decide nothing."""
     points = table.points
     if (points["verdict"] == NO_VERDICT).any():
         return ["Digits decide nothing about the paper: every statement stays open."]

@@ -77,7 +77,7 @@ def not_hashed(default: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What every cell has, whatever its stage.
+    """The fields that every cell has, whatever its stage.
 
     Args:
         threads: CPU threads to compute with, whatever the number of jobs. Part of the specification because it is part of
@@ -134,7 +134,7 @@ class Cell:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What the hash covers: stage, revision, params, data, and the parents' hashes by role."""
+        """The facts that the hash covers: stage, revision, params, data, and the parents' hashes by role."""
         return {
             "stage": self.stage,
             "revision": self.revision,

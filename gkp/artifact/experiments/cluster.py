@@ -53,7 +53,7 @@ class Cluster:
         self._slots, self._slots_at = 0, 0.0
 
     def slots(self) -> int:
-        """How many cells can be computed at once; workers come and go."""
+        """The number of cells that can be computed at once; workers come and go."""
         if time.monotonic() - self._slots_at > 2:
             try:
                 self._slots = sum(self._client.nthreads().values())

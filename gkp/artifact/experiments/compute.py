@@ -103,7 +103,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage gets beside its parameters, parents and folder.
+    """The surroundings of a stage, beside its parameters, parents and folder.
 
     Args:
         cell_id: The cell's id.

@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import EvaluateCell, PruneCell, TrainCell
-from gkp.artifact.experiments.work import SIZE, training_work
+from gkp.artifact.experiments.work import PASSES, SIZE, training_work
 
-# passes of an image through the network, by part of an evaluation; `Cell.work` assumes 8 and 60 for the two protocols
-PASSES = {"paper": 8.0, "pixel": 60.0, "cascade": 1500.0, "autoattack": 300.0, "unattacked": 1.0}
 _ENOUGH = 0.95  # of the highest throughput: for the rest no further process is started
 
 

@@ -21,7 +21,8 @@ _IMAGES = {  # training images, pixels relative to 32x32
     "imagenet": (1_281_167, 49.0),
 }
 _OTHER = (100_000, 4.0)  # for a data set that is not known
-_PASSES = {"paper": 8, "pixel": 60}  # of an image under the attacks of a protocol; the engine takes half as long in pixels
+# Passes of an image through the network, by part of an evaluation; the engine takes half as long in pixels.
+PASSES = {"paper": 8.0, "pixel": 60.0, "cascade": 1500.0, "autoattack": 300.0, "unattacked": 1.0}
 _SCORED = 2.0  # images trained on that take as long as scoring one in the paper's protocol
 
 
@@ -40,5 +41,5 @@ def training_work(dataset: str, model: str, epochs: int, scored: int = 0) -> flo
 def evaluation_work(dataset: str, model: str, examples: int | None, protocol: str, engine: str = "torch") -> float:
     """The work of an evaluation of so many test images, None for all, under the attacks of a protocol, by this engine."""
     images, pixels = _IMAGES.get(dataset, _OTHER)
-    passes = _PASSES[protocol] / (2 if engine == "fast" and protocol == "pixel" else 1)
+    passes = PASSES[protocol] / (2 if engine == "fast" and protocol == "pixel" else 1)
     return (examples or images / 5) * pixels * SIZE.get(model, 1.0) * passes
