@@ -70,6 +70,12 @@ PUBLIC: dict[tuple[str, str], Public] = {
         "resnet56-4bfd9763", "373d0c2ca3de5627f2f438b56a504d14065bce47d603a129ee950496e6ab03ec"
     ),
     ("resnet110", "akamaster"): _akamaster("resnet110-1d1ed7c2"),
+    ("resnet50", "torchvision"): Public(
+        "resnet50-0676ba61",  # of 2015, 76.13 % as the paper reports it: IMAGENET1K_V1
+        {"num_classes": 1000, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+        "0676ba61",
+    ),
     ("resnet20", "srgkp-official"): Public(
         "srgkp_official_resnet20",
         {},
@@ -102,8 +108,8 @@ def load_model(
         source: An architecture (`gkp.networks.build.BUILDERS`, e.g. "resnet20"), or a folder that `save_model` wrote. With
             `into`, also a file of weights.
         weights: For an architecture: a file of weights, "akamaster" (ResNet-20/32/44/56/110 by Yerlan Idelbayev),
-            "srgkp-official" (ResNet-20 of the paper's authors), "gkp" (trained here, in data/checkpoints), a saved folder, or
-            None for new weights.
+            "srgkp-official" (ResNet-20 of the paper's authors), "torchvision" (ResNet-50 on ImageNet), "gkp" (trained here, in
+            data/checkpoints), a saved folder, or None for new weights.
         into: For a network that is not one of ours: a dense instance of it, to be filled.
         seed: Of new weights.
         key: The part of the file to take, where it has several that fit: an entry such as "ema", or a prefix such as "teacher".
@@ -227,7 +233,8 @@ def _load_public(name: str, weights: str) -> Classifier:
     public = PUBLIC[name, weights]
     net = build_model(name, **public.fields)
     path = _public_file(name, weights, public)
-    fill(net, read_network(name, path, None, {"shortcut": "append", "num_classes": 10})[0], f"{path} for {name}")
+    fields = {"shortcut": "append", "num_classes": net.num_classes}
+    fill(net, read_network(name, path, None, fields)[0], f"{path} for {name}")
     if public.tensors and tensors_sha256(net) != public.tensors:
         raise BadInput(f"{path} does not hold the {weights} {name} that was published; delete it and fetch it again")
     return net
@@ -250,7 +257,7 @@ def _public_file(name: str, weights: str, public: Public) -> Path:
     if path := locate(relative):
         return path
     if public.url:
-        return fetch(f"checkpoints/{public.stem}.th", url=public.url, sha256=public.prefix, what=what)
+        return fetch(f"checkpoints/{public.stem}{Path(public.url).suffix}", url=public.url, sha256=public.prefix, what=what)
     source = "https://github.com/henryzhongsc/adv_robust_gkp (a pickled module without a licence, so not redistributed here)"
     raise BadInput(not_found(what, relative, source, command="export GKP_DATA=the folder that holds it, as safetensors"))
 

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gkp.attacks.network import evaluating, full_precision
-from gkp.data.dataset import Dataset, augmented_batches, to_unit
+from gkp.data.augmentation import augmented_batches
+from gkp.data.dataset import Dataset, to_unit
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput, ModelWarning, OutOfTime
 from gkp.networks.build import build_model

@@ -637,7 +637,7 @@ def test_a_notebook_shows_the_claims_that_name_it_and_those_of_its_tables():
 
 def test_what_no_profile_can_run_says_what_it_takes(table):
     rows = table.points.set_index("id")
-    for name in ("imagenet-self-trained", "tiny-resnet-56", "best-or-second-resnet110", "value-table-12"):
+    for name in ("imagenet-self-trained", "tiny-resnet-101", "best-or-second-resnet110", "value-table-12"):
         assert rows.loc[name, "verdict"] == NOT_RUN and "GPU-hours" in rows.loc[name, "reason"]
 
 

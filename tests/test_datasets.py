@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,10 +22,12 @@ import torch
 import torchvision.datasets
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms.v2 import CenterCrop, RandomResizedCrop
 
 from gkp import files
 from gkp.data import sources
-from gkp.data.dataset import Dataset, augmented_batches, crop_and_flip
+from gkp.data.augmentation import augmented_batches, crop_and_flip
+from gkp.data.dataset import Dataset, to_unit
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput
 from gkp.files import fetch, locate, searched_folders
@@ -154,6 +157,39 @@ def test_crops_and_flips_equal_a_slow_reference_image_by_image() -> None:
         padded = np.pad(images[i].numpy(), ((0, 0), (pad, pad), (pad, pad)))
         crop = padded[:, top[i] : top[i] + 5, left[i] : left[i] + 4]
         assert np.array_equal(result[i].numpy(), crop[:, :, ::-1] if mirrored[i] else crop), i
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_random_parts_are_torchvisions_and_resized_to_one_size(ahead: bool) -> None:
+    images = torch.randint(256, (7, 3, 40, 30), generator=seeded(1), dtype=torch.uint8)
+    data = Dataset("large", "train", images, torch.arange(7), 7, (0.5,) * 3, (0.2,) * 3, flip=True, crop=24)
+    batches = list(augmented_batches(data, 7, generator=seeded(5), ahead=ahead))
+    drawn = seeded(5)
+    order, seed = torch.randperm(7, generator=drawn), int(torch.randint(2**62, (), generator=drawn))
+    mirrored = torch.randint(2, (7,), generator=drawn).tolist()
+    before = torch.get_rng_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        expected = [RandomResizedCrop(24, antialias=True)(images[i]) for i in order]  # it draws what the batch drew
+    assert torch.equal(torch.get_rng_state(), before) and set(mirrored) == {0, 1}
+    ((x, y),) = batches
+    assert torch.equal(y, order) and x.shape == (7, 3, 24, 24)
+    for found, image, flipped in zip(x, expected, mirrored, strict=True):
+        assert torch.equal(found, to_unit(image.flip(2) if flipped else image))
+
+
+def test_images_that_training_crops_are_otherwise_seen_in_their_middle() -> None:
+    data = replace(toy(), crop=3)  # 5x4 pixels
+    assert data.shape == (data.images.shape[1], 3, 3)
+    middle = to_unit(CenterCrop(3)(data.images))
+    assert torch.equal(data.pixels(), middle) and torch.equal(next(data.batches(len(data)))[0], middle)
+    assert torch.equal(data.pixels([1, 0]), middle[[1, 0]])
+
+
+@pytest.mark.parametrize("changes", [{"crop": 5}, {"crop": -1}, {"crop": 3, "pad": 1}])
+def test_a_crop_larger_than_the_images_or_beside_padding_is_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(BadInput, match=r"give one of them, crop within images of 5x4$"):
+        toy(**changes)
 
 
 def test_an_augmented_epoch_holds_every_image_once_with_its_label() -> None:

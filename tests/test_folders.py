@@ -19,11 +19,12 @@ from torchvision.datasets import ImageFolder
 
 from gkp import files
 from gkp.artifact import experiments as grid
-from gkp.artifact.experiments.kinds import EvaluateCell, PruneCell, TrainCell
+from gkp.artifact import profiles
+from gkp.artifact.experiments.kinds import EvaluateCell, PretrainedCell, PruneCell, TrainCell
 from gkp.checkpoints import save_model
 from gkp.cli import main
-from gkp.data import folders
-from gkp.data.dataset import check_fit
+from gkp.data import decoding, folders
+from gkp.data.dataset import check_fit, to_unit
 from gkp.data.sources import dataset_names, is_here, load_dataset
 from gkp.errors import BadInput
 from gkp.evaluation.benchmark import benchmark
@@ -247,8 +248,8 @@ def test_a_folder_of_broken_images_alone_is_refused(place: SimpleNamespace) -> N
 def test_images_are_decoded_once_and_again_when_a_file_changes(place: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     classes(place.root, ["a", "b"])
     name, read = f"folder:{place.root}", []
-    original = folders._read
-    monkeypatch.setattr(folders, "_read", lambda path, size: read.append(path) or original(path, size))
+    original = decoding._read
+    monkeypatch.setattr(decoding, "_read", lambda path, size: read.append(path) or original(path, size))
     data = load_dataset(name)
     assert load_dataset(name) is data and len(read) == 5  # the first one twice: it gives the shape
     folders._loaded.clear()  # another process
@@ -281,7 +282,7 @@ def test_a_damaged_copy_is_made_again_and_a_kill_leaves_none(place: SimpleNamesp
             raise KeyboardInterrupt
         return np.zeros((3, 6, 6), np.uint8)
 
-    monkeypatch.setattr(folders, "_read", interrupted)
+    monkeypatch.setattr(decoding, "_read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_dataset(f"folder:{place.root}")
     assert not list((place.cache / "folders").iterdir())
@@ -292,7 +293,7 @@ def test_a_full_disk_and_a_cache_that_cannot_be_written_are_said(
 ) -> None:
     classes(place.root, ["a", "b"])
     with monkeypatch.context() as patch:
-        patch.setattr(folders.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+        patch.setattr(decoding.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
         assert "its 4 images take 0.0 GB and" in (message := refused(f"folder:{place.root}")) and "make room" in message
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: place.root / "a" / "0.png")
     with pytest.raises(BadInput, match=r"cannot be written .*; set XDG_CACHE_HOME to a folder you may write to"):
@@ -414,6 +415,69 @@ def test_a_tiny_imagenet_goes_through_the_cells_of_an_experiment(place: SimpleNa
     _, small, outcome = grid.run([baseline, pruned, evaluated], jobs=1, store=grid.Store(tmp_path / "store"), progress=False)
     assert small["input_shape"] == [3, 8, 8] and small["n"] == 12 and outcome["n"] == 4
     assert len(list((place.cache / "folders").iterdir())) == 2
+
+
+def test_training_on_imagenet_sees_random_parts_and_everything_else_the_middle(place: SimpleNamespace) -> None:
+    sides = {"a": (300, 260), "b": (40, 90), "c": (256, 256)}
+    for part in ("train", "val"):
+        for name, side in sides.items():
+            put(place.data / "imagenet" / part / name / "x.JPEG", seed=len(name), side=side)
+    training, test = load_dataset("imagenet", "train"), load_dataset("imagenet", "test")
+    assert training.crop == 224 and training.images.shape == (3, 3, 256, 256) and test.crop == 0
+    assert training.shape == test.shape == (3, 224, 224)
+    usual = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(256)])
+    for x, (name, _) in zip(training.images, sides.items(), strict=True):
+        image = Image.open(place.data / "imagenet" / "train" / name / "x.JPEG").convert("RGB")
+        assert np.array_equal(x.numpy(), np.asarray(usual(image)).transpose(2, 0, 1))
+    assert torch.equal(training.pixels()[:2], test.pixels()[:2])  # the third one of the test set was enlarged first, as usual
+    assert torch.equal(training.pixels(), to_unit(transforms.CenterCrop(224)(training.images)))
+
+
+def test_the_papers_resnet50_goes_through_the_cells_of_an_experiment(place: SimpleNamespace, tmp_path: Path) -> None:
+    for part, n in (("train", 2), ("val", 1)):
+        classes(place.data / "imagenet" / part, ["n01", "n02"], n=n, side=(60, 50))
+        for path in (place.data / "imagenet" / part).rglob("*.png"):
+            path.rename(path.with_suffix(".JPEG"))
+    short = {"epochs": 1, "lr": 0.01, "batch_size": 4}
+    baseline = TrainCell(dataset="imagenet", model="resnet50", **short)
+    pruned = PruneCell(net=baseline, method="l2-gkp", rate=3 / 4, **short)
+    evaluated = EvaluateCell(net=pruned, protocol="paper", attacks=("fgsm-0.001",))
+    net, small, outcome = grid.run([baseline, pruned, evaluated], jobs=1, store=grid.Store(tmp_path / "store"), progress=False)
+    assert net["input_shape"] == small["input_shape"] == [3, 224, 224] and outcome["n"] == 2
+    assert net["macs"] - small["macs"] == 3 * _of_3x3() // 4
+
+
+def _of_3x3() -> int:
+    """The multiply-accumulates of all 3x3 convolutions in ResNet-50's blocks."""
+    blocks = {64: 3, 128: 4, 256: 6, 512: 3}
+    return sum(9 * width**2 * (56 * 64 // width) ** 2 * n for width, n in blocks.items())
+
+
+@pytest.mark.parametrize(("model", "method", "rate"), [("resnet56", "sr-gkp", 3 / 8), ("resnet101", "l2-gkp", 7 / 8)])
+def test_the_papers_networks_on_tiny_imagenet_go_through_them_too(
+    place: SimpleNamespace, tmp_path: Path, model: str, method: str, rate: float
+) -> None:
+    for part, n in (("train", 2), ("val", 1)):
+        classes(place.data / "tiny-imagenet-200" / part, ["n01", "n02"], n=n, side=(64, 64))
+    short = {"epochs": 1, "lr": 0.01, "batch_size": 4}
+    baseline = TrainCell(dataset="tiny-imagenet", model=model, **short)
+    pruned = PruneCell(net=baseline, method=method, rate=rate, **short)
+    evaluated = EvaluateCell(net=pruned, protocol="paper", attacks=("fgsm-0.001", "pgd-4/255"))
+    _, small, outcome = grid.run([baseline, pruned, evaluated], jobs=1, store=grid.Store(tmp_path / "store"), progress=False)
+    printed = {"resnet56": 0.547, "resnet101": 24.226}[model]  # millions, Table 13
+    assert small["input_shape"] == [3, 64, 64] and set(outcome["accuracy"]) == {"clean", "fgsm-0.001", "pgd-4/255"}
+    of_two_classes = 198 * {"resnet56": 65, "resnet101": 2049}[model]  # of 200 the classifier would have so many more
+    assert (small["params"] + of_two_classes) / 1e6 == pytest.approx(printed, abs=5e-4)
+
+
+def test_the_papers_networks_on_these_images_are_cells_of_its_profile() -> None:
+    for group, networks in (("tiny", 2), ("imagenet", 1), ("torchvision", 1)):
+        found = profiles.cells("paper", group)
+        assert sum(not isinstance(cell, PruneCell) for cell in found if hasattr(cell, "model")) == networks
+        assert all(cell.threads == 0 for cell in found if not isinstance(cell, PretrainedCell))
+    resnet50 = next(cell for cell in profiles.cells("paper", "imagenet") if isinstance(cell, PruneCell))
+    assert (resnet50.epochs, resnet50.step_epochs, resnet50.batch_size, resnet50.weight_decay) == (100, 30, 256, 1e-4)
+    assert {cell.rate for cell in profiles.cells("paper", "tiny") if isinstance(cell, PruneCell)} == {3 / 8, 7 / 8}
 
 
 def test_the_work_of_the_papers_networks_is_estimated_by_their_multiply_accumulates() -> None:

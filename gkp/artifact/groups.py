@@ -68,6 +68,12 @@ GIVEN = {  # what a cell can give a method
     *("weights", "initialisation", "training snapshots", "data", "unlabelled images", "gradients", "training"),
 }
 Groups = dict[str, list[Cell]]
+TINY_IMAGENET: dict[str, tuple[dict[str, Any], float]] = {  # network -> its recipe, and the share of kernels removed
+    "resnet56": ({"epochs": 300, "step_epochs": 100, "batch_size": 128, "weight_decay": 5e-4}, TINY_RATE),
+    "resnet101": ({"epochs": 100, "step_epochs": 30, "batch_size": 128, "weight_decay": 1e-4}, 7 / 8),  # of the 3x3 ones alone
+}
+IMAGENET: dict[str, Any] = {"epochs": 100, "step_epochs": 30, "batch_size": 256, "weight_decay": 1e-4}
+IMAGENET_RATE = 3 / 4  # of the 3x3 ones alone, here too
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,8 @@ def network_groups(baseline: TrainCell, scale: Scale) -> Groups:
         "precision": [],
         "log": [],
         "tiny": [],
+        "imagenet": [],
+        "torchvision": [],
     }
 
 
@@ -200,9 +208,34 @@ def twenty_classes(scale: Scale) -> list[Cell]:
     """
     recipe: dict[str, Any] = {"epochs": 20, "batch_size": 64, "lr": 0.1, "schedule": "one-cycle", "nesterov": True}
     baseline = TrainCell(dataset="tiny-imagenet-20", model="resnet56", threads=2, **recipe)
-    nets = scale.pruned(baseline, (UNPRUNED, "sr-gkp", "tmi-gkp", "l2-gkp"), rate=TINY_RATE, log_examples=0)
-    found: list[Network | PruneCell] = [baseline, *nets]
-    return [cell for net in found for cell in (net, *scale.evaluated([net]))]
+    return _rows_of(baseline, (UNPRUNED, "sr-gkp", "tmi-gkp", "l2-gkp"), scale, rate=TINY_RATE, log_examples=0)
+
+
+def tiny_imagenet(model: str, scale: Scale) -> list[Cell]:
+    """Table 13: ResNet-56 or ResNet-101 trained on Tiny-ImageNet, and pruned at the paper's rate for it (p. 17, 22)."""
+    recipe, rate = TINY_IMAGENET[model]
+    baseline = TrainCell(dataset="tiny-imagenet", model=model, **{**scale.finetune, **recipe, "lr": 0.1})
+    return _rows_of(baseline, (UNPRUNED, "sr-gkp", "tmi-gkp"), scale, rate=rate, **recipe)
+
+
+def imagenet(scale: Scale) -> Groups:
+    """Table 3: ResNet-50 on ImageNet, trained as the pruned networks are, and from torchvision's weights (p. 9, 17).
+
+    Which rate the paper has in each layer of torchvision's network is not printed; here it is that of its own network.
+    """
+    recipe = {**IMAGENET, "log_examples": 50_000}
+    theirs = PretrainedCell(dataset="imagenet", model="resnet50", weights="torchvision")
+    baseline = TrainCell(dataset="imagenet", model="resnet50", **{**scale.finetune, **recipe, "lr": 0.1})
+    return {
+        "imagenet": _rows_of(baseline, (UNPRUNED, "sr-gkp", "tmi-gkp"), scale, rate=IMAGENET_RATE, **recipe),
+        "torchvision": _rows_of(theirs, (UNPRUNED, "sr-gkp", "fpgm", "sfp"), scale, rate=IMAGENET_RATE, **recipe),
+    }
+
+
+def _rows_of(net: Network, methods: Iterable[str], scale: Scale, **fields: Any) -> list[Cell]:
+    """A network and what these methods leave of it, each with both evaluations: row by row, each is of use without the next."""
+    rows: list[Network | PruneCell] = [net, *scale.pruned(net, methods, **fields)]
+    return [cell for row in rows for cell in (row, *scale.evaluated([row]))]
 
 
 def frequencies(nets: Iterable[Network | PruneCell], scale: Scale) -> list[EvaluateCell]:

@@ -4,7 +4,7 @@
 |---|---|---|---|---|
 | `quick` | digits, shipped with scikit-learn | ResNet-20 | 2 epochs | minutes on 2 cores |
 | `cifar10` | CIFAR-10 | ResNet-20, ResNet-56 | 3 epochs, 1 epoch | hours on 2 cores |
-| `paper` | the paper's, as far as `gkp.data.sources` has them | ResNet-32/56/110, VGG-16 | 300 epochs | GPU cluster |
+| `paper` | CIFAR-10, Tiny-ImageNet, ImageNet | ResNet-32/56/110, VGG-16; -56, -101; -50 | 300, 100 epochs | GPU cluster |
 
 Each profile is a dictionary of groups, in the order in which they are worth having; a group is a list of cells. A file of
 your own is a profile too: it defines `cells()`, which returns a list of cells, and registers stages of its own if it has any.
@@ -38,13 +38,16 @@ from gkp.artifact.groups import (
     RATED,
     RATES,
     TENTH,
+    TINY_IMAGENET,
     UNPRUNED,
     Groups,
     Scale,
     cascade,
     frequencies,
+    imagenet,
     network_groups,
     published_log,
+    tiny_imagenet,
     twenty_classes,
 )
 from gkp.errors import BadInput
@@ -203,6 +206,9 @@ def paper() -> Groups:
         for name, cells in found.items():
             if model != "vgg16_bn" or name == "main":  # Table 12 is all the paper has of VGG-16
                 groups[f"{model}-{name}"] = cells
+    for model in TINY_IMAGENET:
+        groups[f"{model}-tiny"] = tiny_imagenet(model, scale)
+    groups |= {f"resnet50-{name}": cells for name, cells in imagenet(scale).items()}
     groups["resnet20-log"] = published_log(scale, **gpu)  # scored after each epoch, as theirs is
     groups["resnet56-public"] = _from_public_weights(scale)
     groups["half-hour"] = [*groups["resnet20-log"], *groups["resnet56-public"]]

@@ -1,4 +1,4 @@
-"""Labelled images in memory as uint8, in batches, plain or augmented."""
+"""Labelled images in memory as uint8."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gkp.errors import BadInput
 from gkp.files import one_line
@@ -29,9 +28,12 @@ class Dataset:
         labels: int64 `(N,)`, each in [0, num_classes).
         num_classes: Number of classes.
         mean, std: One number per channel, of pixels in [0, 1]; std above 0.
-        pad: Augmentation that suits these images in training (see `augmented_batches`): random crops after zero padding by
+        pad: Augmentation that suits these images in training (see `gkp.data.augmentation`): random crops after zero padding by
             so many pixels. None by default, for nothing is known of your images.
         flip: Likewise, whether to mirror half of them.
+        crop: Likewise, the side in pixels of random resized crops, as of ImageNet: training sees a part of each image of 8 to
+            100 % of its area, of 3/4 to 4/3 of its shape, resized to a square of this side. Everything else sees the middle
+            of this side. 0 for images that are seen whole.
 
     Raises:
         BadInput: A field does not agree with the others.
@@ -46,9 +48,10 @@ class Dataset:
     std: tuple[float, ...]
     pad: int = 0
     flip: bool = False
+    crop: int = 0
 
     def __post_init__(self) -> None:
-        where, images, labels = self._where, self.images, self.labels
+        where, images, labels = self.where, self.images, self.labels
         if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape:
             raise BadInput(f"{where}: images are {_describe(images)}; give a uint8 tensor of shape (N, C, H, W), N > 0")
         if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
@@ -68,12 +71,22 @@ class Dataset:
             )
         if self.pad < 0:
             raise BadInput(f"{where}: pad is {self.pad}; give 0 or more pixels")
+        if not 0 <= self.crop <= min(images.shape[2:]) or (self.crop and self.pad):
+            sides = f"{images.shape[2]}x{images.shape[3]}"
+            raise BadInput(f"{where}: crop is {self.crop} and pad {self.pad}; give one of them, crop within images of {sides}")
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
-    def _where(self) -> str:
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images that a network gets, in training and otherwise."""
+        channels, height, width = self.images.shape[1:]
+        return channels, self.crop or height, self.crop or width
+
+    @property
+    def where(self) -> str:
+        """Its name and split, for messages."""
         return f"dataset {self.name!r}, split {self.split!r}"
 
     @cached_property
@@ -97,13 +110,13 @@ class Dataset:
             chosen = chosen.nonzero().flatten()
         if chosen.ndim != 1 or not len(chosen) or chosen.is_floating_point() or chosen.dtype == torch.bool:
             raise BadInput(
-                f"{self._where}: indices are {_describe(chosen)}; give at least one integer position, or a boolean mask "
+                f"{self.where}: indices are {_describe(chosen)}; give at least one integer position, or a boolean mask "
                 "with one entry per image"
             )
         chosen = chosen.long()
         if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
             raise BadInput(
-                f"{self._where}: indices run from {int(chosen.min())} to {int(chosen.max())}; "
+                f"{self.where}: indices run from {int(chosen.min())} to {int(chosen.max())}; "
                 f"give positions in 0..{len(self) - 1}"
             )
         return replace(self, images=self.images[chosen], labels=self.labels[chosen])
@@ -115,7 +128,7 @@ class Dataset:
             BadInput: n is not in 1..len.
         """
         if not 1 <= n <= len(self):
-            raise BadInput(f"{self._where}: {n} images asked for; give 1 to {len(self)}")
+            raise BadInput(f"{self.where}: {n} images asked for; give 1 to {len(self)}")
         if n == len(self) or not self._by_class:
             return np.arange(n)
         labels = self.labels.cpu().numpy()
@@ -134,9 +147,12 @@ class Dataset:
         """Whether the images stand class by class, as folders of classes are read: the first ones say nothing of the rest."""
         return bool((self.labels[1:] >= self.labels[:-1]).all()) and bool(self.labels[0] < self.labels[-1])
 
-    def pixels(self, which: slice | Tensor | np.ndarray | Sequence[int] = slice(None)) -> Tensor:
-        """The images of a slice or of these positions as float32 `(n, C, H, W)` in [0, 1]."""
-        return to_unit(self.images[which])
+    def pixels(
+        self, which: slice | Tensor | np.ndarray | Sequence[int] = slice(None), device: str | torch.device | None = None
+    ) -> Tensor:
+        """The images of a slice or of these positions as float32 `(n, C, H, W)` in [0, 1], by default where they are."""
+        images = _middle(self.images[which], self.crop)
+        return to_unit(images if device is None else images.to(device))
 
     def to(self, device: str | torch.device) -> Dataset:
         """The same data on a device, as uint8; this very object if it is there already."""
@@ -149,10 +165,10 @@ class Dataset:
 
     def batches(self, batch_size: int, *, device: str | torch.device = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs (x float32 in [0, 1], y int64) in the stored order, the last one possibly smaller."""
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size)
         for start in range(0, len(self), batch_size):
             stop = start + batch_size
-            yield to_unit(self.images[start:stop].to(device)), self.labels[start:stop].to(device)
+            yield self.pixels(slice(start, stop), device), self.labels[start:stop].to(device)
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -161,84 +177,12 @@ def to_unit(images: Tensor) -> Tensor:
     return pixels.div_(pixels.new_full((), 255))  # by a number a GPU would multiply by 1 / 255, which rounds otherwise
 
 
-def augmented_batches(
-    dataset: Dataset,
-    batch_size: int,
-    *,
-    generator: torch.Generator,
-    pad: int | None = None,
-    flip: bool | None = None,
-    device: str | torch.device = "cpu",
-    drop_last: bool = False,
-    ahead: bool | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One shuffled epoch of pairs (x float32 in [0, 1], y int64), cropped at random after zero padding, and mirrored.
-
-    Images on a GPU (`Dataset.to`) are augmented there and never leave it: the epoch has the same bits as on a CPU.
-
-    Args:
-        dataset: The images and labels.
-        batch_size: Images per batch.
-        generator: Source of all randomness, the order included; on the CPU, so that one state gives one epoch on any device.
-        pad: Pixels of padding on each side; None for the data set's own (cifar10: 4, as in the paper's code; digits: 1).
-        flip: Whether half of the images are mirrored; None for the data set's own (cifar10: yes; digits: no).
-        device: Where the batches go.
-        drop_last: Whether to leave out a last batch that is not full.
-        ahead: Whether to draw the numbers of the whole epoch before its first batch and send them to the images at once,
-            instead of those of each batch when it is due. It is the same epoch; but the generator is used up at once. None: for
-            images on a GPU, so that nothing is sent there from step to step.
-
-    Raises:
-        BadInput: A batch size below 1, or one that leaves nothing.
-    """
-    _check_batch_size(batch_size)
-    pad = dataset.pad if pad is None else pad
-    flip = dataset.flip if flip is None else flip
-    order = torch.randperm(len(dataset), generator=generator)
-    stop = len(dataset) - len(dataset) % batch_size if drop_last else len(dataset)
-    if stop == 0:
-        raise BadInput(
-            f"{dataset._where}: batches of {batch_size} with drop_last leave nothing of its {len(dataset)} images; "
-            "give a smaller batch size"
-        )
-    home = dataset.images.device
-    sizes = [min(batch_size, stop - start) for start in range(0, stop, batch_size)]
-    drawn = (_draw(n, pad=pad, flip=flip, generator=generator) for n in sizes)
-    if home.type != "cpu" if ahead is None else ahead:
-        moves = torch.cat(list(drawn), dim=1).to(home)
-        order, drawn = order.to(home), iter(moves.split(sizes, dim=1))
-    for start, n, moved in zip(range(0, stop, batch_size), sizes, drawn, strict=True):
-        chosen = order[start : start + n].to(home)
-        x = _moved(dataset.images[chosen], moved.to(home), pad=pad, flip=flip)
-        yield to_unit(x.to(device)), dataset.labels[chosen].to(device)
-
-
-def crop_and_flip(images: Tensor, *, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Shift each image `(N, C, H, W)` by up to `pad` pixels either way and mirror it with probability 1/2.
-
-    Draws, in this order: if pad, N row and N column offsets in 0..2*pad; if flip, N mirrors.
-    """
-    moves = _draw(len(images), pad=pad, flip=flip, generator=generator)
-    return _moved(images, moves.to(images.device), pad=pad, flip=flip)
-
-
-def _draw(n: int, *, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Rows of numbers `(3, n)`: row offset, column offset, mirror; zeros for what is not drawn."""
-    none = torch.zeros(1, n, dtype=torch.int64)
-    offsets = torch.randint(2 * pad + 1, (2, n), generator=generator) if pad else none.expand(2, n)
-    return torch.cat([offsets, torch.randint(2, (1, n), generator=generator) if flip else none])
-
-
-def _moved(images: Tensor, moves: Tensor, *, pad: int, flip: bool) -> Tensor:
-    """The images `(n, C, H, W)` cropped and mirrored by the rows of `_draw`, on their device."""
-    n, _, height, width = images.shape
-    top, left, mirrored = moves
-    if pad:
-        windows = F.pad(images, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # a view: (N, C, 2p+1, 2p+1, H, W)
-        images = windows[torch.arange(n, device=images.device), :, top, left]
-    if flip:
-        images = torch.where(mirrored.bool()[:, None, None, None], images.flip(3), images)
-    return images
+def _middle(images: Tensor, side: int) -> Tensor:
+    """The middle of this side of images `(N, C, H, W)`, where torchvision's CenterCrop has it; the whole if it is 0."""
+    if not side:
+        return images
+    top, left = (round((length - side) / 2) for length in images.shape[-2:])
+    return images[..., top : top + side, left : left + side]
 
 
 def check_fit(net: nn.Module, data: Dataset, device: str | torch.device | None = None) -> None:
@@ -252,7 +196,7 @@ def check_fit(net: nn.Module, data: Dataset, device: str | torch.device | None =
     Raises:
         BadInput: They do not fit together.
     """
-    who, shape = type(net).__name__, tuple(data.images.shape[1:])
+    who, shape = type(net).__name__, data.shape
     x = data.pixels(slice(0, 1)).to(device or next(net.parameters()).device)
     with eval_mode(net), torch.no_grad():
         try:
@@ -269,7 +213,8 @@ def check_fit(net: nn.Module, data: Dataset, device: str | torch.device | None =
         )
 
 
-def _check_batch_size(batch_size: int) -> None:
+def check_batch_size(batch_size: int) -> None:
+    """Raises BadInput for a batch size below 1."""
     if batch_size < 1:
         raise BadInput(f"batch size is {batch_size}; give 1 or more")
 

@@ -8,6 +8,9 @@
 | `tiny-imagenet-20` | 64x64 | 20 classes of it: 10,000 in train, 1,000 in val |
 | `imagenet` | 224x224 | the folder `imagenet` or `ILSVRC2012`: 1,281,167 in train/CLASS/..., 50,000 in val/CLASS/... |
 
+Of the training images of ImageNet the middle 256x256 pixels are kept, after resizing the shorter side to 256: training sees
+random parts of them resized to 224x224, as the paper's does (252 GB). Whatever else asks for them gets their middle 224x224.
+
 Split "train" is the folder train, "val" the folder val (or valid, validation), "test" the folder test, or val where that is
 missing or has no labels, as in both ImageNets. A folder of classes alone is whatever split is asked for. Classes, their order
 and that of the images are torchvision's: the images come class by class, but those of an annotation file in its order. Grey,
@@ -19,33 +22,25 @@ It is made anew when a file of the folder changes. Normalisation is ImageNet's.
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import os
-import shutil
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from gkp import files
 from gkp.data.dataset import Dataset
+from gkp.data.decoding import PREFIX, Size, decode, mapped
 from gkp.errors import BadInput
 from gkp.networks.classifier import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
-PREFIX = "folder:"
 _PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-_CHUNK = 512  # images that are decoded at a time
-_RESIZED = 256 / 224  # of the shorter side before the crop, as usual on ImageNet
 
 
 @dataclass(frozen=True)
@@ -55,6 +50,8 @@ class Known:
     Attributes:
         folders: Its usual names.
         size: Pixels a side that its images are cropped to; None to take them as they are.
+        stored: Pixels a side of the square that is kept of its training images, of which training crops parts of `size` at
+            random; None to keep what is cropped.
         url: Where to get it.
         classes: Those that are taken, sorted; none for all.
     """
@@ -62,6 +59,7 @@ class Known:
     folders: tuple[str, ...]
     size: int | None
     url: str
+    stored: int | None = None
     classes: tuple[str, ...] = ()
 
 
@@ -69,7 +67,7 @@ _TWENTY = """n01443537 n01784675 n02002724 n02123045 n02231487 n02410509 n026661
     n03250847 n03544143 n03763968 n03930313 n04067472 n04254777 n04376876 n04532106 n07614500 n07768694"""
 KNOWN = {
     "tiny-imagenet": Known(("tiny-imagenet-200",), None, "http://cs231n.stanford.edu/tiny-imagenet-200.zip"),
-    "imagenet": Known(("imagenet", "ILSVRC2012"), 224, "https://image-net.org/download.php"),
+    "imagenet": Known(("imagenet", "ILSVRC2012"), 224, "https://image-net.org/download.php", stored=256),
 }
 KNOWN["tiny-imagenet-20"] = replace(KNOWN["tiny-imagenet"], classes=tuple(_TWENTY.split()))
 _loaded: dict[tuple[str, str, Path], Dataset] = {}
@@ -99,7 +97,9 @@ def load_folder(name: str, split: str) -> Dataset:
         BadInput: The folder, the split, a class or an image is missing; images cannot be read or are of several sizes; or there
             is no room for the decoded ones.
     """
-    root, size = _root(name)
+    root, side = _root(name)
+    stored = KNOWN[name].stored if name in KNOWN and split == "train" else None
+    size = Size(stored, stored) if stored else Size.usual(side) if side else None
     if not os.path.isdir(root):
         what = "is a file" if os.path.isfile(root) else "is not there"
         raise BadInput(f"{name}: {root} {what}; give the folder that has the folders of the classes, or train and val")
@@ -109,18 +109,18 @@ def load_folder(name: str, split: str) -> Dataset:
         if chosen := KNOWN[name].classes if name in KNOWN else ():
             samples, classes = _only(chosen, samples, classes), list(chosen)
         paths, labels = [path for path, _ in samples], torch.tensor([label for _, label in samples])
-        target = _cache_file(root, "+".join(part.name for part in parts), [size, *chosen], paths, labels)
+        target = _cache_file(root, "+".join(part.name for part in parts), [stored or side, *chosen], paths, labels)
     except OSError as error:
         raise BadInput(f"{name}: cannot be read ({files.one_line(error)}); make its folders and files readable") from error
     key = (name, split, target)
     if key not in _loaded:
-        images = _mapped(target) if os.path.exists(target) else None
+        images = mapped(target) if os.path.exists(target) else None
         if images is None:
-            _decode(paths, size, target, name)
-            images = _mapped(target)
+            decode(paths, size, target, name)
+            images = mapped(target)
         assert images is not None
-        normal = (IMAGENET_MEAN, IMAGENET_STD)
-        _loaded[key] = Dataset(name, split, images, labels, len(classes), *normal, flip=name in KNOWN)
+        normal, crop = (IMAGENET_MEAN, IMAGENET_STD), side if stored and side else 0
+        _loaded[key] = Dataset(name, split, images, labels, len(classes), *normal, flip=name in KNOWN, crop=crop)
     return _loaded[key]
 
 
@@ -236,95 +236,3 @@ def _cache_file(root: Path, part: str, how: list[Any], paths: Sequence[Path], la
     where = files.json_sha256([str(root), part, *how])[:12]
     what = files.json_sha256([seen, labels.tolist()])[:16]
     return files.cache_folder() / "folders" / f"{root.name}-{part}-{where}-{what}.npy"
-
-
-def _mapped(path: Path) -> Tensor | None:
-    """The images of a file, mapped into memory, and never written back; None if it is damaged."""
-    try:
-        array = open_memmap(path, mode="c")
-    except (OSError, ValueError, EOFError):
-        return None
-    return torch.from_numpy(array) if array.dtype == np.uint8 and array.ndim == 4 else None
-
-
-def _decode(paths: Sequence[Path], size: int | None, target: Path, name: str) -> None:
-    """Write all images as one array (N, 3, H, W). Raises BadInput, and leaves nothing behind, if one cannot be read."""
-    from tqdm import tqdm
-
-    readable = ((path, image) for path in paths if isinstance(image := _read(path, size), np.ndarray))
-    model, first = next(readable, (paths[0], np.zeros((3, 1, 1), np.uint8)))
-    broken: list[tuple[Path, str]] = []
-    shape = (len(paths), *first.shape)
-    partial = target.with_name(f"{target.stem}.partial-{os.getpid()}.npy")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        need, free = int(np.prod(shape)), shutil.disk_usage(target.parent).free
-        if need > free:  # a write into a mapped file on a full disk would kill the process
-            raise BadInput(
-                f"{name}: its {len(paths):,} images take {need / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB left; "
-                "make room, or set XDG_CACHE_HOME to a folder on another disk"
-            )
-        array = open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-        with ThreadPoolExecutor() as pool, tqdm(total=len(paths), unit="image", desc=f"decoding {name}", disable=None) as bar:
-            for start in range(0, len(paths), _CHUNK):
-                some = paths[start : start + _CHUNK]
-                for i, (path, image) in enumerate(zip(some, pool.map(lambda p: _read(p, size), some), strict=True), start):
-                    if isinstance(image, str):
-                        broken.append((path, image))
-                    elif image.shape != shape[1:]:
-                        raise BadInput(_sizes(name, model, shape[1:], path, image.shape))
-                    else:
-                        array[i] = image
-                bar.update(len(some))
-        if broken:
-            which = ", ".join(f"{path} {reason}" for path, reason in broken[:3])
-            raise BadInput(f"{name}: {len(broken)} of {len(paths):,} images cannot be read ({which}); replace or remove them")
-        array.flush()
-        del array
-        os.replace(partial, target)
-    except OSError as error:
-        raise BadInput(
-            f"{target}: cannot be written ({files.one_line(error)}); set XDG_CACHE_HOME to a folder you may write to"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # the folder itself may be the problem
-            partial.unlink(missing_ok=True)
-    before = f"{glob.escape(target.stem.rpartition('-')[0])}-*.npy"  # copies of the same folder as it was
-    with contextlib.suppress(OSError):
-        for old in target.parent.glob(before):
-            if old != target and ".partial-" not in old.name:
-                old.unlink()
-
-
-def _sizes(name: str, one: Path, here: Sequence[int], other: Path, there: Sequence[int]) -> str:
-    path = name.removeprefix(PREFIX) if name.startswith(PREFIX) else one.parent
-    sizes = f"{one.name} is {here[2]}x{here[1]} and {other.name} {there[2]}x{there[1]}"
-    return f"{name}: images are of several sizes ({sizes}); give the one that all shall get, as folder:{path}?size=224"
-
-
-def _read(path: Path, size: int | None) -> np.ndarray | str:
-    """The pixels of an image, uint8 (3, H, W), or the reason why there are none."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with path.open("rb") as file, Image.open(file) as image:
-            if image.mode == "F":
-                return "has pixels of 32-bit floats"
-            if image.mode.startswith("I"):  # 16 bits of grey
-                rgb = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-            else:
-                rgb = image.convert("RGB")
-    except UnidentifiedImageError:
-        return "is empty" if not path.stat().st_size else "is no image"
-    except Exception as error:  # whatever the decoders of damaged files raise
-        return f"is damaged: {files.one_line(error)[:80]}"
-    if size is not None and rgb.size != (size, size):
-        rgb = _cropped(rgb, size)
-    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
-
-
-def _cropped(image: Image, size: int) -> Image:
-    """An image of Pillow's, its shorter side resized to 256/224 of `size` and its middle cut out, as torchvision does."""
-    from torchvision.transforms import functional as F
-
-    return F.center_crop(F.resize(image, [round(size * _RESIZED)]), [size])

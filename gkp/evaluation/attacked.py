@@ -17,7 +17,7 @@ from gkp.attacks.balls import Bounds
 from gkp.attacks.gradient import single_step
 from gkp.attacks.network import Model, logits_and_gradient, logits_of
 from gkp.attacks.options import ATTACKS
-from gkp.data.dataset import Dataset, to_unit
+from gkp.data.dataset import Dataset
 from gkp.evaluation.outcomes import AttackSpec
 from gkp.evaluation.protocols import Space, asks_often
 from gkp.evaluation.resume import Pieces
@@ -145,7 +145,7 @@ class Run:
         device, dtype = self.home
         where = torch.from_numpy(self.indices[columns])
         return (
-            self.space.of_pixels(to_unit(self.data.images[where].to(device)).to(dtype)),
+            self.space.of_pixels(self.data.pixels(where, device).to(dtype)),
             self.data.labels[where].to(device),
         )
 

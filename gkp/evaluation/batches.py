@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gkp.attacks.network import evaluating, images_home
-from gkp.data.dataset import Dataset, to_unit
+from gkp.data.dataset import Dataset
 
 AT_MOST = 4096
 _SHARE = 1 / 4  # of the free memory: other cells use the same GPU
@@ -32,7 +32,7 @@ def attack_batch(net: nn.Module, data: Dataset, device: str | torch.device, *, a
         return at_least
     home, dtype = images_home(net)
     with evaluating(net):
-        each = bytes_per_image(net, to_unit(data.images[:1].to(home)).to(dtype))
+        each = bytes_per_image(net, data.pixels(slice(1), home).to(dtype))
     return fitting(torch.cuda.mem_get_info(where)[0], each, at_least)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from gkp.attacks.network import evaluating, logits_of
 from gkp.attacks.options import ATTACKS
-from gkp.data.dataset import Dataset, to_unit
+from gkp.data.dataset import Dataset
 from gkp.errors import BadInput
 from gkp.evaluation.attacked import adversarial
 from gkp.evaluation.outcomes import AttackSpec, Outcomes, differing
@@ -287,7 +287,7 @@ class _Carrier:
 
     def _pixels(self, net: nn.Module, where: Tensor) -> Tensor:
         device, dtype = images_home(net)
-        return to_unit(self.data.images[where].to(device)).to(dtype)
+        return self.data.pixels(where, device).to(dtype)
 
     def _right(self, net: nn.Module, x: Tensor, where: Tensor) -> Tensor:
         predicted = torch.cat([logits_of(net, part).argmax(1) for part in x.split(self.batch_size)])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gkp.attacks.network import ALIKE, apart_from_others, images_home, logits_of, probe
-from gkp.data.dataset import Dataset, to_unit
+from gkp.data.dataset import Dataset
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput, ModelWarning
 from gkp.networks.wrappers import unwrapped
@@ -130,7 +130,7 @@ def state_sha256(model: nn.Module) -> str:
 def first_images(net: nn.Module, data: Dataset) -> Tensor:
     """(n, C, H, W) in [0, 1], 16 at most, as the network takes them: what it is asked about before an evaluation."""
     device, dtype = images_home(net)
-    return to_unit(data.images[:_ASKED].to(device)).to(dtype)
+    return data.pixels(slice(_ASKED), device).to(dtype)
 
 
 def _is_whole(value: object) -> bool:

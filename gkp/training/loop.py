@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from gkp.attacks.network import full_precision
-from gkp.data.dataset import Dataset, augmented_batches, check_fit
+from gkp.data.augmentation import augmented_batches
+from gkp.data.dataset import Dataset, check_fit
 from gkp.errors import BadInput, OutOfTime
 from gkp.files import replace_file
 from gkp.training.callback import Callback
@@ -294,7 +295,8 @@ def _identity(net: nn.Module, train_set: Dataset, recipe: Recipe, seed: int, cal
     return {
         "recipe": asdict(recipe),
         "seed": seed,
-        "dataset": {name: getattr(train_set, name) for name in ("name", "split", "sha256", "pad", "flip")},
+        "dataset": {name: getattr(train_set, name) for name in ("name", "split", "sha256", "pad", "flip")}
+        | ({"crop": train_set.crop} if train_set.crop else {}),
         # repr says strides and the like, which shapes do not; architecture says the shortcut, which repr does not
         "architecture": [repr(net), *(repr(m.architecture) for m in net.modules() if hasattr(m, "architecture"))],
         "plan": plan.to_json() if plan is not None else None,

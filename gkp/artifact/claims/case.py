@@ -10,6 +10,7 @@ import numpy as np
 from gkp.artifact import experiments as grid
 from gkp.artifact.claims.decision import NotRun
 from gkp.artifact.claims.evidence import Index, Net
+from gkp.artifact.claims.gpu_hours import SETTINGS
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.published import NETWORKS
 from gkp.errors import BadInput
@@ -17,7 +18,13 @@ from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import Spread
 
 PAPER_EPOCHS = 300  # of fine-tuning on CIFAR-10, in the paper
-ARCHITECTURES = {model: name for name, model in NETWORKS.items()}
+ARCHITECTURES = {model: name for name, model in NETWORKS.items()} | {
+    "tiny-imagenet-20 resnet56": "ResNet-56 on 20 classes of Tiny-ImageNet",
+    "tiny-imagenet resnet56": "ResNet-56 on Tiny-ImageNet",
+    "tiny-imagenet resnet101": "ResNet-101 on Tiny-ImageNet",
+    "imagenet resnet50": "ResNet-50 on ImageNet",
+    "imagenet resnet50 torchvision": "torchvision's ResNet-50 on ImageNet",
+}
 
 
 @dataclass
@@ -136,8 +143,12 @@ class Case:
         if not self.same:
             return f"{name}, {epochs}"
         off = [self._papers()] if self.model not in self.same else []
-        off += [f"{PAPER_EPOCHS} epochs"] if self.epochs() < PAPER_EPOCHS else []
+        off += [f"{wanted} epochs"] if self.epochs() < (wanted := self._papers_epochs()) else []
         return f"{name}, {epochs} ({'the paper: ' + ', '.join(off) if off else 'as in the paper'})"
+
+    def _papers_epochs(self) -> int:
+        """The epochs of fine-tuning in the paper, of this network or of the first one for which it reports the claim."""
+        return next((SETTINGS[name][2] for name in (self.model, *self.same) if name in SETTINGS), PAPER_EPOCHS)
 
     def _papers(self) -> str:
         return ", ".join(ARCHITECTURES.get(model, model) for model in self.same)
@@ -147,7 +158,8 @@ class Case:
         longest = self.index.tuned(self.model)
         if longest is None or self.model not in self.same or self.index.embedded:
             return False
-        return longest.finetuned >= PAPER_EPOCHS and getattr(longest.net, "epochs", PAPER_EPOCHS) >= PAPER_EPOCHS
+        wanted = self._papers_epochs()
+        return longest.finetuned >= wanted and getattr(longest.net, "epochs", wanted) >= wanted
 
 
 def case_of(profile: str, results: Sequence[Result] | None = None, store: grid.Store | None = None) -> Case:

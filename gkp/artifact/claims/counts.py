@@ -20,7 +20,6 @@ from gkp.artifact.claims.decision import (
     FAILS,
     HOLDS,
     NOT_REPRODUCED,
-    ORDER,
     REPRODUCED,
     TREND,
     UNDECIDED,
@@ -46,12 +45,6 @@ from gkp.pruning.prune import layers_for, prune
 from gkp.pruning.registry import make_method, method_info
 from gkp.pruning.sr_gkp.grouping import smoothness_snaking
 from gkp.pruning.sr_gkp.smoothness import smoothness
-
-
-@rule(ORDER)
-def no_experiments(case: Case) -> Decision:
-    """A claim on data or networks for which no profile has experiments."""
-    raise NotRun("no profile has cells of this data set")
 
 
 @rule(VALUE, board=EXACTNESS)

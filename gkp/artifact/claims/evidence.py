@@ -14,7 +14,7 @@ from typing import Any
 
 from gkp.artifact import profiles
 from gkp.artifact.experiments.cell import Cell
-from gkp.artifact.experiments.kinds import EvaluateCell, Network, PruneCell, SpeedCell, TimingCell
+from gkp.artifact.experiments.kinds import EvaluateCell, Network, PretrainedCell, PruneCell, SpeedCell, TimingCell
 from gkp.artifact.groups import RATE, UNPRUNED, is_theirs
 from gkp.artifact.published import ATTACKED
 from gkp.artifact.results import BASELINE as UNTRAINED
@@ -61,12 +61,13 @@ class Net:
 
     @classmethod
     def of(cls, given: str | Mapping[str, Any]) -> Net:
-        """From claims.toml: "sr-gkp", or { method = "sr-gkp", alpha = 0.1 }. Raises BadInput for an unknown method."""
+        """From claims.toml: "sr-gkp", or { method = "sr-gkp", alpha = 0.1, rate = 0.75 }. BadInput for an unknown method."""
         method, options = (given, {}) if isinstance(given, str) else (given.get("method"), dict(given))
         if method not in _NAMES:
             raise BadInput(f"no method is called {method!r}; there are {', '.join(_NAMES)}")
         options.pop("method", None)
-        return cls(str(method), tuple(sorted(options.items())))
+        rate = options.pop("rate", RATE)
+        return cls(str(method), tuple(sorted(options.items())), rate)
 
     def at(self, rate: float) -> Net:
         """The same at another rate."""
@@ -81,9 +82,21 @@ class Net:
 BASELINE, CONTINUED, SR, TMI = Net("baseline"), Net(UNPRUNED), Net("sr-gkp"), Net("tmi-gkp")
 
 
+def subject(cell: Network | PruneCell) -> str:
+    """What a claim calls the network that a cell trains or prunes: its architecture, and what else it may be trained on.
+
+    Returns:
+        "resnet56" on CIFAR-10 or the digits, "tiny-imagenet resnet56", or "imagenet resnet50 torchvision" for public weights.
+    """
+    if cell.dataset in (EMBEDDED, "cifar10"):
+        return cell.model
+    net = cell.net if isinstance(cell, PruneCell) else cell
+    return " ".join((cell.dataset, cell.model, *([net.weights] if isinstance(net, PretrainedCell) else [])))
+
+
 @dataclass(frozen=True)
 class Index:
-    """The cells of a profile by what they measure."""
+    """The cells of a profile by what they measure; its networks are named as `subject` names them."""
 
     cells: tuple[Cell, ...]
     profile: str = ""
@@ -103,13 +116,13 @@ class Index:
 
     @cached_property
     def _pruned(self) -> dict[str, list[PruneCell]]:
-        """Architecture -> the fine-tuned networks of the one baseline that most of them come from, by growing epochs."""
+        """Network -> what was fine-tuned of the one baseline of it that most come from, by growing epochs."""
         found: dict[str, list[PruneCell]] = {}
         for cell in self.cells:
             if not isinstance(cell, PruneCell) or not cell.epochs or cell.scratch or is_theirs(cell.net):
                 continue  # what is trained of the authors' network is held against their log
             if self.embedded or cell.dataset != EMBEDDED:
-                found.setdefault(cell.model, []).append(cell)
+                found.setdefault(subject(cell), []).append(cell)
         for model, members in found.items():
             baselines = [cell.net.hash for cell in members]
             most = max(dict.fromkeys(baselines), key=baselines.count)
@@ -137,7 +150,11 @@ class Index:
             others = {
                 c.hash
                 for c in self.cells
-                if isinstance(c, PruneCell) and c.model == model and c.epochs and c.finetuned != epochs and not is_theirs(c.net)
+                if isinstance(c, PruneCell)
+                and subject(c) == model
+                and c.epochs
+                and c.finetuned != epochs
+                and not is_theirs(c.net)
             }
             kept = (cell for cell in self.cells if cell.hash not in others)
             self._shorter[model, epochs] = Index(tuple(kept), self.profile)

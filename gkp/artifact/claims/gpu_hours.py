@@ -17,6 +17,7 @@ SETTINGS = {  # the paper's: multiply-accumulates of one image, training images,
     "tiny-imagenet resnet56": (506.254e6, 100_000, 300),
     "tiny-imagenet resnet101": (10081.092e6, 100_000, 100),
     "imagenet resnet50": (4122.828e6, 1_281_167, 100),
+    "imagenet resnet50 torchvision": (4122.828e6, 1_281_167, 100),
 }
 
 

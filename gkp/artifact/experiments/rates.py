@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import EvaluateCell, PruneCell, TrainCell
-from gkp.artifact.experiments.work import PASSES, SIZE, training_work
+from gkp.artifact.experiments.work import PASSES, SIZE, pixels_of, training_work
 
 _ENOUGH = 0.95  # of the highest throughput: for the rest no further process is started
 
@@ -41,7 +41,7 @@ def images_of(cell: Cell) -> Images | None:
     if isinstance(cell, TrainCell | PruneCell):
         scored = cell.epochs if cell.log_epochs is None else len(cell.log_epochs)
         trained = training_work(cell.dataset, cell.model, cell.epochs) / SIZE.get(cell.model, 1.0)
-        return Images(cell.model, trained, float(scored * cell.log_examples))
+        return Images(cell.model, trained, scored * cell.log_examples * pixels_of(cell.dataset))
     return None
 
 

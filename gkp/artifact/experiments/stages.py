@@ -70,7 +70,7 @@ def train_baseline(params: Mapping[str, Any], parents: Mapping[str, Path], folde
     figures = _fit(net, params, params["dataset"], context, callbacks=[trace])
     trace.save(folder / TRACE)
     save_model(net.cpu(), folder / "model")
-    return {**figures, **_network_figures(net, params["dataset"], params["model"], tuple(data.images.shape[1:]))}
+    return {**figures, **_network_figures(net, params["dataset"], params["model"], data.shape)}
 
 
 def prune_and_finetune(
@@ -190,7 +190,7 @@ def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Pat
 def _batch_size(net: nn.Module, data: Dataset, params: Mapping[str, Any], device: str) -> int:
     """The batch of the cell where an attack depends on it, else what suits the device."""
     given = {name: params[name] for name in ("eps", "attacks", "true_labels")}
-    rows = attack_rows(params["protocol"], **given)
+    rows = attack_rows(params["protocol"], dataset=data.name, **given)
     asked = params["batch_size"]
     return asked if any(row.together for row in rows) else attack_batch(net, data, device, at_least=asked)
 

@@ -26,6 +26,11 @@ PASSES = {"paper": 8.0, "pixel": 60.0, "cascade": 1500.0, "autoattack": 300.0, "
 _SCORED = 2.0  # images trained on that take as long as scoring one in the paper's protocol
 
 
+def pixels_of(dataset: str) -> float:
+    """The pixels of its images, relative to 32x32."""
+    return _IMAGES.get(dataset, _OTHER)[1]
+
+
 def training_work(dataset: str, model: str, epochs: int, scored: int = 0) -> float:
     """The work of a training.
 

@@ -232,7 +232,7 @@ def _shape(outcomes: Outcomes, input_shape: Sequence[int] | None) -> tuple[int, 
         return tuple(int(size) for size in input_shape)
     if outcomes.dataset not in dataset_names():
         raise BadInput(f"gkp does not know the images of {outcomes.dataset!r}; give input_shape=(channels, height, width)")
-    return tuple(load_dataset(outcomes.dataset, outcomes.split).images.shape[1:])
+    return load_dataset(outcomes.dataset, outcomes.split).shape
 
 
 def _efficiency(net: nn.Module, input_shape: tuple[int, ...], seconds: float | None) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gkp.data.dataset import Dataset, augmented_batches
+from gkp.data.augmentation import augmented_batches
+from gkp.data.dataset import Dataset
 from gkp.networks.classifier import convolutions
 from gkp.pruning.methods.image_method import norm_or_conv
 from gkp.pruning.methods.nppm.gates import Work, combined, draw, excess, gumbel, hard
