@@ -31,7 +31,7 @@ from gkp.artifact.experiments import store as store_module
 from gkp.artifact.experiments.cell import Cell, find_kind, later
 from gkp.artifact.experiments.compute import Job, Outcome, isolated
 from gkp.artifact.experiments.compute import compute as compute_job
-from gkp.artifact.experiments.kinds import EvaluateCell, TrainCell
+from gkp.artifact.experiments.kinds import EvaluateCell, PretrainedCell, PruneCell, TrainCell
 from gkp.artifact.experiments.status import Durations, Kind, Progress, in_words
 from gkp.artifact.experiments.store import Busy
 from gkp.artifact.experiments.todo import family, make_plan, take_shard
@@ -57,6 +57,22 @@ def leftovers(root: Path) -> list[str]:
         str(path.relative_to(root))
         for path in [*root.glob(".*.partial-*"), *root.glob(".*.old-*"), *root.glob(".locks/*"), *root.glob(".scratch/*")]
     ]
+
+
+def test_cells_whose_images_or_weights_nobody_may_download_can_be_left_out(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GKP_DATA", str(tmp_path))
+    monkeypatch.setattr("gkp.files.searched_folders", lambda: [tmp_path])
+    net = TrainCell(dataset="tiny-imagenet", model="resnet56", epochs=1)
+    theirs = PruneCell(net=PretrainedCell(model="resnet20", weights="srgkp-official"), epochs=0)
+    asked = [Number(x=1), net, EvaluateCell(net=net), EvaluateCell(net=theirs, examples=1)]
+    report = grid.run(asked, jobs=1, store=store, progress=False, skip_absent=True)
+    assert report.computed == 1 and list(report.missing) == asked[1:] and not report.failures
+    images, weights, counted = capsys.readouterr().out.splitlines()
+    assert images.startswith("not computed: 2 cells; tiny-imagenet: tiny-imagenet-200 is in none of the folders searched")
+    assert weights.startswith("not computed: 3 cells; the srgkp-official weights of resnet20: ")
+    assert counted == "4 cells: 0 cached, 1 computed, 3 missing"
+    with pytest.raises(grid.CellsFailed, match="tiny-imagenet-200 is in none of the folders"):
+        grid.run(asked[:2], jobs=1, store=store, progress=False, quiet=True)
 
 
 # --- what a cell is -------------------------------------------------------------------------------------------------

@@ -23,11 +23,11 @@ from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
-from gkp import checkpoints
 from gkp.checkpoints import load_model, save_model
 from gkp.cli import main
 from gkp.errors import BadInput, ModelWarning
 from gkp.files import locate
+from gkp.networks import public
 from gkp.networks.build import build_model
 from gkp.networks.classifier import IMAGENET_MEAN, IMAGENET_STD, PAPER_MEAN, PAPER_STD
 from gkp.pruning.prune import prune
@@ -590,7 +590,7 @@ def test_torchvisions_resnet50_is_read_from_its_file(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     torch.save(theirs.state_dict(), tmp_path / "checkpoints" / "resnet50-0676ba61.pth")
     monkeypatch.setenv("GKP_DATA", str(tmp_path))
-    monkeypatch.setattr(checkpoints, "fetch", lambda relative, **_: locate(relative))  # its hash is that of other weights
+    monkeypatch.setattr(public, "fetch", lambda relative, **_: locate(relative))  # its hash is that of other weights
     ours, x = load_model("resnet50", weights="torchvision"), torch.rand(1, 3, 64, 64)
     mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.no_grad():

@@ -80,10 +80,15 @@ def is_folder(name: str) -> bool:
 
 def folder_is_here(name: str) -> bool:
     """Whether the folder of this data set exists."""
+    return not why_absent(name)
+
+
+def why_absent(name: str) -> str:
+    """Why a data set that is a folder, and so is never downloaded, is not here, in one line; "" for any other."""
     try:
-        return os.path.isdir(_root(name)[0])
-    except BadInput:
-        return False
+        return "" if not is_folder(name) or os.path.isdir(root := _root(name)[0]) else f"{name}: {root} is not there"
+    except BadInput as reason:
+        return str(reason)
 
 
 def load_folder(name: str, split: str) -> Dataset:

@@ -28,7 +28,7 @@ from gkp.artifact.experiments.rates import Rates
 from gkp.artifact.experiments.report import CellsFailed, Report, Result
 from gkp.artifact.experiments.status import Durations, Kind, Progress, in_words
 from gkp.artifact.experiments.store import Store, default_store
-from gkp.artifact.experiments.todo import Plan, blocked_by, make_plan, take_shard
+from gkp.artifact.experiments.todo import Plan, blocked_by, leave_out_absent, make_plan, take_shard
 from gkp.errors import BadInput
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def run(
     memory_limit: float | None = None,
     seconds: float | None = None,
     probe: bool | None = None,
+    skip_absent: bool = False,
 ) -> Report:
     """The results of the cells, in their order; those that no store has are computed first, with their parents.
 
@@ -80,6 +81,8 @@ def run(
             and are gone on with by the next run.
         probe: Whether to measure first what this machine does (`gkp.artifact.experiments.probe`), for estimates and the number
             of jobs; None: where there is a GPU and all missing cells are meant for one.
+        skip_absent: Leave cells missing whose images or public weights are not here and cannot be downloaded, with a line that
+            says so, instead of failing by them. Workers of a cluster are always asked.
 
     Raises:
         BadInput: The store cannot be written while something must be computed, the scheduler does not answer, or a
@@ -92,20 +95,21 @@ def run(
         raise BadInput(f"a run of {seconds} seconds: give a number above 0")
     deadline = None if seconds is None else time.time() + seconds
     store, cells = store or default_store(), take_shard(select(cells, only), shard)
-    plan = make_plan(cells, store, recompute=recompute)
+    plan, scheduler = make_plan(cells, store, recompute=recompute), scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS")
+    absent = leave_out_absent(plan) if skip_absent and not scheduler else ()
     rates = rates_for(plan.todo.values(), probe) if plan.todo and jobs != 0 else None
     if jobs is None:
         jobs = rates.jobs if rates else cores()
     if dry_run:
         report = _dry_report(plan, store, jobs, rates)
     elif not plan.todo or jobs == 0:
-        report = _report(plan, store)
+        report = _report(plan, store, lines=absent)
     else:
         store.prepare()
         limits = {"time_limit": time_limit, "memory_limit": memory_limit}
         running = _Run(plan, store, show=progress, recompute=recompute, limits=limits, deadline=deadline, rates=rates)
-        running.go(jobs, scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS"))
-        report = _report(plan, store, running)
+        running.go(jobs, scheduler)
+        report = _report(plan, store, running, lines=absent)
     if not quiet:
         print(*report.lines, report.headline, *(f"damaged: {reason}" for reason in report.damaged.values()), sep="\n")
     if check and report.failures:

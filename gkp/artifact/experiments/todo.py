@@ -8,10 +8,12 @@ Cost: 100,000 cells in about 3 s and 130 MB with an empty store (tests/bench_gri
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gkp.artifact.experiments.cell import Cell
+from gkp.artifact.experiments.kinds import PretrainedCell
 from gkp.artifact.experiments.store import Entry, Store
 from gkp.errors import BadInput
 
@@ -82,6 +84,33 @@ def make_plan(cells: Iterable[Cell], store: Store, *, recompute: bool = False) -
     plan.finished = dict(reversed(plan.finished.items()))
     plan.todo = dict(reversed(plan.todo.items()))
     return plan
+
+
+def leave_out_absent(plan: Plan) -> tuple[str, ...]:
+    """Take the cells out of `plan.todo` whose images or public weights are not here and cannot be downloaded.
+
+    Returns:
+        For each reason one line that says how many cells, what is missing, and where it was looked for.
+    """
+    from gkp.data import folders  # late: planning needs no torch
+    from gkp.networks import public
+
+    needs = {key: _needs(cell) for key, cell in plan.todo.items()}
+    reasons: dict[tuple[str, ...], str] = {}
+    for need in sorted(set().union(*needs.values())):
+        reasons[need] = folders.why_absent(*need) if len(need) == 1 else public.why_absent(*need)
+    found = {key: next((reasons[need] for need in sorted(wanted) if reasons[need]), "") for key, wanted in needs.items()}
+    plan.todo = {key: cell for key, cell in plan.todo.items() if not found[key]}
+    counts = Counter(reason for reason in found.values() if reason)
+    return tuple(f"not computed: {count} cells; {reason}" for reason, count in counts.items())
+
+
+def _needs(cell: Cell) -> set[tuple[str, ...]]:
+    """What a cell and its ancestors use: (data set,), and (architecture, public weights)."""
+    found: set[tuple[str, ...]] = {(name.rpartition("/")[0],) for name in cell.data}
+    if isinstance(cell, PretrainedCell):
+        found |= {(cell.dataset,), (cell.model, cell.weights)}
+    return found.union(*map(_needs, cell.parents.values()))
 
 
 def blocked_by(todo: Mapping[str, Cell], failed: Container[str]) -> dict[str, str]:
