@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -24,12 +23,14 @@ from gkp.artifact.results import (
     CONTINUED,
     Evaluation,
     evaluations,
+    mean_right,
     net_seed,
+    outcomes_of,
     row_name,
     trained_for_robustness,
 )
+from gkp.attacks.options import parse_eps
 from gkp.errors import BadInput
-from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import LEVEL, Estimate, Spread, difference, holm, quantile
 
 ATTACKS = ATTACKED[1:]  # (a), (b), (c): the paper's attacks, without "benign"
@@ -55,7 +56,7 @@ class Scores:
     @cached_property
     def spread(self) -> Spread:
         """The spread of an accuracy over seeds, pooled over every method that has several."""
-        return Spread.pooled([[float(row.mean()) for row in seeds.values()] for seeds in self.rows.values()])
+        return Spread.pooled([list(seeds.values()) for seeds in self.rows.values()])
 
     @property
     def pruned(self) -> list[str]:
@@ -103,14 +104,15 @@ def scores(
     rows: dict[str, dict[int, np.ndarray]] = {}
     images: np.ndarray | None = None
     for one in evaluations(results, part):
-        out = _outcomes(one.result.folder) if (wanted or is_tuned)(one) else None
-        found = out.rows() if out else {}
-        if out is None or any(key not in found for key in keys):
+        if not (wanted or is_tuned)(one):
+            continue
+        try:
+            right = mean_right(out := outcomes_of(one.result), keys)
+        except BadInput:  # it was not kept, or met other attacks
             continue
         images = out.indices if images is None else images
         if np.array_equal(out.indices, images):
-            seeds = rows.setdefault(row_name(one.net), {})
-            seeds[net_seed(one.net)] = np.mean([found[key] for key in keys], axis=0)
+            rows.setdefault(row_name(one.net), {})[net_seed(one.net)] = right
     return Scores(part, tuple(keys), rows)
 
 
@@ -157,13 +159,14 @@ def over_seeds(points: pd.DataFrame) -> pd.DataFrame:
 
 def smallest_radius(results: Sequence[Result], part: str = "pixel") -> str:
     """`RADIUS` where the evaluations of this part have it, else their smallest radius; "" where there is none."""
-    radii = {
-        key.removeprefix("worst-case-")
-        for one in evaluations(results, part)
-        for key in one.result["accuracy"]
-        if "worst" in key
-    }
-    return RADIUS if RADIUS in radii else min(radii, key=lambda text: float(text.partition("/")[0]), default="")
+    radii = radii_of(results, part)
+    return RADIUS if RADIUS in radii else next(iter(radii), "")
+
+
+def radii_of(results: Sequence[Result], *parts: str) -> list[str]:
+    """The radii of all worst cases in the evaluations of these parts, the smallest first."""
+    found = [key for part in parts for one in evaluations(results, part) for key in one.result["accuracy"]]
+    return sorted({key.removeprefix("worst-case-") for key in found if key.startswith("worst-case-")}, key=parse_eps)
 
 
 def worst_case(results: Sequence[Result]) -> Scores:
@@ -180,16 +183,3 @@ def printed_differences(keys: Sequence[str] = ATTACKS) -> dict[str, float]:
     best = superscores(10, likely=True)[list(keys)].mean(axis=1) / 100
     known = {name: here for name, here in names_here().items() if not trained_for_robustness(here)}
     return {known[name]: float(best[name] - best["Unpruned"]) for name in best.index if name in known and name != "Unpruned"}
-
-
-def _outcomes(folder: Path) -> Outcomes | None:
-    """The outcome matrix in this folder, None where it was not kept."""
-    try:
-        return _read(folder, (folder / "outcomes.npz").stat().st_mtime_ns)
-    except (BadInput, OSError):
-        return None
-
-
-@lru_cache(maxsize=256)
-def _read(folder: Path, changed: int) -> Outcomes:
-    return Outcomes.load(folder)

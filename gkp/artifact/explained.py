@@ -20,7 +20,7 @@ import pandas as pd
 from gkp.artifact.effects import ATTACKS, is_tuned, setting_of
 from gkp.artifact.experiments.kinds import PruneCell
 from gkp.artifact.experiments.report import Result
-from gkp.artifact.published import ATTACKED, NETWORKS, names_here, published
+from gkp.artifact.published import ARCHITECTURES, ATTACKED, names_here, published
 from gkp.artifact.results import attack_name, evaluations, method_of, row_name, trained_for_robustness
 from gkp.evaluation.statistics import beside_line, fit_line
 
@@ -40,7 +40,6 @@ def networks(results: Sequence[Result]) -> pd.DataFrame:
         Columns source ("ResNet-20, 3 epochs"), method (a `row_name`), cluster, is_sr, is_variant (of SR-GKP, itself included),
         part, attack, n, and the accuracies benign and attacked, fractions of the same images.
     """
-    names = {here: there for there, here in NETWORKS.items()}
     rows: list[dict[str, Any]] = []
     for part in ("paper", "pixel"):
         for one in evaluations(results, part):
@@ -49,7 +48,7 @@ def networks(results: Sequence[Result]) -> pd.DataFrame:
             model, rate, epochs = setting_of(one)
             row, length = row_name(one.net), f"{epochs} epochs" if epochs else "one shot"
             length = "1 epoch" if epochs == 1 else length
-            facts: dict[str, Any] = {"source": f"{names.get(model, model)}, {length}", "part": part, "method": row}
+            facts: dict[str, Any] = {"source": f"{ARCHITECTURES.get(model, model)}, {length}", "part": part, "method": row}
             facts |= {
                 "cluster": f"{row} at {rate:g}",
                 "is_sr": row.removesuffix(", one shot") == _SR,

@@ -27,6 +27,7 @@ NETWORKS = {
     "ResNet-110": "resnet110",
     "VGG-16": "vgg16_bn",
 }
+ARCHITECTURES = {model: name for name, model in NETWORKS.items()}
 REFERENCE = "ResNet-56"  # the network that ours are shown beside where the paper does not have the same one
 _MAIN = {
     7 / 16: {"ResNet-32": 9, "ResNet-56": 10, "ResNet-110": 11, "VGG-16": 12},

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from gkp.artifact.experiments.cell import Cell
@@ -18,19 +21,13 @@ from gkp.artifact.published import ATTACKED
 from gkp.checkpoints import load_model
 from gkp.data.dataset import Dataset
 from gkp.data.sources import is_here, load_dataset
+from gkp.errors import BadInput
 from gkp.evaluation.outcomes import Outcomes
 from gkp.pruning.registry import methods
 
 STRONG = "strong"  # the part of every evaluation under attacks of its own choice: cascades, AutoAttack
 BASELINE, CONTINUED = "unpruned", "unpruned, fine-tuned"  # the network that methods start from; the same, trained as they are
 ROBUST = "adversarially trained"  # the mark of methods that are trained for robustness
-FITTED = {  # options of methods that fit a search to the length of its training, as profiles give them
-    "dhp": ("check_every", "sparsity"),
-    "nppm": ("steps",),
-    "otov2": ("deadline", "sparsity", "warm_up"),
-    "otov2-scratch": ("deadline", "sparsity", "warm_up"),
-    "rap-admm": ("attack_steps",),
-}
 NAMES = {  # a method's identifier -> its name in the paper, or one formed alike
     "cc": "CC",
     "chip": "CHIP",
@@ -111,7 +108,37 @@ def evaluations(results: Sequence[Result], part: str) -> list[Evaluation]:
 def load_outcomes(cells: Mapping[str, Cell], results: Sequence[Result]) -> dict[str, Outcomes]:
     """Name -> outcome matrix, for those of the named evaluation cells that are finished."""
     by_hash = {result.cell.hash: result for result in results}
-    return {name: Outcomes.load(by_hash[cell.hash].folder) for name, cell in cells.items() if cell.hash in by_hash}
+    return {name: outcomes_of(by_hash[cell.hash]) for name, cell in cells.items() if cell.hash in by_hash}
+
+
+def outcomes_of(result: Result) -> Outcomes:
+    """The outcome matrix of a finished evaluation, read once a process. Raises BadInput where it was not kept."""
+    file = result.folder / "outcomes.npz"
+    return _read_outcomes(result.folder, file.stat().st_mtime_ns if file.exists() else 0)
+
+
+@cache
+def _read_outcomes(folder: Path, changed: int) -> Outcomes:
+    return Outcomes.load(folder)
+
+
+def mean_right(outcomes: Outcomes, keys: Sequence[str]) -> np.ndarray:
+    """The share of some attacks under which each image is classified correctly.
+
+    Args:
+        outcomes: An outcome matrix of N images.
+        keys: The attacks, keys of `Outcomes.rows`.
+
+    Returns:
+        Shares (N,) in [0, 1].
+
+    Raises:
+        BadInput: An attack is not in the matrix.
+    """
+    rows = outcomes.rows()
+    if missing := [key for key in keys if key not in rows]:
+        raise BadInput(f"not evaluated under {', '.join(missing)}")
+    return np.mean([rows[key] for key in keys], axis=0)
 
 
 def load_networks(results: Sequence[Result], *names: str) -> dict[str, nn.Module]:
@@ -141,8 +168,9 @@ def row_name(net: Network | PruneCell) -> str:
 
 
 def variant_of(net: PruneCell) -> dict[str, Any]:
-    """The options that make a variant of its method, such as another alpha; those of FITTED make none."""
-    return {name: value for name, value in dict(net.options).items() if name not in FITTED.get(net.method, ())}
+    """The options that make a variant of its method, such as another alpha; those of `MethodInfo.fitted` make none."""
+    info = methods().get(net.method)
+    return {name: value for name, value in dict(net.options).items() if info is None or name not in info.fitted}
 
 
 def paper_name(row: str) -> str:
@@ -197,6 +225,11 @@ def test_images(dataset: str, n: int | None = None) -> Dataset | None:
         return None
     found = load_dataset(dataset, "test")
     return found if n is None else found.first(n)
+
+
+def images(points: Mapping[str, Iterable[int]]) -> str:
+    """The numbers of images of some points, by their column "n": "n = 10,000", further ones after it."""
+    return f"n = {', '.join(f'{n:,}' for n in dict.fromkeys(points['n']))}"
 
 
 def without_images(what: str, dataset: str) -> str:

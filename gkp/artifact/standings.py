@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from gkp.artifact.effects import UNPRUNED, radii_of
 from gkp.artifact.experiments.kinds import LatencyCell, Network, PruneCell, network_in
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.figures.figure import FAMILIES, family_of
 from gkp.artifact.leaderboard import grouped, leaderboard
-from gkp.artifact.results import STRONG, Evaluation, attack_name, evaluations, paper_name
-from gkp.artifact.tables.table import Table, images, not_run
+from gkp.artifact.results import STRONG, Evaluation, attack_name, evaluations, images, outcomes_of, paper_name, row_name
+from gkp.artifact.tables.table import Table, marked, not_run
 from gkp.checkpoints import load_model
-from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.robustbench.entry import entry, save_entry
 
 RADII = ("0.5/255", "1/255")
@@ -61,14 +61,8 @@ def of_results(results: Sequence[Result]) -> Table:
 
 
 def _radii(results: Sequence[Result]) -> list[str]:
-    there = {
-        key.rpartition("-")[2]
-        for part in PARTS
-        for one in evaluations(results, part)
-        for key in one.result["accuracy"]
-        if key.startswith("worst-case-")
-    }
-    return [radius for radius in RADII if radius in there] or sorted(there, key=lambda text: float(text.split("/")[0]))[:2]
+    there = radii_of(results, *PARTS)
+    return [radius for radius in RADII if radius in there] or there[:2]
 
 
 def _at(results: Sequence[Result], radius: str) -> dict[str, Evaluation]:
@@ -86,7 +80,7 @@ def _at(results: Sequence[Result], radius: str) -> dict[str, Evaluation]:
 def _entry(one: Evaluation, net: nn.Module, radius: str, footnote: str) -> dict[str, Any]:
     assert one.network is not None  # `_at` has seen to it
     return entry(
-        Outcomes.load(one.result.folder),
+        outcomes_of(one.result),
         net,
         eps=radius,
         name=paper_name(one.facts["method"]),
@@ -121,8 +115,7 @@ def _latencies(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
             found[result.cell.net.hash] = {"seconds": row["compact"], "relative": row["ratio"], **facts}
             dense.append(row["dense"])
     for result in results if dense else ():
-        unpruned = isinstance(result.cell, Network) or (isinstance(result.cell, PruneCell) and result.cell.method == "none")
-        if unpruned:
+        if isinstance(result.cell, Network | PruneCell) and row_name(result.cell) in UNPRUNED:
             facts = {**next(iter(found.values())), "how": f"median of {len(dense)} measurements of the dense network"}
             found.setdefault(result.cell.hash, {**facts, "seconds": statistics.median(dense), "relative": 1.0})
     return found
@@ -159,7 +152,7 @@ def _others(results: Sequence[Result], one: Evaluation, radius: str) -> list[Eva
 
 def _lost(one: Evaluation, other: Evaluation, radius: str) -> float:
     """How much less the other attacks left of the images that both saw, as a fraction."""
-    ours, theirs = (Outcomes.load(each.result.folder) for each in (one, other))
+    ours, theirs = (outcomes_of(each.result) for each in (one, other))
     both, here, there = np.intersect1d(ours.indices, theirs.indices, return_indices=True)
     key = f"worst-case-{radius}"
     return float(ours.rows()[key][here].mean() - theirs.rows()[key][there].mean()) if len(both) else 0.0
@@ -218,6 +211,4 @@ def _table(points: pd.DataFrame, ranks: Mapping[tuple[str, str], tuple[int, int]
 
 
 def _marked(point: pd.Series, rank: int, best: int) -> str:
-    mark = {1: "**", 2: "_"}.get(rank, "")
-    tied = " =" if rank > 1 and best == 1 else ""
-    return f"{mark}{float(point['best known']):.1f}{mark}{tied} [{point['low']:.1f}, {point['high']:.1f}]"
+    return marked(float(point["best known"]), point["low"], point["high"], rank=rank, tied=rank > 1 and best == 1)

@@ -147,9 +147,13 @@ class Spread:
     df: int = 0
 
     @classmethod
-    def pooled(cls, groups: Sequence[Sequence[float]]) -> Spread:
-        """From the accuracies of the seeds of each method; methods with one seed say nothing."""
-        several = [np.asarray(group) for group in groups if len(group) > 1]
+    def pooled(cls, groups: Sequence[Sequence[float | np.ndarray]]) -> Spread:
+        """Pool the spread of several methods; one with a single seed adds nothing.
+
+        Args:
+            groups: For each method its seeds, each as an accuracy or as outcomes (N,) in [0, 1], of which the mean is taken.
+        """
+        several = [np.asarray([np.mean(seed) for seed in group]) for group in groups if len(group) > 1]
         df = sum(len(group) - 1 for group in several)
         return cls(math.sqrt(sum(group.var(ddof=1) * (len(group) - 1) for group in several) / df), df) if df else cls()
 
@@ -170,9 +174,14 @@ class Estimate:
     seeds: int
 
     @property
+    def interval(self) -> str:
+        """The interval in points: "[0.5, 1.9]"."""
+        return f"[{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    @property
     def text(self) -> str:
-        """In points: "+1.2 [0.5, 1.9]"."""
-        return f"{100 * self.value:+.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        """The difference and its interval in points: "+1.2 [0.5, 1.9]"."""
+        return f"{100 * self.value:+.1f} {self.interval}"
 
     def p(self, tests: int = 1) -> float:
         """Two-sided p of "the difference is 0", its interval being one of so many tests at once."""

@@ -4,7 +4,9 @@ A method is a frozen dataclass of hyper-parameters, in a file of its own. A one-
 decides what stays of the convolutions `convs` and does nothing else. Fields called rate, groups, seed, data, input_shape and
 budget are filled by `gkp.prune`. A method that scores filters inherits all of that from
 `gkp.pruning.methods.filter_method.FilterMethod` and overrides `scores` only. A training-time method ends in a plan too: see
-`gkp.pruning.prune`. A control that also sets the weights the twin starts from has `initialise(pruned) -> PrunedModel`.
+`gkp.pruning.prune`. A control that also sets the weights the twin starts from has `initialise(pruned) -> PrunedModel`. A class
+attribute `fitted` names the options that fit a search to the length of its training: a value of theirs makes no variant of the
+method.
 """
 
 from __future__ import annotations
@@ -48,6 +50,11 @@ class MethodInfo:
     options: Mapping[str, Any]
     cls: type[Any] = dataclasses.field(repr=False)
     adversarial: bool = False
+
+    @property
+    def fitted(self) -> tuple[str, ...]:
+        """The options that fit its search to the length of its training: a value of theirs makes no variant of it."""
+        return getattr(self.cls, "fitted", ())
 
     @property
     def labels(self) -> bool:

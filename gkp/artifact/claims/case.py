@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,14 +12,16 @@ from gkp.artifact import experiments as grid
 from gkp.artifact.claims.decision import NotRun
 from gkp.artifact.claims.evidence import Index, Net
 from gkp.artifact.claims.gpu_hours import SETTINGS
+from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.report import Result
-from gkp.artifact.published import NETWORKS
+from gkp.artifact.published import ARCHITECTURES
+from gkp.artifact.results import mean_right, outcomes_of
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import Spread
 
 PAPER_EPOCHS = 300  # of fine-tuning on CIFAR-10, in the paper
-ARCHITECTURES = {model: name for name, model in NETWORKS.items()} | {
+NAMES = ARCHITECTURES | {  # of settings: architectures, with their data set where it is not CIFAR-10
     "tiny-imagenet-20 resnet56": "ResNet-56 on 20 classes of Tiny-ImageNet",
     "tiny-imagenet resnet56": "ResNet-56 on Tiny-ImageNet",
     "tiny-imagenet resnet101": "ResNet-101 on Tiny-ImageNet",
@@ -43,13 +46,16 @@ class Case:
     results: Mapping[str, Result]
     model: str = ""
     same: tuple[str, ...] = ()
-    _outcomes: dict[str, Outcomes] = field(default_factory=dict)
     _spreads: dict[tuple[str, str, str], Spread] = field(default_factory=dict)
     whole: Index | None = None
 
     def at(self, model: str, same: tuple[str, ...] = (), index: Index | None = None) -> Case:
         """The same evidence for another claim, on another architecture; `index`: with one length of fine-tuning only."""
-        return Case(index or self.index, self.results, model, same, self._outcomes, self._spreads, self.whole or self.index)
+        return Case(index or self.index, self.results, model, same, self._spreads, self.whole or self.index)
+
+    def those_of(self, cells: Iterable[Cell]) -> list[Result]:
+        """The results of those of these cells that are finished."""
+        return [self.results[cell.hash] for cell in cells if cell.hash in self.results]
 
     def finished(self, net: Net, part: str | None = None) -> dict[int, Result]:
         """Seed -> result of the network, or of its evaluation in `part`, for the seeds that are finished.
@@ -68,11 +74,9 @@ class Case:
         """Those of the networks that are finished and evaluated in this part."""
         found = []
         for net in nets:
-            try:
+            with suppress(NotRun):
                 self.finished(net, part), self.finished(net)
-            except NotRun:
-                continue
-            found.append(net)
+                found.append(net)
         return found
 
     def first(self, net: Net, part: str | None = None) -> Result:
@@ -81,15 +85,10 @@ class Case:
 
     def outcomes(self, net: Net, part: str) -> dict[int, Outcomes]:
         """Seed -> outcome matrix. Raises NotRun when none is finished, or its files were not kept."""
-        found = {}
-        for seed, result in self.finished(net, part).items():
-            key = result.cell.hash
-            try:
-                self._outcomes[key] = self._outcomes.get(key) or Outcomes.load(result.folder)
-            except BadInput as error:
-                raise NotRun(str(error)) from None
-            found[seed] = self._outcomes[key]
-        return found
+        try:
+            return {seed: outcomes_of(result) for seed, result in self.finished(net, part).items()}
+        except BadInput as error:
+            raise NotRun(str(error)) from None
 
     def one(self, net: Net, part: str) -> Outcomes:
         """The outcome matrix of its first finished seed. Raises NotRun as `outcomes`."""
@@ -101,13 +100,10 @@ class Case:
         Raises:
             NotRun: When none is finished or has these keys.
         """
-        found = []
-        for out in self.outcomes(net, part).values():
-            rows = out.rows()
-            if missing := [key for key in keys if key not in rows]:
-                raise NotRun(f"{net.label} of {self.model} was not evaluated under {', '.join(missing)}")
-            found.append(np.mean([rows[key] for key in keys], axis=0))
-        return found
+        try:
+            return [mean_right(out, keys) for out in self.outcomes(net, part).values()]
+        except BadInput as error:
+            raise NotRun(f"{net.label} of {self.model} was {error}") from None
 
     def spread(self, part: str, keys: Sequence[str]) -> Spread:
         """The spread over seeds of an accuracy of this architecture.
@@ -120,10 +116,8 @@ class Case:
             for index in (self.whole or self.index).by_schedule(self.model):
                 case = self.at(self.model, self.same, index)
                 for net in index.methods(self.model):
-                    try:
-                        groups.append([float(row.mean()) for row in case.rows(net, part, keys)])
-                    except NotRun:
-                        continue
+                    with suppress(NotRun):
+                        groups.append(case.rows(net, part, keys))
             self._spreads[at] = Spread.pooled(groups)
         return self._spreads[at]
 
@@ -134,12 +128,12 @@ class Case:
 
     def network(self) -> str:
         """The network, and whether the paper reports the claim for it."""
-        name = ARCHITECTURES.get(self.model, self.model)
+        name = NAMES.get(self.model, self.model)
         return name if not self.same or self.model in self.same else f"{name} (the paper: {self._papers()})"
 
     def setting(self) -> str:
         """The network and its schedule, and how far they are from those for which the paper reports the claim."""
-        name, epochs = ARCHITECTURES.get(self.model, self.model), f"{self.epochs()} epochs"
+        name, epochs = NAMES.get(self.model, self.model), f"{self.epochs()} epochs"
         if not self.same:
             return f"{name}, {epochs}"
         off = [self._papers()] if self.model not in self.same else []
@@ -151,7 +145,7 @@ class Case:
         return next((SETTINGS[name][2] for name in (self.model, *self.same) if name in SETTINGS), PAPER_EPOCHS)
 
     def _papers(self) -> str:
-        return ", ".join(ARCHITECTURES.get(model, model) for model in self.same)
+        return ", ".join(NAMES.get(model, model) for model in self.same)
 
     def at_paper_scale(self) -> bool:
         """Whether this is the paper's own setting: one of its architectures, trained and fine-tuned as long."""

@@ -30,7 +30,7 @@ from gkp.artifact.claims.decision import (
 )
 from gkp.artifact.claims.evidence import SR, TMI, Index, Keys, Net
 from gkp.artifact.experiments.cell import Cell
-from gkp.artifact.experiments.kinds import PruneCell, network_in
+from gkp.artifact.experiments.kinds import PruneCell, SpeedCell, TimingCell, network_in
 from gkp.artifact.published import ATTACKED, CODE, NETWORKS, published, superscores
 from gkp.artifact.tables.cost import CLUSTERINGS, accelerations
 from gkp.artifact.tables.methods import method_checklist
@@ -132,12 +132,7 @@ def public_code_agrees(case: Case, *, net: Net, row: str, keys: Keys) -> Decisio
     return Decision(verdict, text, reason, out.n, 1, interval, ours["clean"], *ends["clean"], setting=setting)
 
 
-def _first_seeds(index: Index, model: str, *, one: Net, other: Net, **_: Any) -> list[Cell]:
-    groups = [list(index.networks(net, model).values())[:1] for net in (one, other)]
-    return [cell for group in groups for cell in group] if all(groups) else []
-
-
-@rule(TREND, _first_seeds)
+@rule(TREND, lambda index, model, *, one, other, **_: index.seeds([one, other], model, most=1))
 def other_kernels(case: Case, *, one: Net, other: Net, at_least: float) -> Decision:
     """Two networks pruned from one baseline keep different kernels, at least this share of them: counted, so no interval."""
     plans = [_plan(case, net) for net in (one, other)]
@@ -157,10 +152,10 @@ def _plan(case: Case, net: Net) -> Plan:
         raise NotRun(str(error)) from None
 
 
-@rule(COST, lambda index, model, **_: index.timing(model))
+@rule(COST, lambda index, model, **_: index.timed(TimingCell, model))
 def grouping_cheaper(case: Case, *, at_least: float) -> Decision:
     """Smoothness snaking takes a fraction of the seconds of TMI-GKP's clusterings, at most 1 / at_least."""
-    found = [case.results[cell.hash] for cell in case.index.timing(case.model) if cell.hash in case.results]
+    found = case.those_of(case.index.timed(TimingCell, case.model))
     if not found:
         raise NotRun(f"the costs of {case.model} were not measured")
     took = found[0]["grouping"]
@@ -173,7 +168,7 @@ def grouping_cheaper(case: Case, *, at_least: float) -> Decision:
     return Decision(verdict, f"{ratio:,.0f} times", reason, int(took["layers"]), 1, interval, ratio, setting=case.network())
 
 
-@rule(COST, lambda index, model, **_: index.speed(model))
+@rule(COST, lambda index, model, **_: index.timed(SpeedCell, model))
 def accelerates(case: Case, *, form: str, engine: str) -> Decision:
     """A pruned network takes less time than the dense one, on one thread, at every number of images.
 
@@ -183,7 +178,7 @@ def accelerates(case: Case, *, form: str, engine: str) -> Decision:
         engine: A column of `gkp.artifact.tables.accelerations`: "stock", each in the stock engine that is best for it, or
             "pruning", both in `gkp.compile`.
     """
-    found = [case.results[cell.hash] for cell in case.index.speed(case.model) if cell.hash in case.results]
+    found = case.those_of(case.index.timed(SpeedCell, case.model))
     if not found:
         raise NotRun(f"the speed of {case.model} was not measured")
     points = accelerations(found).points
@@ -199,12 +194,7 @@ def accelerates(case: Case, *, form: str, engine: str) -> Decision:
     return Decision(verdict, ours, reason, len(rows), 1, interval, middle, low, high, setting=case.network())
 
 
-def _both(index: Index, model: str, **_: Any) -> list[Cell]:
-    groups = [list(index.networks(net, model).values()) for net in (TMI, SR)]
-    return [cell for group in groups for cell in group] if all(groups) else []
-
-
-@rule(COST, _both)
+@rule(COST, lambda index, model, **_: index.seeds([TMI, SR], model))
 def pruning_cheaper(case: Case, *, more_than: float) -> Decision:
     """SR-GKP prunes faster than TMI-GKP by more than a factor."""
     seconds = {}

@@ -103,11 +103,7 @@ def rule(
     kind: str, find: Callable[..., list] | None = None, *, board: str = CLAIMS
 ) -> Callable[[Callable[..., Decision]], Rule]:
     """Make a `Rule` of the function that decides; without `find` it needs no experiments."""
-    return lambda decide: Rule(board, kind, decide, find or _nothing)
-
-
-def _nothing(index: Any, model: str, **parameters: Any) -> list:
-    return []
+    return lambda decide: Rule(board, kind, decide, find or (lambda index, model, **_: []))
 
 
 def arguments(function: Callable[..., Any], given: Mapping[str, Any], called: str) -> dict[str, Any]:

@@ -204,13 +204,15 @@ class Index:
         found = [e for e in self._evaluations.get(cell.hash, ()) if plays(e, part)]
         return max(found, key=lambda e: math.inf if e.examples is None else e.examples, default=None)
 
-    def timing(self, model: str) -> list[Cell]:
-        """The measured costs of grouping and pruning a network of this architecture."""
-        return list(filter(lambda cell: isinstance(cell, TimingCell) and cell.net.model == model, self.cells))[:1]
+    def timed(self, kind: type[TimingCell | SpeedCell], model: str) -> list[Cell]:
+        """The first cell of this kind that measures a network of this architecture, as a list; empty where there is none."""
+        found: list[Cell] = [cell for cell in self.cells if isinstance(cell, kind) and cell.net.model == model]
+        return found[:1]
 
-    def speed(self, model: str) -> list[Cell]:
-        """The measured speed of a network of this architecture, dense and pruned."""
-        return list(filter(lambda cell: isinstance(cell, SpeedCell) and cell.net.model == model, self.cells))[:1]
+    def seeds(self, nets: Iterable[Net], model: str, most: int | None = None) -> list[Cell]:
+        """The networks themselves, of all seeds or the first `most`; empty when one of them is not there."""
+        groups = [list(self.networks(net, model).values())[:most] for net in nets]
+        return [cell for group in groups for cell in group] if all(groups) else []
 
     def measured(self, nets: Iterable[Net], parts: Iterable[str], model: str) -> list[Cell]:
         """The cells that measure these networks in these parts, all seeds; empty when one network or part is not there."""
@@ -231,6 +233,10 @@ class Index:
             return []
         groups += [self.measured([net], [part], model) for net in wished]
         return list({cell.hash: cell for group in groups for cell in group}.values())
+
+    def every_method(self, part: str, model: str) -> list[Cell]:
+        """The cells of all `methods` that are evaluated in this part."""
+        return self.available([], self.methods(model), part, model)
 
 
 def _same_rate(cell: PruneCell, rate: float) -> bool:

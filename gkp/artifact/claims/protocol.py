@@ -34,10 +34,7 @@ def predicted_labels_flatter_little(case: Case, *, nets: tuple[Net, ...], keys: 
             lines.append(f"{net.label}, {attack}: predicted minus true labels {gaps[-1].text} points")
     largest = max(gaps, key=lambda gap: gap.value)
     holds = False if largest.low > margin else True if all(gap.high <= margin for gap in gaps) else None
-    ours = f"{100 * largest.value:.1f} points flattered"
-    interval = f"[{100 * largest.low:.1f}, {100 * largest.high:.1f}]"
-    numbers: dict[str, Any] = {"n": largest.n, "seeds": largest.seeds, "estimate": largest}
-    return conclude(case, holds, "; ".join(lines), ours=ours, interval=interval, **numbers)
+    return conclude(case, holds, "; ".join(lines), ours=f"{100 * largest.value:.1f} points flattered", estimate=largest)
 
 
 @rule(TREND, lambda index, model, *, net, **_: index.measured([net], ["paper", "pixel"], model))
@@ -46,17 +43,15 @@ def pixels_leave_accuracy(case: Case, *, net: Net, key: str, above: float) -> De
     paper, pixel = (case.one(net, part) for part in ("paper", "pixel"))
     if key not in pixel.rows():
         raise NotRun(f"{case.model} was not evaluated under {key} in pixel space")
-    low, high = pixel.interval()[key]
-    holds = True if low > above else False if high < above else None
-    ours = f"{100 * paper.accuracy()[key]:.1f} % in normalised units, {100 * pixel.accuracy()[key]:.1f} % in pixels"
+    found = Estimate(pixel.accuracy()[key], *pixel.interval()[key], pixel.n, 1)
+    holds = True if found.low > above else False if found.high < above else None
+    ours = f"{100 * paper.accuracy()[key]:.1f} % in normalised units, {100 * found.value:.1f} % in pixels"
     detail = f"{net.label}; 8/255 in normalised units is about 1.6/255 in pixels"
     setting = f"{case.network()}, unpruned" if net == BASELINE else ""
-    found = Estimate(pixel.accuracy()[key], low, high, pixel.n, 1)
-    interval = f"[{100 * low:.1f}, {100 * high:.1f}] in pixels"
-    return conclude(case, holds, detail, ours=ours, interval=interval, n=pixel.n, seeds=1, estimate=found, setting=setting)
+    return conclude(case, holds, detail, ours=ours, estimate=found, interval=f"{found.interval} in pixels", setting=setting)
 
 
-@rule(TREND, lambda index, model, **_: [cell for p in ("paper", "pixel") for cell in _evaluated(index, model, p)])
+@rule(TREND, lambda index, model, **_: [cell for part in ("paper", "pixel") for cell in index.every_method(part, model)])
 def order_survives_pixels(case: Case, *, keys: Keys, pixel: str, at_least: float) -> Decision:
     """The methods have the same order by the mean of `keys` in the paper's protocol as under one attack in pixel space."""
     nets = [net for net in case.index.methods(case.model) if net != CONTINUED]
@@ -80,10 +75,6 @@ def order_survives_pixels(case: Case, *, keys: Keys, pixel: str, at_least: float
     return conclude(case, holds, detail, ours=ours, interval=interval, n=rows[1].shape[1], seeds=1)
 
 
-def _evaluated(index: Index, model: str, part: str) -> list[Cell]:
-    return index.available([], index.methods(model), part, model)
-
-
 def _logged(index: Index, model: str, **_: Any) -> list[Cell]:
     cells = [cell for net in index.methods(model) for cell in index.networks(net, model).values()]
     return [cell for cell in cells if isinstance(cell, PruneCell) and cell.log_examples]
@@ -92,7 +83,7 @@ def _logged(index: Index, model: str, **_: Any) -> list[Cell]:
 @rule(TREND, _logged)
 def best_epoch_near_last(case: Case, *, keys: Keys, margin: float) -> Decision:
     """Choosing the best epoch on the test set gains at most `margin` over the last one, mean of `keys` over all networks."""
-    results = [case.results[cell.hash] for cell in _logged(case.index, case.model) if cell.hash in case.results]
+    results = case.those_of(_logged(case.index, case.model))
     logs = [pd.DataFrame(result["epochs"]) for result in results]
     logs = [log for log in logs if len(log) > 1 and set(keys) <= set(log)]
     if len(logs) < 3:
@@ -112,9 +103,7 @@ def survives_autoattack(case: Case, *, net: Net, above: float) -> Decision:
     out = case.one(net, "autoattack")
     (key,) = (spec.key for spec in out.attacks)
     right = int((out.right[0] & out.rows()[key]).sum())
-    low, high = wilson(right, out.n, LEVEL)
-    holds = True if low > above else False if right / out.n <= above else None
-    ours, interval = f"{100 * right / out.n:.1f} %", f"[{100 * low:.1f}, {100 * high:.1f}]"
-    found = Estimate(right / out.n, low, high, out.n, 1)
+    found = Estimate(right / out.n, *wilson(right, out.n, LEVEL), out.n, 1)
+    holds = True if found.low > above else False if found.value <= above else None
     detail = f"{key} in pixel space, without attack and under it"
-    return conclude(case, holds, detail, ours=ours, interval=interval, n=out.n, seeds=1, estimate=found)
+    return conclude(case, holds, detail, ours=f"{100 * found.value:.1f} %", estimate=found)

@@ -119,7 +119,7 @@ def contrasts(case: Case, *, contrasts: tuple[Contrast, ...]) -> Decision:
         together(states),
         "; ".join(f"{part.name}: {_says(state, est, part)}" for (part, est), state in zip(pairs, states, strict=True)),
         ours="; ".join(f"{part.name}: {100 * est.value:+.1f} points" for part, est in pairs),
-        interval="; ".join(f"[{100 * est.low:.1f}, {100 * est.high:.1f}]" for est in found),
+        interval="; ".join(est.interval for est in found),
         estimate=found[0],
         n=min(est.n for est in found),
         seeds=min(est.seeds for est in found),
@@ -134,18 +134,27 @@ def conclude(
     detail: str,
     *,
     ours: str,
-    interval: str,
-    n: int,
-    seeds: int,
     estimate: Estimate | None = None,
     setting: str = "",
-    **more: float,
+    **facts: Any,
 ) -> Decision:
-    """The decision in the setting of this case. verdict: the word, or whether the claim holds, None where that is open."""
+    """Make the decision on a claim about measured networks.
+
+    Args:
+        case: The evidence.
+        verdict: The word, or whether the claim holds, None where that is open.
+        detail: Why the verdict follows.
+        ours: What was found, as text.
+        estimate: The first number of `ours`; its interval, n and seeds are those of the decision unless `facts` has others.
+        setting: The network and its schedule; by default those of the case.
+        facts: Other fields of `Decision`.
+    """
     word = verdict if isinstance(verdict, str) else {True: HOLDS, False: FAILS, None: UNDECIDED}[verdict]
-    numbers = (estimate.value, estimate.low, estimate.high) if estimate else (np.nan, np.nan, np.nan)
-    seeded = "" if seeds > 1 else ", one seed of some rows"
-    return Decision(word, ours, detail, n, seeds, interval, *numbers, setting=setting or case.setting() + seeded, **more)
+    if estimate:
+        numbers = {name: getattr(estimate, name) for name in ("interval", "n", "seeds", "value", "low", "high")}
+        facts = numbers | facts
+    seeded = "" if facts["seeds"] > 1 else ", one seed of some rows"
+    return Decision(word, ours, detail, setting=setting or case.setting() + seeded, **facts)
 
 
 def together(parts: Sequence[str]) -> str:
@@ -198,11 +207,7 @@ def best_or_second(
     return conclude(case, together(states), detail, ours=ours, interval=interval, n=n, seeds=min(seeds))
 
 
-def _every_method(index: Index, model: str, *, part: str = "paper", **_: Any) -> list[Cell]:
-    return index.available([], index.methods(model), part, model)
-
-
-@rule(TREND, _every_method)
+@rule(TREND, lambda index, model, *, part="paper", **_: index.every_method(part, model))
 def equal_but_fragile(case: Case, *, keys: Keys, part: str = "paper", close: float = 0.01, apart: float = 0.05) -> Decision:
     """Networks of equal benign accuracy differ in robustness.
 
@@ -232,8 +237,7 @@ def equal_but_fragile(case: Case, *, keys: Keys, part: str = "paper", close: flo
         f"{100 * est.value:.1f} points apart under {key}; {len(sure)} of {len(pairs)} pairs of equal benign accuracy "
         "differ significantly under an attack (Holm)"
     )
-    ours, interval = f"{100 * est.value:.1f} points", f"[{100 * est.low:.1f}, {100 * est.high:.1f}]"
-    return conclude(case, holds, detail, ours=ours, interval=interval, n=est.n, seeds=est.seeds, estimate=est)
+    return conclude(case, holds, detail, ours=f"{100 * est.value:.1f} points", estimate=est)
 
 
 def _holm(gaps: Sequence[Estimate]) -> np.ndarray:

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from gkp.artifact.effects import smallest_radius
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.explained import QUESTION, of_both, shown_columns, told
-from gkp.artifact.figures.figure import PALETTE, Figure, finish, panels
+from gkp.artifact.figures.figure import PALETTE, Figure, bars, finish, panels
 
 _MARKS = "osD^vP"
 
@@ -54,5 +54,4 @@ def _dots(left: Axes, right: Axes, rows: pd.DataFrame, y: np.ndarray, colour: tu
     left.plot(100 * rows["r2"], y, color=colour, marker=mark, linestyle="", markersize=5)
     known = rows["left"].notna().to_numpy()
     some, at = rows[known], y[known]
-    ends = 100 * np.stack([some["left"] - some["low"], some["high"] - some["left"]])
-    right.errorbar(100 * some["left"], at, xerr=ends, color=colour, fmt=mark, markersize=5, linewidth=1)
+    right.errorbar(100 * some["left"], at, xerr=bars(some, "left"), color=colour, fmt=mark, markersize=5, linewidth=1)

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
@@ -144,6 +145,19 @@ def hollow(label: str) -> Line2D:
 def bars(rows: pd.DataFrame, value: str = "accuracy") -> np.ndarray:
     """Error bars (2, rows) in percent, of columns `value`, low and high."""
     return 100 * np.clip(np.stack([rows[value] - rows["low"], rows["high"] - rows[value]]), 0, None)
+
+
+def log_ticks(axis: Axis, ticks: Iterable[float], low: float, high: float) -> None:
+    """Label a logarithmic axis with plain numbers.
+
+    Args:
+        axis: `ax.xaxis` or `ax.yaxis`.
+        ticks: Where ticks may be.
+        low, high: Ticks outside are left out.
+    """
+    shown = [tick for tick in ticks if low <= tick <= high]
+    axis.set_ticks(shown, [f"{tick:g}" for tick in shown])
+    axis.set_ticks([], minor=True)
 
 
 def near(values: pd.Series, least: float = 0.0) -> pd.Series:

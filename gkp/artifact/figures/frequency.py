@@ -67,7 +67,8 @@ def reconstructions(
     for (part, theta), version in versions.items():
         ax = axes[places[part, theta]]
         ax.imshow(version.images[0].permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-        ax.set_title("The image" if theta is None else f"{part.capitalize()} frequencies, {_sign(part)} {theta:g}", fontsize=10)
+        side = "below" if part == "low" else "above"
+        ax.set_title("The image" if theta is None else f"{part.capitalize()} frequencies, {side} {theta:g}", fontsize=10)
         _caption(ax, points[(points["part"] == part) & (True if theta is None else points["theta"] == theta)])
     truth = points["true class"].iloc[0]
     drawing.suptitle(f"Figure 2 · {data.name} {data.split} image {position}, {truth}; convention of the cut: {convention}")
@@ -93,10 +94,6 @@ def _predictions(
             }
             rows.append({"part": part, "theta": theta, "network": name, **fields})
     return pd.DataFrame(rows).astype({"theta": float})
-
-
-def _sign(part: str) -> str:
-    return "below" if part == "low" else "above"
 
 
 def _caption(ax: Axes, rows: pd.DataFrame) -> None:

@@ -11,11 +11,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from gkp.artifact.effects import ATTACKS, Scores, is_tuned, scores, setting_of, smallest_radius
-from gkp.artifact.experiments.kinds import PruneCell
+from gkp.artifact.effects import ATTACKS, UNPRUNED, Scores, is_tuned, scores, setting_of, smallest_radius
 from gkp.artifact.experiments.report import Result
-from gkp.artifact.figures.figure import Figure, families, finish, method_colour, not_run, panels
-from gkp.artifact.results import BASELINE, CONTINUED, Evaluation, attack_name, evaluations, paper_name, row_name
+from gkp.artifact.figures.figure import Figure, bars, families, finish, method_colour, not_run, panels
+from gkp.artifact.results import Evaluation, attack_name, evaluations, images, paper_name, row_name
 from gkp.evaluation.statistics import LEVEL, holm
 
 SR = "sr-gkp"
@@ -86,11 +85,12 @@ def rates(results: Sequence[Result]) -> Figure:
     for ax, title in zip(axes, titles, strict=True):
         for at, method in enumerate(methods):
             line = points[(points["panel"] == title) & (points["method"] == method)].sort_values("macs")
-            ends = 100 * np.stack([line["accuracy"] - line["low"], line["high"] - line["accuracy"]])
             style: dict[str, Any] = {"color": method_colour(method), "marker": _MARKS[at % len(_MARKS)], "capsize": 2}
-            style |= {"linewidth": 2.2 if method == SR else 1.2, "zorder": 4 if method == SR else 3}
+            style |= {"linewidth": 2.2, "zorder": 4} if method == SR else {"linewidth": 1.2, "zorder": 3}
             aside = 0.012 * points["macs"].max() * (at - (len(methods) - 1) / 2)  # no bar covers another
-            ax.errorbar((line["macs"] + aside) / 1e6, 100 * line["accuracy"], yerr=ends, label=paper_name(method), **style)
+            ax.errorbar(
+                (line["macs"] + aside) / 1e6, 100 * line["accuracy"], yerr=bars(line), label=paper_name(method), **style
+            )
         ax.set(title=title, xlabel="Multiply-accumulates left (M)", ylabel="Accuracy (%)")
         sns.despine(ax=ax)
     handles, labels = axes[0].get_legend_handles_labels()
@@ -143,8 +143,7 @@ def _slopes(ax: Axes, points: pd.DataFrame, value: str, scale: float, titles: Se
         style |= {"zorder": 4 if accent else 2, "alpha": 1 if accent else 0.7}
         ax.plot(at, scale * line[value], marker="o", markersize=5 if accent else 3.5, **style)
         if accent and value == "accuracy":
-            ends = scale * np.stack([line["accuracy"] - line["low"], line["high"] - line["accuracy"]])
-            ax.errorbar(at, scale * line[value], yerr=ends, fmt="none", capsize=3, **style)
+            ax.errorbar(at, scale * line[value], yerr=bars(line), fmt="none", capsize=3, **style)
     ax.set_xticks(range(len(titles)), titles)
     sns.despine(ax=ax)
 
@@ -167,8 +166,7 @@ def _changed(points: pd.DataFrame) -> str:
     text = f"The level, mean of {len(wide)} methods: {level}. The order, rank correlation with the first: {agreed}."
     ranks = points[points["method"] == SR].set_index("protocol")["rank"]
     ours = f" SR-GKP has rank {', '.join(f'{rank:.0f}' for rank in ranks)}." if len(ranks) else ""
-    counts = ", ".join(f"{n:,}" for n in dict.fromkeys(points["n"]))
-    return f"{text}{ours} Bars, on SR-GKP: 95 %, n = {counts} images."
+    return f"{text}{ours} Bars, on SR-GKP: 95 %, {images(points)} images."
 
 
 def _by_rate(results: Sequence[Result], panel: str, part: str, keys: Sequence[str]) -> Iterable[dict[str, Any]]:
@@ -197,17 +195,16 @@ def _with_rate(points: pd.DataFrame) -> str:
         top = rows[rows["rate"] == line["rate"].iloc[-1]]
         best.append(paper_name(top.loc[top["accuracy"].idxmax(), "method"]))
     ends = points[points["method"] == method]["rate"]
-    counts = ", ".join(f"{n:,}" for n in dict.fromkeys(points["n"]))
     return (
         f"From {16 * ends.min():g}/16 to {16 * ends.max():g}/16 of the kernels removed, {paper_name(method)} changes by "
-        f"{', '.join(told)}; highest at {16 * ends.max():g}/16: {', '.join(best)}. Bars: 95 %, n = {counts} images; "
+        f"{', '.join(told)}; highest at {16 * ends.max():g}/16: {', '.join(best)}. Bars: 95 %, {images(points)} images; "
         "curves are set apart sideways so that none covers another."
     )
 
 
 def _is_method(one: Evaluation) -> bool:
     """Whether something was pruned of the network, and it was not trained anew."""
-    return isinstance(one.net, PruneCell) and is_tuned(one) and row_name(one.net) not in (BASELINE, CONTINUED)
+    return is_tuned(one) and row_name(one.net) not in UNPRUNED
 
 
 def _tuned(epochs: int, rate: float | None = None) -> Callable[[Evaluation], bool]:
@@ -217,6 +214,7 @@ def _tuned(epochs: int, rate: float | None = None) -> Callable[[Evaluation], boo
 
 def _ranks(side: Scores, rows: dict[str, str], common: Sequence[str], epochs: int) -> Iterable[dict[str, Any]]:
     """For each of the common methods its rank among them, and the ranks that are open."""
+    names = ", ".join(attack_name(key, side.part) for key in side.keys)
     value = {method: side.accuracy(rows[method]).value for method in common}
     pairs = list(combinations(common, 2))
     corrected = holm([side.minus(rows[a], rows[b]).p() for a, b in pairs])
@@ -226,13 +224,8 @@ def _ranks(side: Scores, rows: dict[str, str], common: Sequence[str], epochs: in
         above = sum(value[other] > value[method] for other in others)
         surely_above = sum(value[other] > value[method] for other in others if frozenset((method, other)) in apart)
         surely_below = sum(value[other] < value[method] for other in others if frozenset((method, other)) in apart)
-        facts = {"method": method, "epochs": epochs, "attack": attack_names(side), "accuracy": value[method], "rank": 1 + above}
+        facts = {"method": method, "epochs": epochs, "attack": names, "accuracy": value[method], "rank": 1 + above}
         yield facts | {"low": 1 + surely_above, "high": len(common) - surely_below, "seeds": len(side.rows[rows[method]])}
-
-
-def attack_names(side: Scores) -> str:
-    """The attacks that were averaged, as people read them."""
-    return ", ".join(attack_name(key, side.part) for key in side.keys)
 
 
 def _reordered(points: pd.DataFrame) -> str:
@@ -250,5 +243,5 @@ def _reordered(points: pd.DataFrame) -> str:
     names = "; ".join([*pairs[:3], *(["..."] if len(pairs) > 3 else [])])
     sure_of = f"Yes, for {len(turned)} pairs for sure ({names})"
     opening = sure_of if turned else "Not for sure: no pair of methods changes places"
-    bars = f"the ranks that paired tests leave open, {len(wide)} methods"
-    return f"{opening}. Rank correlation of {'; '.join(agreed)}. Bars: {bars}."
+    ranks = f"the ranks that paired tests leave open, {len(wide)} methods"
+    return f"{opening}. Rank correlation of {'; '.join(agreed)}. Bars: {ranks}."

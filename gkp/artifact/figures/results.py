@@ -23,13 +23,14 @@ from gkp.artifact.figures.figure import (
     families,
     finish,
     label_dots,
+    log_ticks,
     method_colour,
     near,
     not_run,
     panels,
 )
-from gkp.artifact.published import NETWORKS
-from gkp.artifact.results import CONTINUED, attack_name, paper_name
+from gkp.artifact.published import ARCHITECTURES
+from gkp.artifact.results import CONTINUED, attack_name, images, paper_name
 from gkp.evaluation.outcomes import Outcomes
 
 _FORMS = {"grouped": PALETTE[2], "filters removed": PALETTE[0]}
@@ -152,11 +153,9 @@ def pareto(points: pd.DataFrame, *, x: str, x_label: str, question: str = "What 
             ax.errorbar(at, 100 * row.accuracy, yerr=bar[:, None], **style)
         front = fronts[attack] = shown[shown["accuracy"] > shown["accuracy"].cummax().shift(fill_value=-1.0)]
         ax.step(front[x], 100 * front["accuracy"], where="post", color="#999999", linewidth=1, zorder=0)
-        title = f"{attack_name(attack, 'pixel')}, n = {', '.join(f'{n:,}' for n in dict.fromkeys(shown['n']))}"
+        title = f"{attack_name(attack, 'pixel')}, {images(shown)}"
         ax.set(title=title, xlabel=x_label, ylabel="Accuracy (%)", xscale="log")
-        values = [tick for tick in (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100) if shown[x].min() <= tick <= shown[x].max()]
-        ax.set_xticks(values, [f"{value:g}" for value in values], minor=False)
-        ax.set_xticks([], minor=True)
+        log_ticks(ax.xaxis, (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100), shown[x].min(), shown[x].max())
         sns.despine(ax=ax)
     families(drawing, points["method"])
     names = {attack: ", ".join(map(paper_name, front["method"])) for attack, front in fronts.items()}
@@ -193,14 +192,11 @@ def latency_dots(points: pd.DataFrame) -> Figure:
             ax.errorbar(row["ratio"], at, xerr=half, marker="o", color=colour, capsize=2)
         ax.axvline(1, color="#777777", linewidth=1)
         ax.set(title=f"Batch of {size}", xlabel="Time, dense network = 1 (log scale)", xscale="log")
-        ticks = [0.5, 0.7, 1, 1.5, 2, 3, 5, 10]
         ax.set_xlim(min(0.6, 0.9 * shown["ratio"].min()), max(1.3, 1.15 * shown["ratio"].max()))
-        ax.set_xticks([tick for tick in ticks if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]])
-        ax.set_xticklabels([f"{tick:g}" for tick in ax.get_xticks()])
-        ax.set_xticks([], minor=True)
+        log_ticks(ax.xaxis, (0.5, 0.7, 1, 1.5, 2, 3, 5, 10), *ax.get_xlim())
         ax.grid(axis="x", color="#eeeeee")
         sns.despine(ax=ax, left=True)
-    axes[0].set_yticks(range(0, -len(models), -1), [_network(model) for model in models])
+    axes[0].set_yticks(range(0, -len(models), -1), [ARCHITECTURES.get(model, model) for model in models])
     axes[0].set_ylim(0.6 - len(models), 0.6)
     entries = [Line2D([], [], color=_FORMS[form], marker="o", linestyle="", label=form) for form in _FORMS]
     drawing.legend(handles=entries, loc="outside lower center", ncols=2, frameon=False)
@@ -294,14 +290,9 @@ def _best_of(means: pd.DataFrame, attacks: Sequence[str]) -> str:
 
 def _bars_of(points: pd.DataFrame) -> str:
     """What the bars are: on how many images, and of how many seeds where the points say it."""
-    text = f"Bars: 95 %, n = {', '.join(f'{n:,}' for n in dict.fromkeys(points['n']))} images"
+    text = f"Bars: 95 %, {images(points)} images"
     if "seeds" not in points:
         return f"{text}."
     if points["seeds"].max() == 1:
         return f"{text}; one seed: networks are told apart, not their methods."
     return f"{text}; {' to '.join(map(str, sorted({points['seeds'].min(), points['seeds'].max()})))} seeds."
-
-
-def _network(model: str) -> str:
-    """The paper's name of an architecture."""
-    return {here: there for there, here in NETWORKS.items()}.get(model, model)

@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from gkp.artifact.figures.figure import FAMILIES, Figure, finish, not_run, panels
+from gkp.artifact.figures.figure import FAMILIES, Figure, finish, log_ticks, not_run, panels
 
 _ENGINES: dict[str, tuple[str, Literal["-", "--", ":"]]] = {
     "gkp": ("gkp.compile", "-"),
@@ -64,9 +64,7 @@ def _panel(ax: Axes, rows: pd.DataFrame) -> None:
     ax.set_xticks(ticks, [f"{16 * tick:g}/16" if tick else "dense" for tick in ticks])
     low, high = 0.9 * rows["ratio"].min(), 1.1 * rows["ratio"].max()
     ax.set(xlabel="Kernels removed; filters at the same multiply-accumulates", yscale="log", ylim=(low, high))
-    ax.set_yticks([tick for tick in _TICKS if low <= tick <= high])
-    ax.set_yticklabels([f"{tick:g}" for tick in ax.get_yticks()])
-    ax.set_yticks([], minor=True)
+    log_ticks(ax.yaxis, _TICKS, low, high)
     ax.grid(axis="y", color="#eeeeee")
     sns.despine(ax=ax)
 

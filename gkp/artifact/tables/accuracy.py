@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from gkp.artifact.effects import SETTING, Scores, is_tuned, over_seeds, scores, setting_of
-from gkp.artifact.experiments.kinds import LatencyCell, Network, PruneCell
+from gkp.artifact.effects import SETTING, UNPRUNED, is_tuned, over_seeds, scores, setting_of
+from gkp.artifact.experiments.kinds import LatencyCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.groups import RATE
-from gkp.artifact.published import ATTACKED, NETWORKS, RANKED, REFERENCE, printed, published
-from gkp.artifact.results import BASELINE, STRONG, Evaluation, attack_name, evaluations, paper_name
-from gkp.artifact.tables.table import Table, beside, by_method, images, not_run, spread_out, with_interval
+from gkp.artifact.published import ARCHITECTURES, ATTACKED, RANKED, REFERENCE, printed, published
+from gkp.artifact.results import BASELINE, STRONG, Evaluation, attack_name, evaluations, images, paper_name, row_name
+from gkp.artifact.tables.table import Table, beside, by_method, marked, not_run, spread_out, with_interval
+from gkp.attacks.options import parse_eps
 from gkp.data.folders import is_folder
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import mean_rank
@@ -78,8 +79,9 @@ def methods_table(
         (*setting, attack, method): 1 if method in leaders else 2
         for setting, inside in _settings(results, protocol).items()
         for attack in dict.fromkeys(points["attack"])
-        for leaders, ranked in [_leaders(scores(results, protocol, [attack], wanted=inside))]
-        for method in (ranked if len(ranked) > 1 else ())
+        for found in [scores(results, protocol, [attack], wanted=inside)]
+        for leaders in [found.leaders()]
+        for method in (found.pruned if len(found.pruned) > 1 else ())
     }
     keys = points[[*SETTING, "attack", "method"]].itertuples(index=False, name=None)
     points["group"] = pd.array([groups.get(key) for key in keys], dtype="Int64")
@@ -129,10 +131,6 @@ def _settings(results: Sequence[Result], protocol: str) -> dict[tuple, Callable[
     return {setting: inside(setting) for setting in found if setting[1]}
 
 
-def _leaders(found: Scores) -> tuple[set[str], list[str]]:
-    return found.leaders(), found.pruned
-
-
 def _columns(known: list[str], protocol: str, attacks: Sequence[str] | None, radius: str | None) -> list[str]:
     """The attacks that have a column, of those that are known."""
     if attacks is not None:
@@ -141,7 +139,7 @@ def _columns(known: list[str], protocol: str, attacks: Sequence[str] | None, rad
         wanted = list(ATTACKED)
     else:
         radii = [key.rpartition("-")[2] for key in known if key.startswith("worst-case-")]
-        at = radius if radius in radii or not radii else min(radii, key=lambda text: float(text.partition("/")[0]))
+        at = radius if radius in radii or not radii else min(radii, key=parse_eps)
         chosen = f"-{at}" if radius else "worst-case-"
         wanted = [key for key in known if key == "clean" or (key.endswith(chosen) if radius else key.startswith(chosen))]
         wanted = wanted if len(wanted) > 1 else known
@@ -158,14 +156,13 @@ def _marked(frame: pd.DataFrame, protocol: str) -> list[str]:
     )
     found = []
     for at, (key, row) in zip(place, frame.iterrows(), strict=True):
-        mark = {1: "**", 2: "_"}.get(at, "")
-        tied = " =" if at > 1 and row["group"] == 1 else ""
         model, rate, _, method = key
-        network = next((name for name, known in NETWORKS.items() if known == model and name != "ResNet-20"), REFERENCE)
+        network = REFERENCE if model == "resnet20" else ARCHITECTURES.get(model, REFERENCE)
         told = protocol == "paper" and row["printed"]
         paper = printed(method, network, rate or RATE).get(row["attack"]) if told else None
         beside = "" if paper is None else f" · paper {paper:.2f}"
-        found.append(f"{mark}{100 * row['accuracy']:.1f}{mark}{tied} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]{beside}")
+        numbers = (100 * row[name] for name in ("accuracy", "low", "high"))
+        found.append(marked(*numbers, rank=at, tied=at > 1 and row["group"] == 1) + beside)
     return found
 
 
@@ -224,7 +221,7 @@ def strong_attacks(results: Sequence[Result]) -> Table:
         {
             "method": one.facts["method"],
             "macs": one.network["paper_macs"] / 1e6,
-            "latency": took.get(one.net.hash, np.nan if _is_pruned(one.net) else 1.0),
+            "latency": took.get(one.net.hash, 1.0 if row_name(one.net) in UNPRUNED else np.nan),
             "seed": one.facts["seed"],
             "n": one.facts["n"],
             "of": one.cell.purpose or one.cell.protocol,
@@ -246,10 +243,6 @@ def strong_attacks(results: Sequence[Result]) -> Table:
 def _largest_batch(timed: Result) -> float:
     """The compact network's seconds for its largest batch, relative to the dense one's."""
     return float(max(timed["latency"], key=lambda row: row["batch_size"])["ratio"])
-
-
-def _is_pruned(net: Network | PruneCell) -> bool:
-    return isinstance(net, PruneCell) and net.method != "none"
 
 
 def mean_ranks(

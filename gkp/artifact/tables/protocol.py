@@ -9,8 +9,8 @@ import pandas as pd
 from gkp.artifact.experiments.kinds import Network, PruneCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.published import ATTACKED
-from gkp.artifact.results import evaluations, load_networks, row_name, test_images, without_images
-from gkp.artifact.tables.table import Table, by_method, images, not_run, percent, spread_out, with_interval
+from gkp.artifact.results import evaluations, images, load_networks, row_name, test_images, without_images
+from gkp.artifact.tables.table import Table, by_method, not_run, percent, spread_out, with_interval
 from gkp.evaluation.compare import transfer
 from gkp.evaluation.statistics import wilson
 

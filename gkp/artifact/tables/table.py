@@ -122,6 +122,18 @@ def with_interval(rows: pd.DataFrame) -> list[str]:
     return [f"{100 * accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for accuracy, low, high in values]
 
 
+def marked(accuracy: float, low: float, high: float, *, rank: float, tied: bool) -> str:
+    """An accuracy as a ranked column prints it: the best is bold, the second best underlined.
+
+    Args:
+        accuracy, low, high: The accuracy and its interval, in percent.
+        rank: From 1; NaN where it is not ranked.
+        tied: Whether it is not the best, and does not differ significantly from the best.
+    """
+    mark = "**" if rank == 1 else "_" if rank == 2 else ""
+    return f"{mark}{accuracy:.1f}{mark}{' =' if tied else ''} [{low:.1f}, {high:.1f}]"
+
+
 def percent(fractions: pd.Series, form: str = "{:.2f}") -> pd.Series:
     """Fractions as percent with two decimals, or in another form."""
     return (100 * fractions).map(form.format)
@@ -131,11 +143,6 @@ def beside(text: Iterable[str], printed: Iterable[float | None], form: str = "{:
     """Our cells with what the paper prints on a line of their own, where it prints something; for a marked table."""
     pairs = zip(text, printed, strict=True)
     return [ours if theirs is None or pd.isna(theirs) else f"{ours} · paper {form.format(theirs)}" for ours, theirs in pairs]
-
-
-def images(frame: pd.DataFrame) -> str:
-    """ "n = 10,000", and every other number of images after it."""
-    return f"n = {', '.join(f'{n:,}' for n in dict.fromkeys(frame['n']))}"
 
 
 def provenance(runs: Sequence[Result]) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,7 @@ class DHP:
         BadInput: A value that makes no sense.
     """
 
+    fitted: ClassVar[tuple[str, ...]] = ("check_every", "sparsity")
     path: float = 0.5
     sparsity: float | None = None
     threshold: float = 5e-3

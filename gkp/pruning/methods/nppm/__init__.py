@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,7 @@ class NPPM(FilterMethod):
 
     one_ranking = True
 
+    fitted: ClassVar[tuple[str, ...]] = ("steps",)
     data: Dataset | None = None
     seed: int = 0
     steps: int = 1000

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -68,6 +69,7 @@ class OTOv2:
         BadInput: A value that makes no sense.
     """
 
+    fitted: ClassVar[tuple[str, ...]] = ("deadline", "sparsity", "warm_up")
     path: float = 3.0
     sparsity: float | None = None
     amplify: float = 2.0

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -69,6 +70,7 @@ class RAPADMM(L2):
         BadInput: A value that makes no sense.
     """
 
+    fitted: ClassVar[tuple[str, ...]] = ("attack_steps",)
     seed: int = 0
     eps: float | str = "8/255"
     attack_steps: int = 10
