@@ -464,7 +464,7 @@ def test_digits_give_no_verdict_though_the_arithmetic_runs(tmp_path):
     ("line", "wrong", "message"),
     [
         ('name = "best_or_second"', 'name = "best_or_secnd"', "there is no rule 'best_or_secnd'; the rules are contrasts, "),
-        ('keys = "', 'kyes = "', "rule best_or_second has no parameter 'kyes'; it has against, keys, who, rate, at_least"),
+        ('keys = "', 'kyes = "', "rule best_or_second has no parameter 'kyes'; it has against, keys, rate"),
         ('keys = "benign, ', 'rate = "7/16", keys = "benign, ', "rate is '7/16', and has to be float"),
         (', keys = "benign, (a), (b), (c)"', "", "rule best_or_second needs keys"),
         ('keys = "benign', 'keys = "bening', "'bening' is no column; give benign, (a), (b), (c), or an attack such as"),

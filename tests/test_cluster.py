@@ -20,7 +20,7 @@ from grid_stages import Number, TinyTraining, Trouble
 
 from gkp.artifact import experiments as grid
 from gkp.artifact.experiments import cluster
-from gkp.artifact.experiments.child import Child
+from gkp.artifact.experiments.child import Child, main
 from gkp.errors import BadInput
 
 T = TypeVar("T")
@@ -304,7 +304,7 @@ def test_a_scheduler_that_dies_is_a_clear_error_and_finished_cells_are_kept(stor
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_a_child_keeps_the_memory_that_dask_would_have_it_give_back(monkeypatch):
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")  # as in a worker of Dask's
-    child = Child()
+    child = Child(main)
     try:
         assert child.is_ready()
         environment = Path(f"/proc/{child.pid}/environ").read_bytes().split(b"\0")

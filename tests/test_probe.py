@@ -93,21 +93,26 @@ class Answers:
 
     busy = 0
 
-    def ask(self, *, model: str, train_only: bool = False, **_) -> Answers:
-        Answers.busy = Answers.busy + 1 if train_only else 0
-        self.request = model
-        return self
+    def __init__(self, *_, **__) -> None:
+        self.pipe = self
 
-    def answer(self):
+    def send(self, request: dict) -> None:
+        Answers.busy = Answers.busy + 1 if request.get("train_only") else 0
+        self.request = request["model"]
+
+    def poll(self, seconds: float) -> bool:
+        return True
+
+    def recv(self):
         trained = {"resnet20": 100.0, "resnet56": 50.0}.get(self.request, 0.0) * min(1, 2 / max(1, Answers.busy))
         return {"device": "A GPU", "trained": trained, "evaluated": 7.0, "steps": "graph", "processes": 16}
 
-    def end(self) -> None:
+    def kill(self) -> None:
         Answers.busy = 0
 
 
 def test_more_processes_are_tried_side_by_side_as_long_as_that_is_worth_it(monkeypatch):
-    monkeypatch.setattr(probing, "_Child", Answers)
+    monkeypatch.setattr(probing, "Child", Answers)
     monkeypatch.setattr(probing, "cores", lambda: 16)
     Answers.busy = 0
     found = probing.probe(["resnet20", "resnet56"], device="cuda", most=8)
@@ -117,18 +122,22 @@ def test_more_processes_are_tried_side_by_side_as_long_as_that_is_worth_it(monke
 
 
 def test_a_process_of_its_own_measures_a_network_and_says_in_one_line_what_it_cannot():
-    child = probing._Child()
+    child, soon = probing.Child(probing.serve, quiet=True), time.monotonic() + 200
+    request = {"device": "cpu", "seconds": 0.001}
     try:
-        request = {"device": "cpu", "seconds": 0.001}
-        found = child.ask(model="resnet20", **request).answer()
+        probing.ask(child, model="resnet20", **request)
+        found = probing.answer(child, soon)
         assert found["trained"] > 0 and found["evaluated"] > 0 and found["steps"] == "eager" and found["device"]
         with pytest.raises(RunFailed, match=r"could not be measured \(BadInput: unknown model .*\); go on without: --no-probe"):
-            child.ask(model="resnet21", **request).answer()
-        child.kill()
+            probing.ask(child, model="resnet21", **request)
+            probing.answer(child, soon)
         with pytest.raises(RunFailed, match="no answer"):
-            child.ask(model="resnet20", **request).answer()
+            probing.answer(child, time.monotonic())
     finally:
-        child.end()
+        child.kill()
+    probing.ask(child, model="resnet20", **request)
+    with pytest.raises(RunFailed, match="no answer"):
+        probing.answer(child, soon)
 
 
 def test_a_result_names_the_gpu_although_the_hardware_was_looked_at_before_torch_was_there(monkeypatch):

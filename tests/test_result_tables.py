@@ -261,8 +261,9 @@ def test_without_points_a_figure_says_that_it_was_not_run():
 
 
 def test_a_network_is_called_as_in_the_paper_by_one_function():
+    from gkp.artifact.groups import NAMES
     from gkp.artifact.published import names_here
-    from gkp.artifact.results import NAMES, paper_name
+    from gkp.artifact.results import paper_name
     from gkp.pruning.registry import methods
 
     assert {NAMES[here]: here for here in names_here().values() if here != "none"}.items() <= names_here().items()

@@ -1,7 +1,7 @@
-"""Effects of methods over all seeds, from finished evaluations: accuracies and paired differences, with intervals.
+"""Accuracies of methods and their paired differences over all finished seeds, with intervals.
 
-An interval has both sources of chance, the images and the seeds of fine-tuning (`gkp.evaluation.statistics`). Seeds are pooled
-over all methods at hand, so a method with one seed gets as wide an interval as the others' seeds make plausible.
+An interval accounts for both sources of randomness, the test images and the seeds of fine-tuning (`gkp.evaluation.statistics`).
+The spread over seeds is pooled over all methods, so a method with a single seed gets an interval of plausible width.
 
 Cost: a few milliseconds for each outcome matrix that is read.
 """
@@ -36,17 +36,17 @@ from gkp.evaluation.statistics import LEVEL, Estimate, Spread, difference, holm,
 ATTACKS = ATTACKED[1:]  # (a), (b), (c): the paper's attacks, without "benign"
 UNPRUNED = (BASELINE, CONTINUED)
 SETTING = ("model", "rate", "epochs")  # see `setting_of`
-RADIUS = "1/255"  # where networks that were not trained for robustness still differ
+RADIUS = "1/255"  # at which networks that were not trained for robustness still differ
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares of attacks under which each image is classified correctly, by method and seed, in one part.
+    """The share of attacks under which each image is classified correctly, by method and seed.
 
     Attributes:
-        part: A role of `gkp.artifact.results.plays`.
+        part: The role of the evaluations, as in `gkp.artifact.results.plays`.
         keys: The attacks whose accuracies are averaged.
-        rows: `row_name` -> seed -> (N,) in [0, 1], of the same images.
+        rows: `row_name` -> seed -> shares (N,) in [0, 1], all of the same images.
     """
 
     part: str
@@ -55,16 +55,16 @@ class Scores:
 
     @cached_property
     def spread(self) -> Spread:
-        """The spread of an accuracy over seeds, pooled over every method that has several."""
+        """The spread of an accuracy over seeds, pooled over all methods with several seeds."""
         return Spread.pooled([list(seeds.values()) for seeds in self.rows.values()])
 
     @property
     def pruned(self) -> list[str]:
-        """The methods among the rows: all but the unpruned networks."""
+        """The rows that are not unpruned networks."""
         return [row for row in self.rows if row not in UNPRUNED]
 
     def accuracy(self, row: str) -> Estimate:
-        """The accuracy of a method, as a fraction, with its interval."""
+        """The accuracy of a row, a fraction, with its interval."""
         images = list(self.rows[row].values())
         mean = np.mean(images, axis=0)
         of_images = quantile() * float(mean.std(ddof=1)) / len(mean) ** 0.5 if len(mean) > 1 else 1.0
@@ -72,17 +72,17 @@ class Scores:
         return Estimate(value, max(0.0, value - half), min(1.0, value + half), len(mean), len(images))
 
     def minus(self, row: str, other: str) -> Estimate:
-        """The accuracy of a method minus that of another on the same images, with its interval."""
+        """The accuracy of a row minus that of another one, a fraction, with its interval."""
         return difference(list(self.rows[row].values()), list(self.rows[other].values()), spread=self.spread)
 
     def differences(self, other: str) -> tuple[dict[str, Estimate], dict[str, float]]:
-        """Every method's difference to another row, and its p after Holm's correction for all of them."""
+        """Row -> its difference to another row, and row -> p after Holm's correction over all of them."""
         found = {row: self.minus(row, other) for row in self.pruned if row != other}
         corrected = holm([estimate.p() for estimate in found.values()]) if found else ()
         return found, dict(zip(found, map(float, corrected), strict=True))
 
     def leaders(self) -> set[str]:
-        """The most accurate method, and all that cannot be told apart from it (Holm over the others, at 5 %)."""
+        """The most accurate method and all that do not differ significantly from it (5 %, Holm over the others)."""
         if not self.pruned:
             return set()
         best = max(self.pruned, key=lambda row: self.accuracy(row).value)
@@ -92,14 +92,13 @@ class Scores:
 def scores(
     results: Sequence[Result], part: str, keys: Sequence[str], *, wanted: Callable[[Evaluation], bool] | None = None
 ) -> Scores:
-    """The finished evaluations in this part that have these attacks, on the images of the first of them.
+    """The scores of finished evaluations under some attacks, on the images of the first of them.
 
     Args:
         results: Finished networks and their evaluations, of one architecture.
-        part: As in `gkp.artifact.results.plays`.
-        keys: The attacks, rows of `Outcomes.rows`.
-        wanted: Which evaluations; by default all but those of shapes trained from scratch, of which nothing was pruned, and of
-            methods that are trained for robustness, which are no cost of pruning.
+        part: The role of the evaluations, as in `gkp.artifact.results.plays`.
+        keys: The attacks, keys of `Outcomes.rows`; evaluations without one of them are left out.
+        wanted: Which evaluations are taken; None for `is_tuned`.
     """
     rows: dict[str, dict[int, np.ndarray]] = {}
     images: np.ndarray | None = None
@@ -117,14 +116,14 @@ def scores(
 
 
 def is_tuned(one: Evaluation) -> bool:
-    """Whether the network was neither trained anew in a pruned network's shape nor trained for robustness."""
+    """Whether the network was neither trained from scratch in a pruned shape nor trained on adversarial images."""
     return not (isinstance(one.net, PruneCell) and (one.net.scratch or trained_for_robustness(one.net.method)))
 
 
 def setting_of(one: Evaluation) -> tuple[str, float, int]:
-    """The setting that networks must share to be ranked: architecture, rate, epochs of fine-tuning; `SETTING` names the three.
+    """The setting within which networks are ranked: architecture, rate and epochs of fine-tuning, named in `SETTING`.
 
-    The rate of an unpruned network is 0, and so are the epochs of one that was not fine-tuned.
+    The rate of an unpruned network is 0, and so are the epochs of a network that was not fine-tuned.
     """
     net = one.net
     if isinstance(net, PruneCell):
@@ -133,14 +132,15 @@ def setting_of(one: Evaluation) -> tuple[str, float, int]:
 
 
 def over_seeds(points: pd.DataFrame) -> pd.DataFrame:
-    """One row for each network and attack, of points with one row a seed: mean accuracy, its interval, and how many seeds.
+    """Average accuracies over seeds.
 
     Args:
-        points: Those of `gkp.artifact.tables.methods_table`: columns method, seed, attack, accuracy, low, high and `SETTING`.
+        points: The points of `gkp.artifact.tables.methods_table`, a row for each network, seed and attack, with columns method,
+            attack, accuracy, low, high and `SETTING`.
 
     Returns:
-        The other columns are those of the first seed. The interval of a mean has the images' part, which seeds share, and the
-        spread over seeds, pooled over the methods of a schedule; that of one seed among single ones is its own.
+        A row for each network and attack: mean accuracy, low, high, and seeds, their number; other columns are those of the
+        first seed. The interval combines that of the images with the spread over seeds, pooled over the methods of a schedule.
     """
     rows = []
     spreads = {
@@ -157,9 +157,9 @@ def over_seeds(points: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def smallest_radius(results: Sequence[Result], part: str = "pixel") -> str:
-    """`RADIUS` where the evaluations of this part have it, else their smallest radius; "" where there is none."""
-    radii = radii_of(results, part)
+def smallest_radius(results: Sequence[Result]) -> str:
+    """`RADIUS` where the evaluations in pixels have it, else their smallest radius; "" where there is none."""
+    radii = radii_of(results, "pixel")
     return RADIUS if RADIUS in radii else next(iter(radii), "")
 
 
@@ -170,15 +170,18 @@ def radii_of(results: Sequence[Result], *parts: str) -> list[str]:
 
 
 def worst_case(results: Sequence[Result]) -> Scores:
-    """Accuracy under the worst of the attacks in pixels, at `smallest_radius`."""
+    """The scores under the worst case of the attacks in pixels, at `smallest_radius`."""
     return scores(results, "pixel", [f"worst-case-{smallest_radius(results)}"])
 
 
 def printed_differences(keys: Sequence[str] = ATTACKS) -> dict[str, float]:
-    """Method -> what Table 10 prints for it minus what it prints for the unpruned network, as a fraction, over these columns.
+    """Method -> its printed accuracy in Table 10 minus that of the unpruned network, a fraction, the mean over some columns.
 
-    The paper's unpruned network was not fine-tuned, and every number is that of the epoch that is best in its column. As in
-    `scores`, methods that are trained for robustness are left out.
+    The paper's unpruned network was not fine-tuned, and each number is of the best epoch in its column. Methods that train on
+    adversarial images are left out.
+
+    Args:
+        keys: The columns; by default the paper's three attacks.
     """
     best = superscores(10, likely=True)[list(keys)].mean(axis=1) / 100
     known = {name: here for name, here in names_here().items() if not trained_for_robustness(here)}

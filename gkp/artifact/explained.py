@@ -1,12 +1,12 @@
-"""How much of robustness benign accuracy explains: a line through all networks, and what is left for SR-GKP beside it.
+"""How much of attacked accuracy benign accuracy explains, by a regression over networks, and the residual of SR-GKP.
 
-What a network gets wrong without an attack it mostly gets wrong under one: a method that loses benign accuracy loses attacked
-accuracy too, whatever it does to robustness. A regression of attacked on benign accuracy over all networks separates the two.
-Ours are taken by architecture and length of fine-tuning, all rates and options together; the paper's by table, every printed
-row. Methods that train for robustness are left out of both.
+An image that is misclassified without an attack is mostly misclassified under one, so a method that loses benign accuracy loses
+attacked accuracy too, whatever it does to robustness. A regression of attacked on benign accuracy over all networks separates
+the two effects. Our networks are grouped by architecture and length of fine-tuning, with all rates and options together; the
+paper's by table, with every printed row. Methods that train on adversarial images are left out.
 
-What is left for SR-GKP is its distance from the line through all others. Its interval is that of one more method: wide where
-others scatter too. Seeds of one network are a cluster, and so are the epochs that the paper prints of one method.
+The residual of SR-GKP is its distance from the line through all other methods, with the prediction interval for one more
+method. Seeds of one network are a cluster, and so are the epochs that the paper prints of one method.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _SR = "sr-gkp"
 
 
 def networks(results: Sequence[Result]) -> pd.DataFrame:
-    """Every finished network under every attack of both protocols, one a row.
+    """Our finished networks under every attack of both protocols.
 
     Args:
         results: Finished networks and their evaluations, of any number of architectures and schedules.
 
     Returns:
-        Columns source ("ResNet-20, 3 epochs"), method (a `row_name`), cluster, is_sr, is_variant (of SR-GKP, itself included),
-        part, attack, n, and the accuracies benign and attacked, fractions of the same images.
+        A row for each network and attack, with columns source ("ResNet-20, 3 epochs"), method (a `row_name`), cluster, is_sr,
+        is_variant (SR-GKP with any options), part, attack, n, and the accuracies benign and attacked, fractions.
     """
     rows: list[dict[str, Any]] = []
     for part in ("paper", "pixel"):
@@ -65,7 +65,7 @@ def networks(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def printed_networks() -> pd.DataFrame:
-    """The same of the paper's `TABLES`: each printed row once, misprints as likely meant; n is that of the whole test set."""
+    """The printed rows of the paper's `TABLES` as `networks` returns ours, with misprints corrected and duplicates removed."""
     robust = {name for name, here in names_here().items() if trained_for_robustness(here)}
     rows = []
     for table in TABLES:
@@ -84,16 +84,16 @@ def printed_networks() -> pd.DataFrame:
 
 
 def explained(points: pd.DataFrame) -> pd.DataFrame:
-    """The regression of attacked on benign accuracy for each source and attack, and what is left for SR-GKP.
+    """The regression of attacked on benign accuracy for each source and attack, and the residual of SR-GKP.
 
     Args:
-        points: As `networks` and `printed_networks` give them.
+        points: As returned by `networks` or `printed_networks`.
 
     Returns:
-        Columns source, part, attack, networks, methods (clusters), n, r2 (of the line through all networks), slope and its
-        interval slope_low, slope_high (errors clustered), left, low, high: attacked accuracy of SR-GKP minus what the line
-        through all other methods gives it, a fraction; NaN where SR-GKP is not among them. Attacks under which nothing varies,
-        and sources of fewer than `FEWEST` other methods, are left out.
+        Columns source, part, attack, networks, methods (number of clusters), n, r2 (of the line through all networks), slope
+        with its interval slope_low and slope_high (clustered errors), and left with its interval low and high: the attacked
+        accuracy of SR-GKP minus the value of the line through all other methods, a fraction; NaN where SR-GKP is missing.
+        Attacks under which accuracies do not vary, and sources with fewer than `FEWEST` other methods, are left out.
     """
     rows = []
     for (source, part, attack), group in points.groupby(["source", "part", "attack"], sort=False) if len(points) else ():
@@ -112,20 +112,28 @@ def explained(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_both(results: Sequence[Result]) -> pd.DataFrame:
-    """`explained` of our networks, then of the paper's tables; column printed says which."""
+    """`explained` of our networks and of the paper's tables; the column printed is True for the latter."""
     ours, theirs = explained(networks(results)), explained(printed_networks())
     return pd.concat([ours.assign(printed=False), theirs.assign(printed=True)], ignore_index=True)
 
 
 def shown_columns(points: pd.DataFrame, radius: str) -> dict[str, pd.DataFrame]:
-    """Name -> the rows of `of_both` of each column that people read: the paper's attacks, true labels, pixels at one radius."""
+    """The rows of `of_both` for the attacks that are shown: the paper's, those with true labels, and one in pixels.
+
+    Args:
+        points: As returned by `of_both`.
+        radius: The radius of the worst case in pixels, "1/255".
+
+    Returns:
+        Name of the attack -> its rows.
+    """
     wanted = [("paper", key) for key in (*ATTACKS, "fgsm-0.01-true", "fgsm-0.1-true")] + [("pixel", f"worst-case-{radius}")]
     found = {attack_name(key, part): points[(points["part"] == part) & (points["attack"] == key)] for part, key in wanted}
     return {name: rows for name, rows in found.items() if len(rows)}
 
 
 def told(points: pd.DataFrame) -> str:
-    """The answer in words: what benign accuracy explains, and in how many columns SR-GKP's interval lies above the line."""
+    """The answer in words: the explained variance, and in how many columns SR-GKP lies significantly above the line."""
     sentences = [_side(points[~points["printed"]], "Here"), _side(points[points["printed"]], "In the paper's tables")]
     return " ".join(filter(None, sentences))
 

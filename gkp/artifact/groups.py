@@ -26,29 +26,43 @@ from gkp.artifact.experiments.kinds import (
 
 RATE, HIGH_RATE, TINY_RATE = 7 / 16, 10 / 16, 3 / 8  # of the paper's tables, by their MACs and parameters
 UNPRUNED = "none"  # the unpruned network under the same fine-tuning: a row of every table
-METHODS = (  # every built-in method that can be given what it needs: written down, so that planning needs no torch
-    *(
-        "cc",
-        "chip",
-        "depgraph",
-        "depgraph-one-shot",
-        "dhp",
-        "fpgm",
-        "fpgm-one-shot",
-        "gal",
-        "greedy-gkp",
-        "hrank",
-        "l1norm-a",
-        "l1norm-b",
-    ),
-    *("l2", "l2-gkp", "least-smooth-gkp", "lrf", "nppm", "otov2", "otov2-scratch", "random", "random-gkp", "rap-admm", "sfp"),
-    *("sfp-smooth", "slimming", "sr-gkp", "taylor-fo", "tmi-gkp"),
-)
+NAMES = {  # every built-in method -> its name in the paper, or one formed alike; written down, so that planning needs no torch
+    "cc": "CC",
+    "chip": "CHIP",
+    "depgraph": "DepGraph",
+    "depgraph-one-shot": "DepGraph-One-Shot",
+    "dhp": "DHP",
+    "fpgm": "FPGM",
+    "fpgm-one-shot": "FPGM-One-Shot",
+    "gal": "GAL",
+    "greedy-gkp": "Greedy-GKP",
+    "hrank": "HRank",
+    "l1norm-a": "L1Norm-A",
+    "l1norm-b": "L1Norm-B",
+    "l2": "L2Norm",
+    "l2-gkp": "L2-GKP",
+    "least-smooth-gkp": "Least-Smooth-GKP",
+    "lrf": "LRF",
+    "nppm": "NPPM",
+    "otov2": "OTOv2 (post train)",
+    "otov2-scratch": "OTOv2 (from scratch)",
+    "random": "Random",
+    "random-gkp": "Random-GKP",
+    "rap-admm": "RAP-ADMM",
+    "scratch": "Scratch",
+    "sfp": "SFP",
+    "sfp-smooth": "SFP-Smooth",
+    "slimming": "Slimming",
+    "sr-gkp": "SR-GKP",
+    "taylor-fo": "Taylor-FO",
+    "tmi-gkp": "TMI-GKP",
+}
 SEEDED = (UNPRUNED, "sr-gkp", "l2-gkp", "random-gkp", "l1norm-b")  # the rows that get three seeds
 HIGH = (UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "fpgm", "sfp", "hrank")
 ONE_SHOT = ("sr-gkp", "l2-gkp", "l1norm-b", "fpgm-one-shot", "hrank")  # of these; FPGM and SFP prune while they train
 NOT_FOR = {"vgg16_bn": {"dhp"}}  # methods that are made for residual networks alone
 SCRATCH = "scratch"  # no row of its own: `PruneCell.scratch` trains the shape that another method finds
+METHODS = tuple(name for name in NAMES if name != SCRATCH)
 TENTH = (  # the rows that get a tenth of the paper's schedule, the most telling ones first
     *(UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "tmi-gkp", "fpgm", "cc", "hrank"),
     *("lrf", "sfp", "random-gkp", "gal", "dhp", "nppm", "rap-admm", "otov2"),

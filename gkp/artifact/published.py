@@ -1,8 +1,8 @@
-"""The paper's numbers as it prints them (data/published), misprints included, and what follows from them alone.
+"""The numbers that the paper prints (data/published), including misprints, and what follows from them alone.
 
-Nothing here was measured. One row of `tables.csv` is one printed number; accuracies are percent, as printed. A number known to
-be wrong keeps its printed value: `erratum` says what is wrong, and `likely` what was probably meant, where that can be said.
-Costs milliseconds.
+Nothing here was measured. Each row of `tables.csv` is one printed number; accuracies are in percent, as printed. A misprint
+keeps its printed value: `erratum` says what is wrong, and `likely` the probable value where it can be inferred. Cost:
+milliseconds.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ NETWORKS = {
     "VGG-16": "vgg16_bn",
 }
 ARCHITECTURES = {model: name for name, model in NETWORKS.items()}
-REFERENCE = "ResNet-56"  # the network that ours are shown beside where the paper does not have the same one
+REFERENCE = "ResNet-56"  # the paper's network that is shown beside ours where the paper does not have the same one
 _MAIN = {
     7 / 16: {"ResNet-32": 9, "ResNet-56": 10, "ResNet-110": 11, "VGG-16": 12},
     10 / 16: {"ResNet-32": 17, "ResNet-56": 18, "ResNet-110": 19},
 }
 _BALANCERS = {"ResNet-32": 14, "ResNet-56": 15, "ResNet-110": 16}
-_PARTS = {  # rows of ablations, beside those of the main tables: table, and what it calls them; 15 stands for 14 to 16
+_PARTS = {  # rows of ablations: table, and their names there; 15 stands for 14 to 16
     "greedy-gkp": (5, "GKP, Smoothness Snaking + Greedy"),
     "least-smooth-gkp": (5, "GKP, Smoothness Snaking + Least Smooth"),
     "sfp-smooth": (6, "SFP + smoothness, CSB 0.9"),
@@ -47,19 +47,19 @@ TEXT, LOG, CODE = "text", "log", "code"  # the running text; the log published w
 
 
 def published(table: int | str | None = None) -> pd.DataFrame:
-    """The printed numbers of a table, one a row; of all of them without an argument.
+    """The printed numbers of a table, one a row.
 
     Args:
         table: 1 to 20, "Table 4", "text", "log" (of the public code, on its ResNet-20) or "code" (that code, run again on
-            one-shot pruning). Table 2 is a part of Table 10 and has its rows; Table 8 has no numbers: it comes as
-            `table_8.csv` has it.
+            one-shot pruning); None for all. Table 2 is a part of Table 10 and has its rows; Table 8, which has no numbers, is
+            returned as `table_8.csv`.
 
     Returns:
-        Columns table, dataset, network, rate (share of kernels removed), method, setting, criterion (by which of its metrics
-        the epoch was chosen), metric, value, unit, note, erratum, likely.
+        Columns table, dataset, network, rate (share of kernels removed), method, setting, criterion (the metric by which the
+        epoch was chosen), metric, value, unit, note, erratum, likely.
 
     Raises:
-        BadInput: For a table that the paper does not have.
+        BadInput: The paper has no such table.
     """
     if table is None:
         return _tables().copy()
@@ -72,29 +72,26 @@ def published(table: int | str | None = None) -> pd.DataFrame:
 
 
 def errata() -> pd.DataFrame:
-    """The rows with a known misprint: the printed value, what is wrong with it, and the likely reading if there is one."""
+    """The rows with a known misprint: the printed value, what is wrong with it, and the likely value if there is one."""
     frame = _tables()
     return frame[frame["erratum"] != ""].reset_index(drop=True)
 
 
-def superscores(
-    table: int | str, *, network: str | None = None, likely: bool = False, metrics: Sequence[str] = ATTACKED
-) -> pd.DataFrame:
-    """The best printed value of each method (row) on each metric (column), in percent: the bars of Figures 5-9.
+def superscores(table: int | str, *, network: str | None = None, likely: bool = False) -> pd.DataFrame:
+    """The best printed value of each method (row) in each column of `ATTACKED`, in percent: the bars of Figures 5-9.
 
-    One row may mix the epochs of several checkpoints: it need not be a network that exists.
+    A row may combine values of several epochs, so it need not be of any single network.
 
     Args:
         table: As in `published`.
-        network: Which of those in the table, "ResNet-56"; may be left out where there is one.
-        likely: Read known misprints as they were probably meant.
-        metrics: The columns.
+        network: A network of the table, "ResNet-56"; None where it has only one.
+        likely: Whether misprints are replaced by their likely values.
 
     Raises:
-        BadInput: Where the network is not in the table, or several are and none is named.
+        BadInput: The network is not in the table, or the table has several and none is given.
     """
     frame = published(table)
-    frame = frame[frame["metric"].isin(metrics)]
+    frame = frame[frame["metric"].isin(ATTACKED)]
     known = list(dict.fromkeys(frame["network"]))
     if (network is None and len(known) > 1) or (network is not None and network not in known):
         raise BadInput(f"table {table} is of {', '.join(known)}; name one of them as network=, not {network!r}")
@@ -102,19 +99,20 @@ def superscores(
     value = frame["likely"].fillna(frame["value"]) if likely else frame["value"]
     name = (frame["method"] + ", " + frame["setting"]).str.removesuffix(", ")
     wide = value.groupby([name.rename("method"), frame["metric"]], sort=False).max().unstack(sort=False)
-    return wide[[metric for metric in metrics if metric in wide]]
+    return wide[[metric for metric in ATTACKED if metric in wide]]
 
 
 def printed(row: str, network: str = REFERENCE, rate: float = 7 / 16) -> dict[str, float]:
-    """What the paper prints for a network of ours: metric -> superscore in percent, misprints as likely meant.
+    """The printed values for a network of ours, with misprints corrected.
 
     Args:
-        row: As `gkp.artifact.results.row_name` gives it.
-        network: The paper's name of it, "ResNet-56".
-        rate: 7/16 or 10/16; the paper has no other on CIFAR-10.
+        row: The network, as `gkp.artifact.results.row_name` gives it.
+        network: The paper's name of the architecture, "ResNet-56".
+        rate: 7/16 or 10/16, the rates of the paper on CIFAR-10.
 
     Returns:
-        Nothing where the paper has no such row; its unpruned networks were not fine-tuned.
+        Metric -> best printed value in percent; empty where the paper has no such row. The paper's unpruned networks were not
+        fine-tuned.
     """
     part = _PARTS.get(row, (0, "")) if rate == 7 / 16 else (0, "")
     for table, name in (part, (_MAIN.get(rate, {}).get(network, 0), _names_there().get(row, row))):
@@ -128,13 +126,16 @@ def printed(row: str, network: str = REFERENCE, rate: float = 7 / 16) -> dict[st
 def gain(
     table: int, more: Sequence[str], less: Sequence[str], metrics: Sequence[str], networks: Sequence[str | None] = (None,)
 ) -> float:
-    """The printed difference of mean superscores over methods and metrics, as a fraction, misprints as likely meant.
+    """The printed difference between two groups of methods, with misprints corrected.
 
     Args:
         table: As in `published`.
-        more, less: The methods of both sides, as rows of `superscores` are called.
-        metrics: The columns.
-        networks: The networks over which the difference is averaged; may be left out where the table has one.
+        more, less: The methods of both sides, rows of `superscores`.
+        metrics: The columns of `superscores` that are averaged.
+        networks: The networks over which the difference is averaged; (None,) where the table has only one.
+
+    Returns:
+        The mean of `more` minus the mean of `less`, as a fraction.
     """
     found = []
     for network in networks:
@@ -144,13 +145,16 @@ def gain(
 
 
 def mean_ranks(*, likely: bool = True, ties: str = "min") -> pd.DataFrame:
-    """Table 20 by the rule that its numbers follow: a row for each method, a column for each network and for all three.
+    """Table 20, computed by its rule: the superscores of `RANKED` on benign, (a), (b) and (c) are ranked and averaged.
 
-    The superscores of `RANKED` on benign, (a), (b) and (c) are ranked and averaged; the paper leaves HRank, LRF and OTOv2 out.
+    The paper leaves HRank, LRF and OTOv2 out.
 
     Args:
         likely: As in `superscores`.
         ties: As in `gkp.evaluation.statistics.mean_rank`.
+
+    Returns:
+        A row for each method, a column for each network and one for all three.
     """
     columns = {}
     for table, network in ((17, "ResNet-32"), (18, "ResNet-56"), (19, "ResNet-110")):
@@ -161,7 +165,7 @@ def mean_ranks(*, likely: bool = True, ties: str = "min") -> pd.DataFrame:
 
 
 def names_here() -> dict[str, str]:
-    """The paper's name of a method -> its name in `gkp.methods()`, for those that this project has."""
+    """The paper's name of a method -> its name in `gkp.methods()`, for methods that are implemented here."""
     table = published(8)
     return {row["method"]: row["name_here"] for row in table.to_dict("records") if row["name_here"]} | {"Unpruned": "none"}
 
@@ -178,7 +182,7 @@ def _superscores(table: int, network: str) -> pd.DataFrame:
 
 
 def published_file(name: str) -> Path:
-    """The path of data/published/`name`. Raises BadInput where the package is installed without the repository."""
+    """The path of data/published/`name`. Raises BadInput outside a checkout of the repository."""
     path = locate(f"published/{name}")
     if path is None:
         raise BadInput(f"data/published/{name} is missing; run this in a checkout of the repository")

@@ -1,8 +1,8 @@
 """The one log of a fine-tuning that the authors published, and our fine-tunings of the same network by the same recipe.
 
 Theirs is of SR-GKP on their ResNet-20: 300 epochs, after each of which the whole test set is scored without attack and under
-FGSM at two radii, with predicted labels, in normalised space. Ours are scored in the same protocol, on a CPU after the epochs
-`gkp.artifact.groups.LOG_EPOCHS`. What chance does to such a log is read off the log itself: from neighbouring epochs.
+FGSM at two radii, with predicted labels, in normalised space. Ours are scored in the same protocol, on a CPU only after the
+epochs `gkp.artifact.groups.LOG_EPOCHS`. The random variation of an epoch is estimated from neighbouring epochs of the log.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Curve:
 
     Attributes:
         row: `gkp.artifact.results.row_name` of the network, or `THEIRS`.
-        points: Accuracies as fractions, columns `COLUMNS`, by the epochs after which it was scored.
+        points: Accuracies as fractions, one column for each key of `COLUMNS`, indexed by the epoch.
         trained: Epochs so far.
-        cost: What the training costs, in words, unless it is finished.
+        cost: What the training costs, in words; "" once it is finished.
     """
 
     row: str
@@ -62,7 +62,7 @@ class Curve:
         return f"{self.trained} of {LOG_LENGTH} epochs so far" if self.trained else f"not run, {self.cost}"
 
     def best(self, key: str, among: Collection[int] | None = None) -> tuple[int, float]:
-        """The epoch with the highest accuracy, the first of equal ones, and that accuracy; `among`: epochs to choose from."""
+        """The epoch with the highest accuracy, the first of equal ones, and that accuracy; `among` limits the epochs."""
         column = self.points[key] if among is None else self.points.loc[self.points.index.isin(list(among)), key]
         return int(column.idxmax()), float(column.max())
 
@@ -71,18 +71,18 @@ class Curve:
         return float(self.points[key].get(LOG_LENGTH, math.nan))
 
     def jump(self, key: str, step: int = STEPS[0]) -> float:
-        """By how much the accuracy rises at a step of the learning rate: mean of the `AFTER` epochs minus that of the `BEFORE`.
+        """By how much the accuracy rises at a step of the learning rate: the mean after it minus the mean before it.
 
-        NaN unless all of them were scored.
+        The means are of `AFTER` and `BEFORE` epochs; NaN unless all of them were scored.
         """
         column = self.points[key].reindex(range(step - BEFORE + 1, step + AFTER + 1))
         return float(column.loc[step + 1 :].mean(skipna=False) - column.loc[:step].mean(skipna=False))
 
     def noise(self, key: str, epoch: int) -> Spread:
-        """The spread of a single epoch by chance, at the learning rate of this one.
+        """The random variation of an epoch, at the learning rate of this epoch.
 
-        From differences of neighbouring epochs (von Neumann), which a slow drift does not widen; they have two thirds of the
-        information of independent numbers.
+        It is estimated from differences of neighbouring epochs (von Neumann), which a slow drift does not widen; they have two
+        thirds of the degrees of freedom of independent numbers.
         """
         end = next(end for end in (*STEPS, LOG_LENGTH) if epoch <= end)
         steps = np.diff(self.points.loc[end - _QUIET + 1 : end, key])
@@ -91,14 +91,20 @@ class Curve:
 
 @cache
 def authors() -> Curve:
-    """Their log."""
+    """The authors' log."""
     frame = pd.read_csv(published_file("official_resnet20_log.csv")).set_index("epoch")
     points = frame[list(COLUMNS.values())].set_axis(list(COLUMNS), axis=1) / 100
     return Curve(THEIRS, points, int(points.index[-1]))
 
 
 def curve_of(cell: PruneCell, rows: list[dict[str, Any]], *, finished: bool) -> Curve:
-    """The curve of a fine-tuning from the rows of its log."""
+    """The curve of a fine-tuning of ours.
+
+    Args:
+        cell: The fine-tuning.
+        rows: The rows of its log, one an epoch.
+        finished: Whether these are all epochs.
+    """
     scored = {row["epoch"]: {key: row[key] for key in COLUMNS} for row in rows if all(key in row for key in COLUMNS)}
     points = pd.DataFrame.from_dict(scored, orient="index", columns=list(COLUMNS), dtype=float)
     return Curve(row_name(cell), points, int(rows[-1]["epoch"]) if rows else 0, "" if finished else _cost(cell))
@@ -107,10 +113,10 @@ def curve_of(cell: PruneCell, rows: list[dict[str, Any]], *, finished: bool) -> 
 def curves(report: Report) -> list[Curve]:
     """Our fine-tunings by the recipe of the log, in the order of `gkp.artifact.groups.LOGGED`.
 
-    A training that is under way counts as far as its checkpoint goes.
+    A training that is not finished has the epochs of its checkpoint.
 
     Args:
-        report: Of a run of the group "log".
+        report: The results of the group "log".
     """
     found = {
         result.cell.method: curve_of(result.cell, result["epochs"], finished=True)
@@ -132,18 +138,17 @@ def _cost(cell: PruneCell) -> str:
 
 
 def compared(ours: Curve, spreads: Mapping[str, Spread] | None = None) -> Iterator[dict[str, Any]]:
-    """The last epoch, the best one, and the jump at the first step of a finished curve beside those of the log.
+    """Compare a finished curve with the log: the last epoch, the best one, and the jump at the first step.
 
-    The best epoch of the log is that of the epochs after which ours was scored too. `allowed` is the half-width of 95 %
-    intervals, together for all numbers, of the difference of two such logs: by chance from epoch to epoch, as in theirs, and
-    from training to training.
+    The best epoch of the log is chosen among the epochs after which ours was scored. `allowed` is the half-width of
+    simultaneous 95 % intervals for the difference of two such logs, from the random variation of epochs and of seeds.
 
     Args:
         ours: A finished curve.
-        spreads: Over seeds, by column of `COLUMNS`.
+        spreads: Key of `COLUMNS` -> spread of the accuracy over seeds; None for no spread.
 
     Yields:
-        measure (one of `MEASURES`), attack, and theirs, ours, allowed as fractions.
+        measure (one of `MEASURES`), attack, and theirs, ours and allowed as fractions.
     """
     log, tests = authors(), len(MEASURES) * len(COLUMNS)
     for key in COLUMNS:

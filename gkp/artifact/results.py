@@ -1,6 +1,6 @@
-"""Finished experiments by their role, and the names that people read: what every table, figure and claim goes by.
+"""Select finished experiments by their role, and name them as tables and figures do.
 
-`plays` is the one filter: tables select with it among results, claims among the cells of a profile.
+`plays` decides the role: tables select results with it, and claims select the cells of a profile.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import EvaluateCell, Network, PruneCell, network_in
 from gkp.artifact.experiments.report import Result
+from gkp.artifact.groups import NAMES
 from gkp.artifact.published import ATTACKED
 from gkp.checkpoints import load_model
 from gkp.data.dataset import Dataset
@@ -28,43 +29,17 @@ from gkp.pruning.registry import methods
 STRONG = "strong"  # the part of every evaluation under attacks of its own choice: cascades, AutoAttack
 BASELINE, CONTINUED = "unpruned", "unpruned, fine-tuned"  # the network that methods start from; the same, trained as they are
 ROBUST = "adversarially trained"  # the mark of methods that are trained for robustness
-NAMES = {  # a method's identifier -> its name in the paper, or one formed alike
-    "cc": "CC",
-    "chip": "CHIP",
-    "depgraph": "DepGraph",
-    "depgraph-one-shot": "DepGraph-One-Shot",
-    "dhp": "DHP",
-    "fpgm": "FPGM",
-    "fpgm-one-shot": "FPGM-One-Shot",
-    "gal": "GAL",
-    "greedy-gkp": "Greedy-GKP",
-    "hrank": "HRank",
-    "l1norm-a": "L1Norm-A",
-    "l1norm-b": "L1Norm-B",
-    "l2": "L2Norm",
-    "l2-gkp": "L2-GKP",
-    "least-smooth-gkp": "Least-Smooth-GKP",
-    "lrf": "LRF",
-    "none": CONTINUED,
-    "nppm": "NPPM",
-    "otov2": "OTOv2 (post train)",
-    "otov2-scratch": "OTOv2 (from scratch)",
-    "random": "Random",
-    "random-gkp": "Random-GKP",
-    "rap-admm": "RAP-ADMM",
-    "scratch": "Scratch",
-    "sfp": "SFP",
-    "sfp-smooth": "SFP-Smooth",
-    "slimming": "Slimming",
-    "sr-gkp": "SR-GKP",
-    "taylor-fo": "Taylor-FO",
-    "tmi-gkp": "TMI-GKP",
-}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished evaluation. network: the result of the network it is of, None where that is not among the results."""
+    """A finished evaluation.
+
+    Attributes:
+        cell: Its cell.
+        result: Its result.
+        network: The result of the network that was evaluated; None where it is not among the results.
+    """
 
     cell: EvaluateCell
     result: Result
@@ -72,31 +47,36 @@ class Evaluation:
 
     @property
     def net(self) -> Network | PruneCell:
-        """The cell of the network."""
+        """The cell of the network that was evaluated."""
         return self.cell.net
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Columns of every table of evaluations: method (see `row_name`), seed and n."""
+        """The columns of every table of evaluations: method (see `row_name`), seed and n."""
         return {"method": row_name(self.net), "seed": net_seed(self.net), "n": self.result["n"]}
 
     @property
     def accuracies(self) -> Iterator[dict[str, Any]]:
-        """For each attack its columns: attack, accuracy, low, high, as fractions."""
+        """For each attack the columns attack, accuracy, low and high, as fractions."""
         for attack, value in self.result["accuracy"].items():
             low, high = self.result["interval"][attack]
             yield {"attack": attack, "accuracy": value, "low": low, "high": high}
 
 
 def plays(cell: Cell, part: str) -> bool:
-    """Whether a cell is an evaluation in this role: one of `EvaluateCell.part`, the name of a changed test set, or STRONG."""
+    """Whether a cell is an evaluation in this role.
+
+    Args:
+        cell: Any cell.
+        part: A value of `EvaluateCell.part`, the name of a changed test set, or STRONG.
+    """
     if not isinstance(cell, EvaluateCell):
         return False
     return bool(cell.attacks and not cell.variant) if part == STRONG else part in (cell.part, cell.variant or cell.part)
 
 
 def evaluations(results: Sequence[Result], part: str) -> list[Evaluation]:
-    """The evaluations in this role among finished experiments, in their order. part: as in `plays`."""
+    """The evaluations in a role (see `plays`) among finished experiments, in their order."""
     networks = {result.cell.hash: result for result in results if isinstance(result.cell, Network | PruneCell)}
     return [
         Evaluation(cell, result, networks.get(cell.net.hash))
@@ -106,7 +86,7 @@ def evaluations(results: Sequence[Result], part: str) -> list[Evaluation]:
 
 
 def load_outcomes(cells: Mapping[str, Cell], results: Sequence[Result]) -> dict[str, Outcomes]:
-    """Name -> outcome matrix, for those of the named evaluation cells that are finished."""
+    """Name -> outcome matrix, for the finished ones among some evaluation cells."""
     by_hash = {result.cell.hash: result for result in results}
     return {name: outcomes_of(by_hash[cell.hash]) for name, cell in cells.items() if cell.hash in by_hash}
 
@@ -142,9 +122,14 @@ def mean_right(outcomes: Outcomes, keys: Sequence[str]) -> np.ndarray:
 
 
 def load_networks(results: Sequence[Result], *names: str) -> dict[str, nn.Module]:
-    """Name -> network, for those of the finished networks whose `row_name` is among `names`; seed 0 first, others left out.
+    """Load finished networks; compact ones where something was pruned.
 
-    The compact network where there is one: it computes the same function as the masked twin.
+    Args:
+        results: Finished networks.
+        names: The networks to load, by `row_name`; of several seeds the first is taken.
+
+    Returns:
+        Name -> network in eval mode.
     """
     found: dict[str, nn.Module] = {}
     for result in results:
@@ -157,7 +142,7 @@ def load_networks(results: Sequence[Result], *names: str) -> dict[str, nn.Module
 def row_name(net: Network | PruneCell) -> str:
     """The key of a network in the CSV of every table: "unpruned", "unpruned, fine-tuned", or the method with its options.
 
-    One that was not fine-tuned is called "one shot". `paper_name` turns the key into what people read.
+    A network without fine-tuning has ", one shot" behind. `paper_name` gives the name that is shown.
     """
     if not isinstance(net, PruneCell):
         return BASELINE
@@ -174,9 +159,9 @@ def variant_of(net: PruneCell) -> dict[str, Any]:
 
 
 def paper_name(row: str) -> str:
-    """A row as the paper would call it: "SR-GKP (alpha 0.5), one shot" for "sr-gkp (alpha 0.5), one shot".
+    """The name of a row with the paper's name of its method: "SR-GKP (alpha 0.5), one shot".
 
-    A method that is trained for robustness says so wherever its name is read.
+    Methods that train on adversarial images are marked with `ROBUST`.
     """
     method = method_of(row)
     mark = f" [{ROBUST}]" if trained_for_robustness(method) else ""
@@ -184,13 +169,13 @@ def paper_name(row: str) -> str:
 
 
 def trained_for_robustness(method: str) -> bool:
-    """Whether this method trains on adversarial images: what it gains by that is no merit of what it prunes."""
+    """Whether a method trains on adversarial images, so that its robustness does not come from what it prunes."""
     info = methods().get(method)
     return info is not None and info.adversarial
 
 
 def attack_name(attack: str, protocol: str) -> str:
-    """A key of an outcome matrix as people read it: "(b) FGSM .1" in the paper's protocol, "Worst case 1/255" in pixels."""
+    """The shown name of a key of an outcome matrix: "(b) FGSM .1" in the paper's protocol, "Worst case 1/255" in pixels."""
     if protocol == "paper" and attack in ATTACKED:
         return dict(zip(ATTACKED, ("Benign", "(a) FGSM .01", "(b) FGSM .1", "(c) PGD 8/255"), strict=True))[attack]
     if attack == "clean":
@@ -206,7 +191,7 @@ def method_of(row: str) -> str:
 
 
 def in_brackets(options: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> str:
-    """Options of a method after its name: " (alpha 0.5)", nothing where there are none."""
+    """Options of a method as they stand behind its name: " (alpha 0.5)"; "" without options."""
     told = ", ".join(f"{name} {value}" for name, value in dict(options).items())
     return f" ({told})" if told else ""
 
@@ -217,9 +202,9 @@ def net_seed(net: Network | PruneCell) -> int:
 
 
 def test_images(dataset: str, n: int | None = None) -> Dataset | None:
-    """The first test images of a data set, all by default; None where showing them would take a download.
+    """The first n test images of a data set, None for all; None where they would have to be downloaded.
 
-    What is committed is rendered anywhere: a notebook that cannot show images says so in one line and goes on.
+    Notebooks must render without downloads: where images are missing they show a line that says so.
     """
     if not is_here(dataset):
         return None
@@ -233,10 +218,10 @@ def images(points: Mapping[str, Iterable[int]]) -> str:
 
 
 def without_images(what: str, dataset: str) -> str:
-    """The placeholder of what needs images that are not here."""
+    """The placeholder for output that needs images of a data set that is not here."""
     return f"{what} · needs the images of {dataset}, which are in no folder of GKP_DATA; the committed notebook shows it"
 
 
 def not_run_yet(what: str) -> str:
-    """The placeholder of every table and figure without finished experiments."""
+    """The placeholder for a table or figure without finished experiments."""
     return f"{what} · not run: none of its experiments is finished"

@@ -52,10 +52,10 @@ class Check:
         return f"{self.name}: {self.n}, {verdict}{f' ({self.note})' if self.note else ''}"
 
 
-def verify(root: Path | None = None, *, profile: str = COMMITTED) -> list[Check]:
+def verify(root: Path | None = None) -> list[Check]:
     """Return the six checks of the checkout `root`, by default the one this package runs from; BadInput outside one."""
     root = root_of(root)
-    return [*check_data(root, profile), check_notebooks(root / "notebooks")]
+    return [*check_data(root), check_notebooks(root / "notebooks")]
 
 
 def check_data(root: Path, profile: str = COMMITTED) -> list[Check]:

@@ -1,12 +1,12 @@
-"""The paper's statements as claims that data decide, and what the data say: one row for each, `make reproduce`'s last table.
+"""The paper's statements as claims, and the verdict of the data on each: the last table of `make reproduce`.
 
     gkp.artifact.claims.verdicts("cifar10")                       # every claim
     gkp.artifact.claims.verdicts("cifar10", item="Table 2")       # those of one table
-    gkp.artifact.claims.verdicts("quick", results)                # digits: the arithmetic runs, no verdict is given
+    gkp.artifact.claims.verdicts("quick", results)                # digits: everything runs, but no verdict is given
 
-They stand on three boards, each with its own words; see `decision`. claims.toml has the statements, each with the name of a
-rule and its parameters; `rules`, `protocol`, `counts` and `printed` have the rules; `evidence` and `case` find the experiments
-that a rule looks at. Costs seconds: finished experiments are read and none is computed.
+There are three kinds of questions, called boards, each with its own verdicts; see `decision`. claims.toml has the statements,
+each with the name of a rule and its parameters; `rules`, `protocol`, `counts`, `printed` and `training_log` have the rules;
+`evidence` and `case` find the experiments that a rule needs. Cost: seconds; finished experiments are read, none is computed.
 """
 
 from gkp.artifact.claims.claim import Claim, claims

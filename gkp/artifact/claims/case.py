@@ -1,4 +1,4 @@
-"""One claim's evidence: what the finished experiments found, as results, outcome matrices and rows."""
+"""The evidence for one claim: finished experiments as results, outcome matrices and accuracies per image."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ NAMES = ARCHITECTURES | {  # of settings: architectures, with their data set whe
 
 @dataclass
 class Case:
-    """One claim's evidence.
+    """The evidence for one claim.
 
     Attributes:
-        index: The experiments of the profile.
-        results: Hash -> result, of those that are finished.
-        model: The architecture it is decided on.
+        index: The experiments of the profile, or those of one length of fine-tuning.
+        results: Hash of a cell -> result, for finished cells.
+        model: The architecture on which the claim is decided.
         same: The architectures for which the paper reports the claim.
-        whole: The experiments of every length of fine-tuning, where `index` has those of one.
+        whole: The experiments of every length of fine-tuning where `index` has those of one; else None.
     """
 
     index: Index
@@ -50,7 +50,13 @@ class Case:
     whole: Index | None = None
 
     def at(self, model: str, same: tuple[str, ...] = (), index: Index | None = None) -> Case:
-        """The same evidence for another claim, on another architecture; `index`: with one length of fine-tuning only."""
+        """Return the same evidence for another claim.
+
+        Args:
+            model: The architecture on which that claim is decided.
+            same: The architectures for which the paper reports it.
+            index: The experiments of one length of fine-tuning; None for those of this case.
+        """
         return Case(index or self.index, self.results, model, same, self._spreads, self.whole or self.index)
 
     def those_of(self, cells: Iterable[Cell]) -> list[Result]:
@@ -58,10 +64,14 @@ class Case:
         return [self.results[cell.hash] for cell in cells if cell.hash in self.results]
 
     def finished(self, net: Net, part: str | None = None) -> dict[int, Result]:
-        """Seed -> result of the network, or of its evaluation in `part`, for the seeds that are finished.
+        """Seed -> result of a network, or of its evaluation, for the seeds that are finished.
+
+        Args:
+            net: The network.
+            part: The evaluation, as in `gkp.artifact.results.plays`; None for the network itself.
 
         Raises:
-            NotRun: When none is.
+            NotRun: No seed is finished.
         """
         networks = self.index.networks(net, self.model)
         cells = {seed: self.index.evaluation(cell, part) if part else cell for seed, cell in networks.items()}
@@ -71,7 +81,7 @@ class Case:
         return found
 
     def available(self, nets: Iterable[Net], part: str) -> list[Net]:
-        """Those of the networks that are finished and evaluated in this part."""
+        """The networks that are finished and evaluated in this part."""
         found = []
         for net in nets:
             with suppress(NotRun):
@@ -95,10 +105,18 @@ class Case:
         return next(iter(self.outcomes(net, part).values()))
 
     def rows(self, net: Net, part: str, keys: Sequence[str]) -> list[np.ndarray]:
-        """For each finished seed how often each image is classified correctly, (N,) in [0, 1], over these keys.
+        """The share of attacks under which each image is classified correctly, for each finished seed.
+
+        Args:
+            net: The network.
+            part: The evaluation, as in `gkp.artifact.results.plays`.
+            keys: The attacks, keys of `Outcomes.rows`.
+
+        Returns:
+            An array (N,) in [0, 1] for each seed.
 
         Raises:
-            NotRun: When none is finished or has these keys.
+            NotRun: No seed is finished, or an attack was not run.
         """
         try:
             return [mean_right(out, keys) for out in self.outcomes(net, part).values()]
@@ -108,7 +126,11 @@ class Case:
     def spread(self, part: str, keys: Sequence[str]) -> Spread:
         """The spread over seeds of an accuracy of this architecture.
 
-        Pooled over every method that has several seeds, and over lengths of fine-tuning: a long one mostly has one seed.
+        It is pooled over all methods with several seeds and over all lengths of fine-tuning, because long ones have one seed.
+
+        Args:
+            part: The evaluations, as in `gkp.artifact.results.plays`.
+            keys: The attacks whose accuracies are averaged.
         """
         at = (self.model, part, "+".join(keys))
         if at not in self._spreads:
@@ -122,17 +144,17 @@ class Case:
         return self._spreads[at]
 
     def epochs(self) -> int:
-        """The epochs of fine-tuning that this architecture's networks get here."""
+        """The longest fine-tuning of this architecture here, in epochs; 0 where there is none."""
         longest = self.index.tuned(self.model)
         return longest.finetuned if longest else 0
 
     def network(self) -> str:
-        """The network, and whether the paper reports the claim for it."""
+        """The name of the architecture, with those of the paper where it reports the claim for others."""
         name = NAMES.get(self.model, self.model)
         return name if not self.same or self.model in self.same else f"{name} (the paper: {self._papers()})"
 
     def setting(self) -> str:
-        """The network and its schedule, and how far they are from those for which the paper reports the claim."""
+        """The architecture and the epochs of fine-tuning, and how both differ from the paper's."""
         name, epochs = NAMES.get(self.model, self.model), f"{self.epochs()} epochs"
         if not self.same:
             return f"{name}, {epochs}"
@@ -148,7 +170,7 @@ class Case:
         return ", ".join(NAMES.get(model, model) for model in self.same)
 
     def at_paper_scale(self) -> bool:
-        """Whether this is the paper's own setting: one of its architectures, trained and fine-tuned as long."""
+        """Whether this is the paper's setting: one of its architectures, trained and fine-tuned as long, not on digits."""
         longest = self.index.tuned(self.model)
         if longest is None or self.model not in self.same or self.index.embedded:
             return False
@@ -160,9 +182,12 @@ def case_of(profile: str, results: Sequence[Result] | None = None, store: grid.S
     """The evidence of a profile.
 
     Args:
-        profile: A name, or the path of a Python file. Raises BadInput for another.
+        profile: A name, or the path of a Python file.
         results: Finished experiments to use.
-        store: Where else to look for finished ones; by default where `gkp.artifact.experiments.run` keeps them.
+        store: Where to look for others; None for `gkp.artifact.experiments.default_store()`.
+
+    Raises:
+        BadInput: The profile is not known.
     """
     index = Index.of(profile)
     given = {result.cell.hash: result for result in results or ()}

@@ -1,4 +1,4 @@
-"""Claims: the statements of claims.toml, each with the rule that decides it, checked when they are loaded."""
+"""Read and check claims.toml: statements of the paper, each with the rule that decides it."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ RULES = {value.name: value for value in _DEFINED if isinstance(value, Rule)}
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement of the paper, or of the data inside it, that can be decided.
+    """A statement of the paper, or a control that the paper lacks, that data can decide.
 
     Attributes:
         id: Its name.
-        item: What it stands in, "Table 4", "Figure 5" or "text", several with ", " between.
+        item: Where it stands in the paper: "Table 4", "Figure 5" or "text"; several are separated by ", ".
         statement: The statement.
-        reported: What is printed, "not reported" for a control that the paper lacks.
-        tolerance: How far off still counts, in words.
-        rule: How it is decided.
-        parameters: Of the rule.
+        reported: The printed result; "not reported" for a control.
+        tolerance: Which deviation counts as agreement, in words.
+        rule: The rule that decides it.
+        parameters: The parameters of the rule.
         kind: One of `gkp.artifact.claims.KINDS`; by default that of the rule.
-        models: The architectures it may be decided on, best first.
-        same: Those for which the paper reports it; none for a control that the paper lacks.
-        notebook: Which one shows it.
-        gpu: Setting -> trainings that deciding it in the paper's own setting takes; see `gpu_hours`.
-        page: Of the camera-ready, or "appendix".
-        family: The table of claims.toml that it stands in, whose p values are corrected together.
+        models: The architectures it may be decided on, the preferred one first.
+        same: The architectures for which the paper reports it; empty for a control.
+        notebook: The notebook that shows it.
+        gpu: Setting of `gpu_hours` -> number of trainings that it takes in the paper's own setting.
+        page: The page of the camera-ready paper, or "appendix".
+        family: Its table of claims.toml; the p values of a family are corrected together.
     """
 
     id: str
@@ -67,33 +67,33 @@ class Claim:
 
     @property
     def board(self) -> str:
-        """The board it stands on, one of `gkp.artifact.claims.decision.BOARDS`."""
+        """Its board, one of `gkp.artifact.claims.decision.BOARDS`."""
         return self.rule.board
 
     @property
     def items(self) -> tuple[str, ...]:
-        """The tables and figures it stands in, one by one."""
+        """The tables and figures of `item`, one by one."""
         return tuple(self.item.split(", "))
 
     @property
     def gpu_hours(self) -> float:
-        """GPU-hours, at most, of the paper's own setting; 0 where nothing has to be trained."""
+        """Upper bound on its GPU-hours in the paper's own setting; 0 where nothing has to be trained."""
         return sum(gpu_hours(setting, networks) for setting, networks in self.gpu.items())
 
     def find(self, index: Index, model: str) -> list[Cell]:
-        """The cells that decide it on one architecture; empty where they are not all there."""
+        """The cells that decide it on one architecture; empty where the profile does not have all of them."""
         return self.rule.find(index, model, **self.parameters)
 
     def decide(self, case: Case) -> Decision:
-        """Decide it by the evidence on the architecture of the case. Raises NotRun when that says nothing."""
+        """Decide it on the architecture of the case. Raises NotRun where experiments are missing."""
         return self.rule.decide(case, **self.parameters)
 
     def minutes_of(self, cells: Sequence[Cell]) -> float:
-        """Minutes for these cells of it as estimated from their work, or of a GPU where they are made for one."""
+        """Estimated minutes of these cells: on one core, or on a GPU where they are meant for one."""
         return 60 * self.gpu_hours if for_gpu(cells) else stated_minutes(cells)
 
     def command(self, profile: str) -> str:
-        """The command that shows the verdict, computing first what is missing."""
+        """The command that shows the verdict and computes missing cells first."""
         compute = " COMPUTE=1" if profile == COMMITTED and self.models else ""
         return f"make reproduce PROFILE={profile} ONLY={self.notebook}{compute}"
 
@@ -103,22 +103,22 @@ _FIELDS = [f.name for f in fields(Claim) if f.name not in ("id", "parameters")]
 
 @cache
 def claims() -> tuple[Claim, ...]:
-    """Every claim, each under its own id; Tables 1-20 and Figures 1-9 have one or more each."""
+    """All claims of claims.toml; each of Tables 1-20 and Figures 1-9 has one or more."""
     return read_claims(FILE.read_text(encoding="utf-8"), FILE.name)
 
 
 def read_claims(text: str, name: str) -> tuple[Claim, ...]:
-    """The claims of a TOML file in its order.
+    """Read the claims of a TOML file, in its order.
 
-    A table is a group: its tables are claims, with the fields of `Claim`, and its other values are the defaults of these.
+    A table of the file is a family: its sub-tables are claims, with the fields of `Claim`; its other values are their defaults.
 
     Args:
-        text: The file.
-        name: What to call it in errors.
+        text: The contents of the file.
+        name: The name of the file in errors.
 
     Raises:
-        BadInput: For what is no TOML, a missing or unknown field, and an unknown rule, parameter, method, column, kind or
-            setting, naming the claim.
+        BadInput: The text is not TOML, or a claim (the message names it) has a missing or unknown field, or an unknown rule,
+            parameter, method, attack, kind or setting.
     """
     try:
         groups = tomllib.loads(text)

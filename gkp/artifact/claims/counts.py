@@ -1,6 +1,6 @@
-"""Rules that count, compute or read off: MACs, values of one network, kernels kept, costs, and what holds for any weights.
+"""Rules on counts, costs and single values: MACs, accuracies of one network, kernels kept, seconds, identities.
 
-What holds for any weights is computed on networks that were never trained: seconds in all.
+Identities that hold for any weights are computed on untrained networks. Cost: seconds.
 """
 
 from __future__ import annotations
@@ -49,7 +49,13 @@ from gkp.pruning.sr_gkp.smoothness import smoothness
 
 @rule(VALUE, board=EXACTNESS)
 def counts_agree(case: Case, *, network: str, tables: tuple[int | str, ...]) -> Decision:
-    """Every printed count of multiply-accumulates and parameters of a network, unpruned and by SR-GKP, is counted here too."""
+    """The printed multiply-accumulates and parameters of a network, unpruned and pruned by SR-GKP, are those counted here.
+
+    Args:
+        case: The evidence; not used.
+        network: The paper's name of the architecture.
+        tables: The tables of the paper that print them.
+    """
     frame = pd.concat([published(table) for table in tables])
     frame = frame[frame["metric"].isin(("MACs", "params")) & frame["method"].isin(("Unpruned", "SR-GKP"))]
     printed = frame.fillna({"rate": 0.0}).groupby(["rate", "metric"])["value"].first().unstack()
@@ -72,7 +78,7 @@ def _counter(model: str) -> tuple[torch.nn.Module, Counter]:
 
 @cache
 def _count(model: str, rate: float) -> dict[str, float]:
-    """Millions of multiply-accumulates and parameters; which kernels go does not matter. rate 0: unpruned."""
+    """Multiply-accumulates and parameters in millions at this rate, 0 for unpruned; they do not depend on which kernels go."""
     net, counter = _counter(model)
     method = make_method("random-gkp", rate=rate)
     found = counter(method.plan(net, layers_for(method_info("random-gkp"), net, None)[0]) if rate else Plan({}))
@@ -86,7 +92,14 @@ def _long(index: Index, model: str, *, net: Net, rate: float = SR.rate, **_: Any
 
 @rule(VALUE, _long, board=EXACTNESS)
 def superscores_agree(case: Case, *, net: Net, table: int, rate: float = SR.rate) -> Decision:
-    """A network's best epoch on the test set in each column is that of a table; only the paper's own setting can say."""
+    """The best epoch on the test set has, in each column, the accuracy that a table prints.
+
+    Args:
+        case: The evidence; anything but the paper's own setting is "not run".
+        net: The network.
+        table: The table of the paper.
+        rate: The share of kernels removed.
+    """
     if not case.at_paper_scale():
         raise NotRun(f"{case.model} was fine-tuned for {case.epochs()} epochs here, and a value needs the paper's 300")
     results = list(case.finished(net.at(rate)).values())
@@ -115,8 +128,8 @@ def public_code_agrees(case: Case, *, net: Net, row: str, keys: Keys) -> Decisio
     Args:
         case: The evidence.
         net: Their network, unpruned or pruned in one shot.
-        row: Its method in the published numbers "code".
-        keys: The columns.
+        row: Its method in the published numbers of the table "code".
+        keys: The attacks.
     """
     printed = published(CODE).pivot(index="method", columns="metric", values="value").loc[row] / 100
     out = case.one(net, "paper")
@@ -134,7 +147,13 @@ def public_code_agrees(case: Case, *, net: Net, row: str, keys: Keys) -> Decisio
 
 @rule(TREND, lambda index, model, *, one, other, **_: index.seeds([one, other], model, most=1))
 def other_kernels(case: Case, *, one: Net, other: Net, at_least: float) -> Decision:
-    """Two networks pruned from one baseline keep different kernels, at least this share of them: counted, so no interval."""
+    """Two networks pruned from the same baseline differ in at least a given share of the kernels that they keep.
+
+    Args:
+        case: The evidence.
+        one, other: The networks.
+        at_least: A share of the kernels, a fraction.
+    """
     plans = [_plan(case, net) for net in (one, other)]
     found = overlap(*plans)
     others = 1 - found.share
@@ -154,7 +173,7 @@ def _plan(case: Case, net: Net) -> Plan:
 
 @rule(COST, lambda index, model, **_: index.timed(TimingCell, model))
 def grouping_cheaper(case: Case, *, at_least: float) -> Decision:
-    """Smoothness snaking takes a fraction of the seconds of TMI-GKP's clusterings, at most 1 / at_least."""
+    """The clusterings of TMI-GKP take at least `at_least` times as long as smoothness snaking."""
     found = case.those_of(case.index.timed(TimingCell, case.model))
     if not found:
         raise NotRun(f"the costs of {case.model} were not measured")
@@ -174,8 +193,8 @@ def accelerates(case: Case, *, form: str, engine: str) -> Decision:
 
     Args:
         case: The evidence.
-        form: A form of `gkp.artifact.experiments.speed.forms_of`, e.g. "grouped, 7/16".
-        engine: A column of `gkp.artifact.tables.accelerations`: "stock", each in the stock engine that is best for it, or
+        form: A key of `gkp.artifact.experiments.speed.forms_of`, e.g. "grouped, 7/16".
+        engine: A column of `gkp.artifact.tables.accelerations`: "stock", each network in its fastest stock engine, or
             "pruning", both in `gkp.compile`.
     """
     found = case.those_of(case.index.timed(SpeedCell, case.model))
@@ -196,7 +215,7 @@ def accelerates(case: Case, *, form: str, engine: str) -> Decision:
 
 @rule(COST, lambda index, model, **_: index.seeds([TMI, SR], model))
 def pruning_cheaper(case: Case, *, more_than: float) -> Decision:
-    """SR-GKP prunes faster than TMI-GKP by more than a factor."""
+    """TMI-GKP takes more than `more_than` times as long to prune as SR-GKP."""
     seconds = {}
     for net in (TMI, SR):
         took = [result.run.get("prune_seconds") for result in case.finished(net).values()]
@@ -212,11 +231,11 @@ def pruning_cheaper(case: Case, *, more_than: float) -> Decision:
 
 @rule(TREND, board=EXACTNESS)
 def checklist_agrees(case: Case, *, but_for: tuple[str, ...] = ()) -> Decision:
-    """The registry's methods have the types of Table 8, and those that are one-shot there are one-shot here.
+    """The implemented methods have the types that Table 8 prints, and the methods that are one-shot there are one-shot here.
 
     Args:
-        case: The evidence.
-        but_for: Methods whose printed type is not that of their printed rows.
+        case: The evidence; not used.
+        but_for: Methods whose type in Table 8 contradicts their rows in other tables.
     """
     table = method_checklist().points
     printed = table[table["type, published"] != ""]
@@ -242,7 +261,7 @@ def _untrained() -> torch.nn.Module:
 
 @rule(TREND, board=EXACTNESS)
 def same_function(case: Case, *, within: float) -> Decision:
-    """The masked dense network and its grouped convolutions have the same logits."""
+    """The masked network and the compact one have the same logits, at most `within` apart."""
     pruned = prune(_untrained(), "l2-gkp").eval()
     x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -255,7 +274,7 @@ def same_function(case: Case, *, within: float) -> Decision:
 
 @rule(TREND)
 def snaking_balances(case: Case) -> Decision:
-    """Snaking spreads smoothness over groups more evenly than groups of neighbours, in every layer."""
+    """In every layer, snaking distributes smoothness over groups more evenly than groups of neighbouring filters."""
     ratios = []
     for _, layer in _untrained().named_modules():
         if isinstance(layer, torch.nn.Conv2d) and layer.in_channels > 3 and layer.kernel_size == (3, 3):

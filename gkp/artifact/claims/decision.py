@@ -1,4 +1,4 @@
-"""Verdicts, the three boards they stand on, and the form of the rules that reach them.
+"""Verdicts, the three boards (kinds of questions), and the form of the rules.
 
 | board | question | verdicts |
 |---|---|---|
@@ -6,9 +6,9 @@
 | claims | Is the statement true where it was measured? | holds, does not hold, no difference, undecided |
 | consistency | Do the paper's own numbers agree with each other? | consistent, inconsistent |
 
-A claim says in its setting how far that is from the paper's; it never says of the paper's setting what was not measured there.
-"no difference" is a finding: two one-sided tests bound the difference within a margin. Where nothing was run a verdict is "not
-run", with what running it takes. Digits give no verdict at all.
+A decision names the setting it was measured in and how that differs from the paper's; it says nothing about settings that were
+not measured. "no difference" is a result: two one-sided tests show that the difference is within a margin. "not run" means that
+the experiments are missing; the reason says what they cost. Digits give no verdict at all.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COUNTED = "none: counted, not measured"
 
 
 class NotRun(Exception):
-    """Raised while a claim is being decided when what it needs is not there; the message is the reason."""
+    """Experiments that a claim needs are not finished; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,16 @@ class Decision:
 
     Attributes:
         verdict: One of `VERDICTS` of its board, or `NO_VERDICT`.
-        ours: What was found, as text in the units of the statement.
+        ours: The result, as text in the units of the statement.
         reason: Why the verdict follows.
-        n: Images, networks or printed numbers behind it.
-        seeds: Trainings behind it.
-        interval: Of `ours`, as text.
+        n: The number of images, networks or printed numbers it rests on.
+        seeds: The number of trainings it rests on.
+        interval: The confidence interval of `ours`, as text.
         value: The first number of `ours`, a fraction or a quotient; NaN where there is none.
-        low, high: Its interval; NaN where there is none.
-        setting: The network and the schedule it was measured in, and how far they are from the paper's; "" where none was.
-        margin: A difference within this, a fraction, counts as none; NaN where no difference is tested.
-        p: Two-sided p of "there is no difference", of the first difference; NaN where none is tested.
+        low, high: The ends of its interval; NaN where there is none.
+        setting: The network and schedule that were measured, and how they differ from the paper's; "" where there is none.
+        margin: The largest difference that counts as none, a fraction; NaN where no difference is tested.
+        p: The two-sided p value of the first difference; NaN where none is tested.
     """
 
     verdict: str
@@ -77,11 +77,11 @@ class Rule:
     """The procedure that decides claims of one form; claims.toml names it and gives its parameters.
 
     Attributes:
-        board: The board its claims stand on, one of `BOARDS`.
-        kind: The kind of the claims it decides, one of `KINDS`, unless a claim says otherwise.
-        decide: From the evidence (a `Case`) and the parameters, by keyword, to the `Decision`; raises `NotRun`.
-        find: From the experiments of a profile (an `Index`), an architecture and the parameters to those that decide it,
-            none where the profile has no experiments for it.
+        board: The board of its claims, one of `BOARDS`.
+        kind: The kind of its claims, one of `KINDS`, unless a claim has another.
+        decide: `decide(case, **parameters)` returns the `Decision` on the evidence, a `Case`; raises `NotRun`.
+        find: `find(index, model, **parameters)` returns the cells of an `Index` that `decide` needs on this architecture;
+            an empty list where the profile does not have them.
     """
 
     board: str
@@ -95,27 +95,37 @@ class Rule:
         return self.decide.__name__
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters as claims.toml gives them, read; see `arguments`."""
+        """Check and convert the parameters given in claims.toml, as the function `arguments` does."""
         return arguments(self.decide, given, f"rule {self.name}")
 
 
 def rule(
     kind: str, find: Callable[..., list] | None = None, *, board: str = CLAIMS
 ) -> Callable[[Callable[..., Decision]], Rule]:
-    """Make a `Rule` of the function that decides; without `find` it needs no experiments."""
+    """Make a `Rule` of the decorated function.
+
+    Args:
+        kind: The kind of its claims, one of `KINDS`.
+        find: `Rule.find`; None for a rule that needs no experiments.
+        board: The board of its claims, one of `BOARDS`.
+    """
     return lambda decide: Rule(board, kind, decide, find or (lambda index, model, **_: []))
 
 
 def arguments(function: Callable[..., Any], given: Mapping[str, Any], called: str) -> dict[str, Any]:
-    """Arguments from claims.toml as the types that a function names, all but the first `case`.
+    """Convert the values of claims.toml to the types that a function annotates.
 
     Args:
-        function: A function or class. A type of its arguments with a method `of` reads itself.
-        given: Name -> plain value.
-        called: What the function is called in errors.
+        function: A function or class; an argument `case` is left out. Where an annotated type has a class method `of`, that
+            converts the value.
+        given: Name of an argument -> plain value.
+        called: The name of the function in errors.
+
+    Returns:
+        Name -> converted value.
 
     Raises:
-        BadInput: For an argument that is unknown, missing, or of another type.
+        BadInput: An argument is unknown, missing, or of another type.
     """
     known = {name: p for name, p in inspect.signature(function).parameters.items() if name != "case"}
     if unknown := [name for name in given if name not in known]:

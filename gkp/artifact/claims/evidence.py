@@ -1,6 +1,6 @@
-"""The evidence: which experiments of a profile measure a network, and what the finished ones found.
+"""Find the experiments of a profile that measure a network.
 
-Experiments are found by what they are (method, rate, options, epochs, seed, part), never by their place in a profile.
+They are found by method, rate, options, epochs, seed and part, never by their place in the profile.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from typing import Any
 from gkp.artifact import profiles
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import EvaluateCell, Network, PretrainedCell, PruneCell, SpeedCell, TimingCell
-from gkp.artifact.groups import RATE, UNPRUNED, is_theirs
+from gkp.artifact.groups import NAMES, RATE, UNPRUNED, is_theirs
 from gkp.artifact.published import ATTACKED
 from gkp.artifact.results import BASELINE as UNTRAINED
-from gkp.artifact.results import NAMES, in_brackets, plays, trained_for_robustness, variant_of
+from gkp.artifact.results import CONTINUED as TRAINED
+from gkp.artifact.results import in_brackets, plays, trained_for_robustness, variant_of
 from gkp.errors import BadInput
 
 EMBEDDED = "digits"
 COLUMNS = dict(zip(("benign", "(a)", "(b)", "(c)"), ATTACKED, strict=True))  # as the paper's tables head them
 _OTHER_KEY = re.compile(r"[a-z]+(-[a-z]+)*-\d[\d./]*(-true)?")
 _NAMES = NAMES | {
+    UNPRUNED: TRAINED,
     "baseline": UNTRAINED,
     "official": "the authors' ResNet-20",
     "official sr-gkp": "the authors' ResNet-20 after one-shot SR-GKP",
@@ -32,11 +34,11 @@ _NAMES = NAMES | {
 
 
 class Keys(tuple[str, ...]):
-    """Rows of an outcome matrix, by which accuracies are averaged."""
+    """Attacks (keys of an outcome matrix) whose accuracies are averaged."""
 
     @classmethod
     def of(cls, text: str) -> Keys:
-        """From claims.toml: "benign, (a), (b), (c)", or rows such as "worst-case-1/255". BadInput for another word."""
+        """Read from claims.toml: "benign, (a), (b), (c)", or keys such as "worst-case-1/255". BadInput for another word."""
         words = [COLUMNS.get(word, word) for word in text.split(", ")]
         for word in words:
             if word not in ATTACKED and not _OTHER_KEY.fullmatch(word):
@@ -46,12 +48,12 @@ class Keys(tuple[str, ...]):
 
 @dataclass(frozen=True)
 class Net:
-    """A row of a table, of all seeds.
+    """A network as a row of a table, whatever its seed.
 
     Attributes:
-        method: A method's identifier; "none" is the unpruned network under the same fine-tuning, "baseline" that before any,
-            "official" the authors' ResNet-20, and "official sr-gkp" that network after one-shot pruning.
-        options: Of the method, where they are not its own defaults.
+        method: The identifier of a method; "none" for the unpruned network under the same fine-tuning, "baseline" for the same
+            before fine-tuning, "official" for the authors' ResNet-20, "official sr-gkp" for that one after one-shot pruning.
+        options: Options of the method that differ from its defaults.
         rate: The share of kernels removed.
     """
 
@@ -61,7 +63,7 @@ class Net:
 
     @classmethod
     def of(cls, given: str | Mapping[str, Any]) -> Net:
-        """From claims.toml: "sr-gkp", or { method = "sr-gkp", alpha = 0.1, rate = 0.75 }. BadInput for an unknown method."""
+        """Read from claims.toml: "sr-gkp", or { method = "sr-gkp", alpha = 0.1, rate = 0.75 }. BadInput for an unknown method."""
         method, options = (given, {}) if isinstance(given, str) else (given.get("method"), dict(given))
         if method not in _NAMES:
             raise BadInput(f"no method is called {method!r}; there are {', '.join(_NAMES)}")
@@ -70,7 +72,7 @@ class Net:
         return cls(str(method), tuple(sorted(options.items())), rate)
 
     def at(self, rate: float) -> Net:
-        """The same at another rate."""
+        """The same network at another rate."""
         return replace(self, rate=rate)
 
     @property
@@ -83,10 +85,11 @@ BASELINE, CONTINUED, SR, TMI = Net("baseline"), Net(UNPRUNED), Net("sr-gkp"), Ne
 
 
 def subject(cell: Network | PruneCell) -> str:
-    """What a claim calls the network that a cell trains or prunes: its architecture, and what else it may be trained on.
+    """The name by which claims refer to the network that a cell trains or prunes.
 
     Returns:
-        "resnet56" on CIFAR-10 or the digits, "tiny-imagenet resnet56", or "imagenet resnet50 torchvision" for public weights.
+        The architecture on CIFAR-10 and on digits, "resnet56"; elsewhere the data set, the architecture and, for public weights,
+        their name: "tiny-imagenet resnet56", "imagenet resnet50 torchvision".
     """
     if cell.dataset in (EMBEDDED, "cifar10"):
         return cell.model
@@ -96,7 +99,12 @@ def subject(cell: Network | PruneCell) -> str:
 
 @dataclass(frozen=True)
 class Index:
-    """The cells of a profile by what they measure; its networks are named as `subject` names them."""
+    """The cells of a profile by what they measure; networks are named by `subject`.
+
+    Attributes:
+        cells: The cells.
+        profile: The name of the profile.
+    """
 
     cells: tuple[Cell, ...]
     profile: str = ""
@@ -104,23 +112,23 @@ class Index:
 
     @classmethod
     def of(cls, profile: str) -> Index:
-        """The index of a profile, without the example of its first notebook. Raises BadInput for an unknown profile."""
+        """The index of a profile, without the cells of its first notebook. BadInput for an unknown profile."""
         groups = [name for name in profiles.groups(profile) if name != "start"]
         return cls(tuple(profiles.cells(profile, *groups)), profile)
 
     @cached_property
     def embedded(self) -> bool:
-        """Whether nothing here has seen other data than the digits that come with scikit-learn."""
+        """Whether all networks were trained on digits (the data that come with scikit-learn)."""
         datasets = {cell.dataset for cell in self.cells if isinstance(cell, Network | PruneCell)}
         return datasets <= {EMBEDDED}
 
     @cached_property
     def _pruned(self) -> dict[str, list[PruneCell]]:
-        """Network -> what was fine-tuned of the one baseline of it that most come from, by growing epochs."""
+        """`subject` -> the fine-tuned networks of the baseline that most of them start from, the shortest training first."""
         found: dict[str, list[PruneCell]] = {}
         for cell in self.cells:
             if not isinstance(cell, PruneCell) or not cell.epochs or cell.scratch or is_theirs(cell.net):
-                continue  # what is trained of the authors' network is held against their log
+                continue  # fine-tunings of the authors' network are compared with their log only
             if self.embedded or cell.dataset != EMBEDDED:
                 found.setdefault(subject(cell), []).append(cell)
         for model, members in found.items():
@@ -138,9 +146,9 @@ class Index:
         return found
 
     def by_schedule(self, model: str) -> list[Index]:
-        """One index for each length of fine-tuning of this architecture, the longest first: networks are compared within one.
+        """One index for each length of fine-tuning of this architecture, the longest first.
 
-        This index itself where nothing of the architecture is fine-tuned.
+        Networks are compared within one of them. This index itself where the architecture has fewer than two lengths.
         """
         lengths = sorted({cell.finetuned for cell in self._pruned.get(model, ())}, reverse=True)
         return [self._of_length(model, epochs) for epochs in lengths] if len(lengths) > 1 else [self]
@@ -161,20 +169,20 @@ class Index:
         return self._shorter[model, epochs]
 
     def tuned(self, model: str) -> PruneCell | None:
-        """The longest fine-tuning of this architecture, None where there is none."""
+        """A network of this architecture with the longest fine-tuning; None where none is fine-tuned."""
         return next(reversed(self._pruned.get(model, ())), None)
 
     def methods(self, model: str, rate: float = RATE) -> list[Net]:
-        """Every method, but no variant of one, at this rate, the unpruned network under the same fine-tuning first.
+        """Every method with its default options at this rate, the unpruned network under the same fine-tuning first.
 
-        Without those that are trained for robustness: they would differ from all others whatever they pruned.
+        Methods that train on adversarial images are left out: their robustness does not come from what they prune.
         """
         members = [cell for cell in self._pruned.get(model, ()) if not variant_of(cell) and _same_rate(cell, rate)]
         members = [cell for cell in members if not trained_for_robustness(cell.method)]
         return [Net(method, (), rate) for method in dict.fromkeys(cell.method for cell in members)]
 
     def networks(self, net: Net, model: str) -> dict[int, Network | PruneCell]:
-        """Seed -> the cell of this network, of the longest fine-tuning that the profile has; empty where it has none."""
+        """Seed -> the cell of this network, with the longest fine-tuning in the profile; empty where it has none."""
         members = self._pruned.get(model, [])
         if net.method == "baseline":
             return {0: members[0].net} if members else {}
@@ -195,11 +203,11 @@ class Index:
         return {}
 
     def evaluation(self, cell: Cell, part: str) -> EvaluateCell | None:
-        """The evaluation of a network on the most images.
+        """The evaluation of a network, that with most images; None where there is none.
 
         Args:
             cell: The network.
-            part: As in `gkp.artifact.results.plays`: "paper", "pixel", "cascade", "autoattack", "high-frequency-0.3", ...
+            part: The role of the evaluation, as in `gkp.artifact.results.plays`: "paper", "pixel", "cascade", ...
         """
         found = [e for e in self._evaluations.get(cell.hash, ()) if plays(e, part)]
         return max(found, key=lambda e: math.inf if e.examples is None else e.examples, default=None)
@@ -210,12 +218,30 @@ class Index:
         return found[:1]
 
     def seeds(self, nets: Iterable[Net], model: str, most: int | None = None) -> list[Cell]:
-        """The networks themselves, of all seeds or the first `most`; empty when one of them is not there."""
+        """The cells of some networks, not of their evaluations.
+
+        Args:
+            nets: The networks.
+            model: The architecture.
+            most: Seeds of each; None for all.
+
+        Returns:
+            The cells; empty where the profile lacks one of the networks.
+        """
         groups = [list(self.networks(net, model).values())[:most] for net in nets]
         return [cell for group in groups for cell in group] if all(groups) else []
 
     def measured(self, nets: Iterable[Net], parts: Iterable[str], model: str) -> list[Cell]:
-        """The cells that measure these networks in these parts, all seeds; empty when one network or part is not there."""
+        """The cells of some networks and of their evaluations, all seeds.
+
+        Args:
+            nets: The networks.
+            parts: The roles of the evaluations, as in `gkp.artifact.results.plays`.
+            model: The architecture.
+
+        Returns:
+            The cells; empty where the profile lacks one network or evaluation.
+        """
         found: dict[str, Cell] = {}
         parts = tuple(parts)
         for net in nets:
@@ -227,7 +253,17 @@ class Index:
         return list(found.values())
 
     def available(self, needed: Sequence[Net], wished: Sequence[Net], part: str, model: str) -> list[Cell]:
-        """The cells of the needed networks and of those wished for that are there; empty when a needed one is not."""
+        """The cells of some networks and of their evaluations, as far as the profile has them.
+
+        Args:
+            needed: Networks without which there is nothing to decide.
+            wished: Further networks, taken where they are there.
+            part: The role of the evaluations, as in `gkp.artifact.results.plays`.
+            model: The architecture.
+
+        Returns:
+            The cells; empty where the profile lacks a needed network or its evaluation.
+        """
         groups = [self.measured([net], [part], model) for net in needed]
         if not all(groups):
             return []
@@ -235,7 +271,7 @@ class Index:
         return list({cell.hash: cell for group in groups for cell in group}.values())
 
     def every_method(self, part: str, model: str) -> list[Cell]:
-        """The cells of all `methods` that are evaluated in this part."""
+        """The cells of all `methods` that are evaluated in this part, and of these evaluations."""
         return self.available([], self.methods(model), part, model)
 
 

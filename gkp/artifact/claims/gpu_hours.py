@@ -1,14 +1,14 @@
-"""The GPU-hours that a claim takes in the paper's own setting; `gkp.artifact.experiments.status` has the minutes here.
+"""Estimated GPU-hours of a claim in the paper's own setting; `gkp.artifact.experiments.status` estimates minutes here.
 
-GPU-hours are scaled from the one wall time that was published: fine-tuning ResNet-20 for 300 epochs of 50,000 images, with two
-attacks on the test set after each, took 2 h 26 min on a Colab GPU (log of the public code). Scaled by multiply-accumulates,
-images and epochs. ResNet-20 keeps a GPU waiting, so for larger networks this is an upper bound.
+The only published time is scaled by multiply-accumulates, images and epochs: fine-tuning ResNet-20 for 300 epochs of 50,000
+images, with two attacks on the test set after each epoch, took 2 h 26 min on a Colab GPU (log of the public code). ResNet-20
+uses a GPU badly, so for larger networks this is an upper bound.
 """
 
 from __future__ import annotations
 
 _COLAB_HOURS, _COLAB_MACS, _COLAB_IMAGES, _COLAB_EPOCHS = 2 + 26 / 60, 40.938e6, 50_000, 300
-SETTINGS = {  # the paper's: multiply-accumulates of one image, training images, epochs
+SETTINGS = {  # of the paper: multiply-accumulates for one image, training images, epochs
     "resnet20": (40.938e6, 50_000, 300),
     "resnet32": (69.479e6, 50_000, 300),
     "resnet56": (126.561e6, 50_000, 300),
@@ -22,16 +22,16 @@ SETTINGS = {  # the paper's: multiply-accumulates of one image, training images,
 
 
 def gpu_hours(setting: str, networks: int) -> float:
-    """GPU-hours, at most, of trainings in the paper's own setting with their attacks.
+    """Upper bound on the GPU-hours of trainings in the paper's own setting, including their attacks.
 
     Args:
-        setting: A network of the paper, one of `SETTINGS`.
-        networks: How many are trained, the unpruned one among them where the paper trained it.
+        setting: A key of `SETTINGS`.
+        networks: The number of trainings, including that of the unpruned network where the paper trained it.
     """
     macs, images, epochs = SETTINGS[setting]
     return networks * _COLAB_HOURS * macs / _COLAB_MACS * images / _COLAB_IMAGES * epochs / _COLAB_EPOCHS
 
 
 def hours_in_words(hours: float) -> str:
-    """ "about 15 GPU-hours at most"."""
+    """GPU-hours as text: "about 15 GPU-hours at most"."""
     return f"about {hours:,.0f} GPU-hours at most" if hours >= 10 else f"about {hours:.1f} GPU-hours at most"

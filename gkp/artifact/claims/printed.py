@@ -1,7 +1,7 @@
-"""Rules that hold the paper against itself: statements against its own printed numbers, without running anything.
+"""Rules that compare statements of the paper with its own printed numbers; nothing is run.
 
-"consistent" says that a statement follows from the printed numbers, "inconsistent" that they contradict it. One training run is
-behind each printed number and no interval around it.
+"consistent": the statement follows from the printed numbers; "inconsistent": they contradict it. Each printed number is of one
+training, without an interval.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Answer = tuple[bool, str, str, int]  # holds, ours, reason, how many printed num
 
 
 def consistent(answer: Callable[..., Answer]) -> Rule:
-    """The rule that reports such an answer."""
+    """Make a `Rule` of the consistency board of a function that returns an `Answer`."""
 
     @wraps(answer)
     def decide(case: Case, **parameters: object) -> Decision:
@@ -29,7 +29,12 @@ def consistent(answer: Callable[..., Answer]) -> Rule:
 
 @consistent
 def printed_best_or_second(*, table: int, acceptable: float = 1.0) -> Answer:
-    """SR-GKP is best or second in each column among methods not more than `acceptable` points below unpruned, benign."""
+    """SR-GKP is best or second best in each column.
+
+    Args:
+        table: The table of the paper.
+        acceptable: Methods that lose more points of benign accuracy to pruning are left out.
+    """
     best = superscores(table, likely=True)
     ranked = best[best["clean"] >= best.loc["Unpruned", "clean"] - acceptable].drop("Unpruned")
     left_out = [name for name in best.index.drop("Unpruned") if name not in ranked.index]
@@ -46,7 +51,7 @@ def printed_best_or_second(*, table: int, acceptable: float = 1.0) -> Answer:
 
 @consistent
 def printed_bars(*, table: int) -> Answer:
-    """The bars of each method in a figure, superscores of this table, belong to one epoch of it."""
+    """The bars of each method in a figure, the best values of this table, are all of one epoch."""
     frame = published(table)
     wide = frame[frame["metric"].isin(ATTACKED)].pivot(index=["method", "criterion"], columns="metric", values="value")
     mixed, several = [], 0
@@ -61,7 +66,7 @@ def printed_bars(*, table: int) -> Answer:
 
 @consistent
 def printed_balance(*, table: int, used: str) -> Answer:
-    """The CSB of the main table is not the one with the best mean superscore."""
+    """The CSB that the main table uses is not the one with the best mean of best epochs."""
     best = superscores(table).drop("Unpruned").mean(axis=1).rename(lambda name: name.removeprefix("SR-GKP, "))
     listed = "; ".join(f"{name} {value:.2f}" for name, value in best.items())
     return best.idxmax() != used, f"the best is {best.idxmax()}", f"mean of benign, (a), (b): {listed}", 3 * len(best)
@@ -69,7 +74,7 @@ def printed_balance(*, table: int, used: str) -> Answer:
 
 @consistent
 def printed_mean_rank(*, network: str) -> Answer:
-    """SR-GKP has the lowest mean rank, by the rule of Table 20, misprints as likely meant."""
+    """SR-GKP has the lowest mean rank by the rule of Table 20, with misprints corrected."""
     ranks = mean_ranks()[network].sort_values()
     listed = "; ".join(f"{name} {value:.2f}" for name, value in ranks.items())
     return ranks.index[0] == "SR-GKP", f"{ranks.index[0]} with {ranks.iloc[0]:.2f}", listed, len(RANKED)
@@ -92,7 +97,7 @@ def printed_rank_table() -> Answer:
 
 @consistent
 def printed_same_run() -> Answer:
-    """The rows of Tables 5 and 9 that name one method are of one training run."""
+    """The rows of SR-GKP in Tables 5 and 9 are of one training."""
     beam = superscores(5, network="ResNet-32").loc["GKP, Smoothness Snaking + Smooth Beam Greedy"]
     main = superscores(9).loc["SR-GKP", list(beam.index)]
     ours = " / ".join(f"{value:.2f}" for value in beam) + " % in Table 5"
@@ -116,7 +121,7 @@ def printed_high_frequencies() -> Answer:
 
 @consistent
 def printed_speedup(*, times: int) -> Answer:
-    """The largest quotient of the grouping times of Table 7, rounded to hundreds, is what the text says."""
+    """The largest ratio of grouping times in Table 7, rounded to hundreds, is the one in the text."""
     wide = published(7).query("metric == 'grouping'").pivot(index="network", columns="method", values="value")
     ratio = wide["TMI-GKP"] / wide["SR-GKP"]
     listed = "; ".join(f"{network} {value:,.0f}" for network, value in ratio.items())
@@ -126,14 +131,14 @@ def printed_speedup(*, times: int) -> Answer:
 
 @consistent
 def printed_text(*, method: str) -> Answer:
-    """A number of the running text is that of the table."""
+    """A number in the text is that of its table."""
     row = published("text").set_index("method").loc[method]
     return row["value"] == row["likely"], f"{row['likely']:.2f} % in the table", row["erratum"], 2
 
 
 @consistent
 def printed_labels(*, tables: tuple[int | str, ...]) -> Answer:
-    """In these tables, the row labelled best by a metric is the best by it."""
+    """In these tables, each row labelled as the best epoch by a metric has the highest value of that metric."""
     wrong, rows = [], 0
     for table in tables:
         frame = published(table)
@@ -151,7 +156,7 @@ def printed_labels(*, tables: tuple[int | str, ...]) -> Answer:
 
 @consistent
 def printed_copies() -> Answer:
-    """The OTOv2 rows of Table 19 are other numbers than those of Table 18."""
+    """The OTOv2 rows of Tables 18 and 19 have different numbers."""
     keys = ["method", "metric"]
     here, there = (published(t).query("method.str.startswith('OTOv2')").set_index(keys)["value"] for t in (19, 18))
     same = int((here == there).sum())
@@ -160,7 +165,7 @@ def printed_copies() -> Answer:
 
 @consistent
 def printed_epoch_choice() -> Answer:
-    """Choosing the epoch on the test set gains less than SR-GKP is ahead of TMI-GKP."""
+    """The gain from choosing the epoch on the test set is smaller than the lead of SR-GKP over TMI-GKP."""
     chosen = published(LOG).query("metric == 'fgsm-0.01'").set_index("criterion")["value"]
     gap = chosen["Best (a)"] - chosen["last epoch"]
     methods = superscores(9).loc["SR-GKP", "fgsm-0.01"] - superscores(9).loc["TMI-GKP", "fgsm-0.01"]

@@ -1,6 +1,6 @@
-"""Rules on what the paper's protocol does to its own conclusions: labels, normalised space, the chosen epoch, strong attacks.
+"""Rules on the paper's protocol: predicted labels, normalised space, the choice of the epoch, strong attacks.
 
-The paper makes these claims without saying so, by what it calls its columns and by how it chooses its networks.
+The paper does not state these claims; they are implied by its column headings and by how it chooses networks.
 """
 
 from __future__ import annotations
@@ -19,12 +19,19 @@ from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import PruneCell
 from gkp.evaluation.statistics import LEVEL, Estimate, difference, wilson
 
-RESAMPLES = 1000
+RESAMPLES = 1000  # of the bootstrap over test images
 
 
 @rule(TREND, lambda index, model, *, nets, **_: index.measured(nets, ["paper"], model))
 def predicted_labels_flatter_little(case: Case, *, nets: tuple[Net, ...], keys: Keys, margin: float = 0.005) -> Decision:
-    """Attacks that take the network's own predictions as labels leave at most `margin` more accuracy than with true ones."""
+    """Attacks with predicted labels leave at most `margin` more accuracy than attacks with true labels.
+
+    Args:
+        case: The evidence.
+        nets: The networks.
+        keys: The attacks with predicted labels; those with true labels have "-true" behind.
+        margin: A difference, a fraction.
+    """
     gaps, lines = [], []
     for net in nets:
         for key in keys:
@@ -39,7 +46,14 @@ def predicted_labels_flatter_little(case: Case, *, nets: tuple[Net, ...], keys: 
 
 @rule(TREND, lambda index, model, *, net, **_: index.measured([net], ["paper", "pixel"], model))
 def pixels_leave_accuracy(case: Case, *, net: Net, key: str, above: float) -> Decision:
-    """The accuracy under an attack stays above a share when the same eps counts in pixels."""
+    """A network keeps an accuracy above a threshold when eps is measured in pixels instead of normalised units.
+
+    Args:
+        case: The evidence.
+        net: The network.
+        key: The attack.
+        above: The threshold, a fraction.
+    """
     paper, pixel = (case.one(net, part) for part in ("paper", "pixel"))
     if key not in pixel.rows():
         raise NotRun(f"{case.model} was not evaluated under {key} in pixel space")
@@ -53,7 +67,14 @@ def pixels_leave_accuracy(case: Case, *, net: Net, key: str, above: float) -> De
 
 @rule(TREND, lambda index, model, **_: [cell for part in ("paper", "pixel") for cell in index.every_method(part, model)])
 def order_survives_pixels(case: Case, *, keys: Keys, pixel: str, at_least: float) -> Decision:
-    """The methods have the same order by the mean of `keys` in the paper's protocol as under one attack in pixel space."""
+    """Methods have the same order in the paper's protocol as in pixel space, by Spearman's rank correlation.
+
+    Args:
+        case: The evidence.
+        keys: The attacks of the paper's protocol, whose accuracies are averaged.
+        pixel: The attack in pixel space.
+        at_least: The correlation from which on the orders count as the same.
+    """
     nets = [net for net in case.index.methods(case.model) if net != CONTINUED]
     nets = case.available(case.available(nets, "paper"), "pixel")
     if len(nets) < 5:
@@ -82,7 +103,13 @@ def _logged(index: Index, model: str, **_: Any) -> list[Cell]:
 
 @rule(TREND, _logged)
 def best_epoch_near_last(case: Case, *, keys: Keys, margin: float) -> Decision:
-    """Choosing the best epoch on the test set gains at most `margin` over the last one, mean of `keys` over all networks."""
+    """The best epoch on the test set is at most `margin` more accurate than the last one, as a mean over networks.
+
+    Args:
+        case: The evidence.
+        keys: The attacks whose gains are averaged.
+        margin: A fraction.
+    """
     results = case.those_of(_logged(case.index, case.model))
     logs = [pd.DataFrame(result["epochs"]) for result in results]
     logs = [log for log in logs if len(log) > 1 and set(keys) <= set(log)]
@@ -99,7 +126,13 @@ def best_epoch_near_last(case: Case, *, keys: Keys, margin: float) -> Decision:
 
 @rule(TREND, lambda index, model, *, net, **_: index.measured([net], ["autoattack"], model))
 def survives_autoattack(case: Case, *, net: Net, above: float) -> Decision:
-    """More than this share of the images is classified correctly without attack and under AutoAttack."""
+    """A network classifies more than a threshold of the images correctly both without attack and under AutoAttack.
+
+    Args:
+        case: The evidence.
+        net: The network.
+        above: The threshold, a fraction.
+    """
     out = case.one(net, "autoattack")
     (key,) = (spec.key for spec in out.attacks)
     right = int((out.right[0] & out.rows()[key]).sum())

@@ -1,6 +1,6 @@
-"""Rules that say which network is better: contrasts, ranks, and differences at equal benign accuracy.
+"""Rules that compare networks: differences of accuracy, ranks, and differences at equal benign accuracy.
 
-All compare, per image, networks of one profile that were pruned to the same multiply-accumulates and fine-tuned alike.
+They compare networks of one profile, image by image, that have the same multiply-accumulates and the same fine-tuning.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from gkp.errors import BadInput
 from gkp.evaluation.statistics import Estimate, difference, holm, judge
 
 SAME_MACS = 0.01  # relative: "equal MACs"
-SAME_ACCURACY = 0.01  # differences within a point count as none, unless the paper states a smaller one: then half of that
-SURE = 0.05
+SAME_ACCURACY = 0.01  # differences within a point count as none; where the paper states a smaller one, half of that
+SURE = 0.05  # the level of significance
+FEWEST = 3  # rivals that a rank is given among
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,13 @@ class Contrast:
     """Accuracy of `more` minus that of `less`, each averaged over its networks and over the rows `keys`.
 
     Attributes:
-        name: "SR-GKP minus TMI-GKP".
+        name: Such as "SR-GKP minus TMI-GKP".
         more, less: The networks of both sides.
-        keys: Which accuracies.
-        part: The evaluations they are read from, as in `gkp.artifact.results.plays`.
-        margin: A fraction for "not less by more than this"; None for "more than".
-        reported: The paper's difference, a fraction, where it has one.
-        equal_macs: Whether both sides must have the same; the unpruned network never has.
+        keys: The attacks whose accuracies are averaged.
+        part: The evaluations, as in `gkp.artifact.results.plays`.
+        margin: None to claim that the difference is above 0; a fraction to claim that it is above minus this margin.
+        reported: The difference that the paper reports, a fraction; None where it reports none.
+        equal_macs: Whether both sides must have the same multiply-accumulates; False for comparisons with unpruned networks.
     """
 
     name: str
@@ -62,9 +63,14 @@ class Contrast:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Contrast:
-        """From claims.toml, where `printed` gives the arguments of `gkp.artifact.published.gain` but for metrics.
+        """Read a contrast from claims.toml.
 
-        By default these compare what the paper calls the networks of both sides. Raises BadInput for what cannot be read.
+        Args:
+            given: The fields. Instead of `reported` it may have `printed`: the arguments of `gkp.artifact.published.gain`
+                except metrics; `more` and `less` are by default the paper's names of the networks.
+
+        Raises:
+            BadInput: A field is unknown, missing or of another type, or the printed difference cannot be found.
         """
         fields = arguments(cls, {name: value for name, value in given.items() if name != "printed"}, "a contrast")
         if "printed" in given:
@@ -83,14 +89,14 @@ class Contrast:
         return abs(self.reported or 0) / 2 if small else SAME_ACCURACY
 
     def verdict(self, estimate: Estimate, tests: int) -> str:
-        """The verdict on "more", or with a margin on "not less by more than this", from one of so many differences."""
+        """The verdict on one of `tests` differences that are judged together."""
         if (holds := judge(estimate, margin=self.margin)) is not None:
             return HOLDS if holds else FAILS
         none = self.margin is None and estimate.equivalence_p(self.equal_within, tests) < SURE
         return SAME if none else UNDECIDED
 
     def estimate(self, case: Case, tests: int) -> Estimate:
-        """The difference with its interval, one of so many that hold together. Raises NotRun for what is not finished."""
+        """The difference, with an interval for `tests` simultaneous comparisons. Raises NotRun where a network is missing."""
         sides = [[case.rows(net, self.part, self.keys) for net in nets] for nets in (self.more, self.less)]
         seeds = min(len(rows) for side in sides for rows in side)
         more, less = ([row for rows in side for row in rows] for side in sides)
@@ -110,7 +116,7 @@ def _compared(index: Index, model: str, *, contrasts: Sequence[Contrast]) -> lis
 
 @rule(ORDER, _compared)
 def contrasts(case: Case, *, contrasts: tuple[Contrast, ...]) -> Decision:
-    """One or several orders: the claim holds when all do."""
+    """One or several differences: the claim holds when all of them do."""
     found = [part.estimate(case, len(contrasts)) for part in contrasts]
     pairs = list(zip(contrasts, found, strict=True))
     states = [part.verdict(est, len(contrasts)) for part, est in pairs]
@@ -142,12 +148,12 @@ def conclude(
 
     Args:
         case: The evidence.
-        verdict: The word, or whether the claim holds, None where that is open.
+        verdict: The word; or True, False or None for a claim that holds, does not hold or is undecided.
         detail: Why the verdict follows.
-        ours: What was found, as text.
-        estimate: The first number of `ours`; its interval, n and seeds are those of the decision unless `facts` has others.
-        setting: The network and its schedule; by default those of the case.
-        facts: Other fields of `Decision`.
+        ours: The result, as text.
+        estimate: The first number of `ours`; it gives interval, n and seeds of the decision where `facts` does not.
+        setting: The network and its schedule; "" for those of the case.
+        facts: Further fields of `Decision`; without `estimate`, interval, n and seeds must be among them.
     """
     word = verdict if isinstance(verdict, str) else {True: HOLDS, False: FAILS, None: UNDECIDED}[verdict]
     if estimate:
@@ -158,9 +164,9 @@ def conclude(
 
 
 def together(parts: Sequence[str]) -> str:
-    """The verdict on a claim of several parts.
+    """Combine the verdicts on the parts of a claim.
 
-    It holds when all do; it does not when one does not, or when some hold and others show no difference.
+    The claim holds when all parts do. It does not hold when one part does not, or when some hold and others show no difference.
     """
     found = set(parts)
     if FAILS in found:
@@ -170,24 +176,27 @@ def together(parts: Sequence[str]) -> str:
     return found.pop() if len(found) == 1 else FAILS
 
 
-def _with_rivals(
-    index: Index, model: str, *, who: Net = SR, against: tuple[Net, ...], rate: float = RATE, **_: Any
-) -> list[Cell]:
-    return index.available([who.at(rate)], [net.at(rate) for net in against], "paper", model)
+def _with_rivals(index: Index, model: str, *, against: tuple[Net, ...], rate: float = RATE, **_: Any) -> list[Cell]:
+    return index.available([SR.at(rate)], [net.at(rate) for net in against], "paper", model)
 
 
 @rule(ORDER, _with_rivals)
-def best_or_second(
-    case: Case, *, against: tuple[Net, ...], keys: Keys, who: Net = SR, rate: float = RATE, at_least: int = 3
-) -> Decision:
-    """A network is best or second best in each column among those of `against` that the profile has at this rate and budget.
+def best_or_second(case: Case, *, against: tuple[Net, ...], keys: Keys, rate: float = RATE) -> Decision:
+    """SR-GKP is best or second best in each column among the networks at this rate and budget.
 
-    It holds when at most one of them is more accurate in each column, and fails when two or more are significantly better.
+    It holds when at most one of the others is more accurate in each column, and fails when two or more are significantly
+    better.
+
+    Args:
+        case: The evidence.
+        against: The methods it is compared with, as far as the profile has them; at least `FEWEST` of them.
+        keys: The columns.
+        rate: The share of kernels removed.
     """
-    who = who.at(rate)
+    who = SR.at(rate)
     finished = case.available([net.at(rate) for net in against], "paper")
     rivals = [net for net in finished if _equal([_macs(case, who), _macs(case, net)])]
-    if len(rivals) < at_least:
+    if len(rivals) < FEWEST:
         raise NotRun(f"only {len(rivals)} of the methods to compare with are finished on {case.model}")
     states: list[str] = []
     told, places, seeds, n = [], [], [], 0
@@ -209,10 +218,14 @@ def best_or_second(
 
 @rule(TREND, lambda index, model, *, part="paper", **_: index.every_method(part, model))
 def equal_but_fragile(case: Case, *, keys: Keys, part: str = "paper", close: float = 0.01, apart: float = 0.05) -> Decision:
-    """Networks of equal benign accuracy differ in robustness.
+    """Networks of equal benign accuracy differ in robustness: at least one pair does, with Holm's correction over all pairs.
 
-    Some pair of pruned networks within `close` of each other without attack differs by `apart` or more under an attack of
-    `keys`, Holm-corrected for all such pairs.
+    Args:
+        case: The evidence.
+        keys: The attacks.
+        part: The evaluations they are read from, as in `gkp.artifact.results.plays`.
+        close: The largest difference of benign accuracy that counts as equal, a fraction.
+        apart: The least difference under one of the attacks, a fraction.
     """
     nets = case.available((net for net in case.index.methods(case.model) if net.method != UNPRUNED), part)
     nets = _of_one_budget(case, nets)
@@ -224,10 +237,10 @@ def equal_but_fragile(case: Case, *, keys: Keys, part: str = "paper", close: flo
         raise NotRun(f"no two of {len(nets)} networks are within {100 * close:.0f} point of each other without attack")
     gaps = []
     for a, b, key in pairs:
-        if np.mean(case.rows(a, part, [key])) < np.mean(case.rows(b, part, [key])):
+        rows = {net: case.rows(net, part, [key]) for net in (a, b)}
+        if np.mean(rows[a]) < np.mean(rows[b]):
             a, b = b, a
-        rows = case.rows(a, part, [key]), case.rows(b, part, [key])
-        gaps.append((difference(*rows, spread=case.spread(part, [key]), tests=len(pairs)), a, b, key))
+        gaps.append((difference(rows[a], rows[b], spread=case.spread(part, [key]), tests=len(pairs)), a, b, key))
     sure = [gap for gap, p in zip(gaps, _holm([gap for gap, *_ in gaps]), strict=True) if p < 0.05]
     largest = max(gaps, key=lambda gap: gap[0].value)
     est, a, b, key = max(sure or gaps, key=lambda gap: gap[0].value)
@@ -241,19 +254,19 @@ def equal_but_fragile(case: Case, *, keys: Keys, part: str = "paper", close: flo
 
 
 def _holm(gaps: Sequence[Estimate]) -> np.ndarray:
-    """Two-sided p of each of these differences, whose intervals hold together, after Holm's correction."""
+    """Two-sided p of each of these differences, whose intervals are simultaneous, after Holm's correction."""
     return holm([gap.p(len(gaps)) for gap in gaps])
 
 
 def _of_one_budget(case: Case, nets: Sequence[Net]) -> list[Net]:
-    """Those whose multiply-accumulates are within 1 % of the median: a method that removes whole blocks may miss the budget."""
+    """The networks near the median of multiply-accumulates: a method that removes whole blocks may miss the budget."""
     macs = {net: _macs(case, net) for net in nets}
     middle = float(np.median(list(macs.values()))) if macs else 0.0
     return [net for net in nets if abs(macs[net] - middle) <= 2 * SAME_MACS * middle]
 
 
 def check_macs(case: Case, nets: Sequence[Net]) -> None:
-    """Raises NotRun unless all these networks cost the same multiply-accumulates, by the paper's counter, within 1 %."""
+    """Raise NotRun unless all these networks have the same multiply-accumulates, by the paper's counter, within 1 %."""
     macs = {net.label: _macs(case, net) for net in nets}
     if not _equal(macs.values()):
         low, high = min(macs, key=lambda name: macs[name]), max(macs, key=lambda name: macs[name])
@@ -265,7 +278,7 @@ def _macs(case: Case, net: Net) -> int:
 
 
 def _equal(macs: Collection[int]) -> bool:
-    """Whether these are each within 1 % of one budget."""
+    """Whether all of these are within 1 % of one budget."""
     return max(macs) <= (1 + 2 * SAME_MACS) * min(macs)
 
 

@@ -1,4 +1,4 @@
-"""The rule that holds our fine-tuning of the authors' network against the one log that they published."""
+"""The rule that compares our fine-tuning of the authors' network with the one log that they published."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _trained(index: Index, model: str, *, method: str) -> list[Cell]:
 
 @rule(VALUE, _trained, board=EXACTNESS)
 def published_log_agrees(case: Case, *, method: str) -> Decision:
-    """A fine-tuning has the last epoch, the best epoch and the jump at the step of the learning rate that the log has."""
+    """A fine-tuning by `method` agrees with the log: last epoch, best epoch, and jump at the step of the learning rate."""
     cell = next(iter(_trained(case.index, case.model, method=method)), None)
     if not isinstance(cell, PruneCell) or (result := case.results.get(cell.hash)) is None:
         raise NotRun(f"{LOG_LENGTH} epochs of the authors' network are not finished")

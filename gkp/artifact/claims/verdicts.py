@@ -1,4 +1,4 @@
-"""The verdict table: every claim, what is reported, what we found, and what that says."""
+"""The table of verdicts: every claim with the reported result, ours, and the verdict."""
 
 from __future__ import annotations
 
@@ -43,27 +43,25 @@ def verdicts(
     notebook: str | None = None,
     store: Store | None = None,
 ) -> Table:
-    """A row for each claim, with its verdict.
+    """The verdict on each claim. Nothing is computed.
 
-    A claim whose experiments are missing says "not run", how many are missing and what they cost; embedded data give no
-    verdict. Nothing is computed.
+    A claim whose experiments are missing is "not run", with their number and cost. Digits give no verdict.
 
     Args:
-        profile: Its experiments are the evidence.
-        results: Of a run; whatever else the store holds is used too.
-        item: Only claims of this table or figure, "Table 2", or of several.
-        notebook: Those that this notebook shows, "02_cifar10_main"; with `item`, either.
-        store: Where finished experiments are; by default where `gkp.artifact.experiments.run` keeps them.
+        profile: The profile whose experiments are the evidence.
+        results: Results of a run; others are taken from the store.
+        item: A table or figure of the paper, "Table 2", or several: only their claims.
+        notebook: A notebook, "02_cifar10_main": only its claims; with `item`, the claims of either.
+        store: Where finished experiments are; None for `gkp.artifact.experiments.default_store()`.
 
     Returns:
-        What people read has five columns (statement, reported, ours with interval and n, setting, verdict) and below them, for
-        each claim, the reason, what counts as agreement, the command and the minutes. `points` has everything: `FACTS`. value,
-        low, high are fractions, or the quotient of a cost ratio; margin and p are as in `Decision`, p_holm is corrected for all
-        claims of the same table of claims.toml; minutes are those recorded once all experiments of the claim are finished,
-        stated_minutes are estimated from the work.
+        A table with five columns (statement, reported, ours with interval and n, setting, verdict) and a note for each claim:
+        reason, tolerance, command and minutes. Its points have the columns `FACTS`: value, low and high are fractions, or
+        ratios for costs; margin and p are as in `Decision`; p_holm is corrected over the claims of a family; minutes are
+        recorded where all experiments of the claim are finished, and otherwise estimated like stated_minutes.
 
     Raises:
-        BadInput: For an unknown profile, item or notebook.
+        BadInput: The profile, item or notebook is not known.
     """
     wanted = [item] if isinstance(item, str) else list(item or ())
     if notebook is not None and notebook not in (names := sorted({claim.notebook for claim in claims()})):
@@ -81,7 +79,7 @@ def verdicts(
 
 
 def on_board(table: Table, board: str) -> Table:
-    """Those verdicts of a table that stand on one board. Raises BadInput for a board that there is none of."""
+    """The verdicts of one board, one of `BOARDS`. Raises BadInput for an unknown board."""
     if board not in BOARDS:
         raise BadInput(f"there is no board {board!r}; there are {', '.join(BOARDS)}")
     points = table.points[table.points["board"] == board]
@@ -89,14 +87,14 @@ def on_board(table: Table, board: str) -> Table:
 
 
 def as_read(points: pd.DataFrame) -> pd.DataFrame:
-    """The five columns that people read, by id."""
+    """The five columns that are shown, by id."""
     shown = points[["id", "statement", "reported", "setting", "verdict"]].set_index("id")
     shown.insert(2, "ours", [in_full(row) for row in rows_of(points)])
     return shown
 
 
 def in_full(row: Mapping[str, Any]) -> str:
-    """The result with its interval, number of images and seeds; the reason where nothing was found."""
+    """The result with its interval and the numbers of images and seeds; the reason where there is no result."""
     text = {name: "" if pd.isna(row[name]) else str(row[name]) for name in ("ours", "interval", "reason")}
     if not text["ours"]:
         return re.split(r", about|[;(]", text["reason"])[0].strip()  # the rest is in the notes
@@ -117,7 +115,7 @@ def headlines(points: pd.DataFrame) -> list[str]:
 
 
 def says(table: Table) -> list[str]:
-    """The lines on what was decided: the headline of each board, then the statements that were measured, by verdict."""
+    """Text lines: the headline of each board, then every decided statement of the board "claims", by verdict."""
     points = table.points
     rows = [row for word in VERDICTS[CLAIMS] for row in rows_of(points) if row["board"] == CLAIMS and row["verdict"] == word]
     decided = [row for row in rows if row["verdict"] not in (UNDECIDED, NOT_RUN)]
@@ -125,7 +123,7 @@ def says(table: Table) -> list[str]:
 
 
 def cannot_say(table: Table) -> list[str]:
-    """The lines on what stays open, with the reason: undecided, then not run; for embedded data, that they decide nothing."""
+    """Text lines: every undecided statement, then every one that was not run, with the reason; one line for digits."""
     points = table.points
     if (points["verdict"] == NO_VERDICT).any():
         return ["Digits decide nothing about the paper: every statement stays open."]
@@ -135,12 +133,12 @@ def cannot_say(table: Table) -> list[str]:
 
 
 def rows_of(points: pd.DataFrame) -> list[dict[str, Any]]:
-    """The claims of `verdicts(...).points`, or of a file of them, one by one: column -> value."""
+    """The rows of `verdicts(...).points`, or of its CSV, as column -> value."""
     return [{str(name): value for name, value in row.items()} for row in points.to_dict("records")]
 
 
 def main_rows(points: pd.DataFrame) -> list[dict[str, Any]]:
-    """Those of `MAIN` that are there, in its order."""
+    """The rows of the claims `MAIN` that are there, in that order."""
     rows = {row["id"]: row for row in rows_of(points)}
     return [rows[name] for name in MAIN if name in rows]
 
@@ -150,7 +148,7 @@ def _note(row: Mapping[str, Any]) -> str:
 
 
 def _with_holm(points: pd.DataFrame) -> pd.DataFrame:
-    """Add p_holm: each p corrected for all that stand in the same table of claims.toml."""
+    """Add p_holm: each p corrected over all claims of its family."""
     corrected = points.groupby("family")["p"].transform(lambda p: _holm(p) if p.notna().any() else p) if len(points) else ()
     return points.assign(p_holm=corrected)
 
@@ -168,10 +166,14 @@ def _row(claim: Claim, case: Case, profile: str) -> dict[str, object]:
 
 
 def decide(claim: Claim, case: Case) -> tuple[Decision, list[Cell]]:
-    """Decide a claim on the first of its architectures that can decide it, there by the longest fine-tuning that is complete.
+    """Decide a claim on the first of its architectures that has the experiments, by the longest complete fine-tuning.
+
+    Args:
+        claim: The claim.
+        case: The evidence of a profile.
 
     Returns:
-        The decision, and the experiments behind it.
+        The decision, and the cells that it follows from.
     """
     found: list[tuple[Decision, list[Cell]]] = []
     for model in claim.models or ("",):
@@ -189,7 +191,7 @@ def decide(claim: Claim, case: Case) -> tuple[Decision, list[Cell]]:
 
 
 def _stamped(decision: Decision, claim: Claim, case: Case) -> Decision:
-    """The decision with the cost of what would settle it, and without a verdict where all data are embedded."""
+    """The decision with the cost of deciding an undecided claim, and without a verdict where all networks saw digits only."""
     if decision.verdict == UNDECIDED:
         needs = f"; the paper's own setting: {hours_in_words(claim.gpu_hours)}" if claim.gpu_hours else ""
         decision = replace(decision, reason=f"{decision.reason}; more images or seeds would decide{needs}")
@@ -208,7 +210,7 @@ def _not_run(claim: Claim, case: Case, cells: Sequence[Cell], why: str) -> Decis
 
 
 def _recorded(cells: Sequence[Cell], case: Case) -> float | None:
-    """Minutes that these cells and all they are built on took, None unless all are recorded."""
+    """Minutes that these cells and their ancestors took; None unless all are recorded."""
     results = [case.results.get(key) for key in family(cells)]
     seconds = [result.run.get("seconds") for result in results if result is not None]
     if not results or len(seconds) < len(results) or None in seconds:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing import Pipe
@@ -35,7 +36,7 @@ def supervise(job: Job) -> Outcome:
     """The outcome of the job, computed by this worker's child process; never raises for what the cell does."""
     child: Child | None = getattr(_here, "child", None)
     if child is None or not child.alive():
-        child = _here.child = Child()
+        child = _here.child = Child(main)
         if not child.is_ready():
             return _end(child, job, "crashed", f"its process did not start and ended by {child.how_it_ended()}", 0.0)
     started = time.monotonic()
@@ -69,9 +70,17 @@ def _end(child: Child, job: Job, kind: str, message: str, seconds: float) -> Out
 
 
 class Child:
-    """A process that runs `main`, and the pipe to it."""
+    """A process that runs one function on its end of a pipe, and the other end of it.
 
-    def __init__(self) -> None:
+    Args:
+        function: A function of the file descriptor of the process's end.
+        quiet: Whether what the process prints is thrown away.
+
+    Attributes:
+        pipe: The end of this process.
+    """
+
+    def __init__(self, function: Callable[[int], None], *, quiet: bool = False) -> None:
         self.pipe, theirs = Pipe()
         # Threads that wait should sleep: on a machine whose cores are all taken, OpenMP's default (to spin) made an epoch
         # with two threads take 17.6 s instead of 0.8 s.
@@ -84,12 +93,15 @@ class Child:
             "MALLOC_MMAP_THRESHOLD_": str(2**25),
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         }
+        module, name, output = function.__module__, function.__name__, subprocess.DEVNULL if quiet else None
         with theirs:
             self._process = subprocess.Popen(  # not multiprocessing: Dask's workers are daemons, which may not have children
-                [sys.executable, "-P", "-c", f"from {__name__} import main; main({theirs.fileno()})"],
+                [sys.executable, "-P", "-c", f"from {module} import {name}; {name}({theirs.fileno()})"],
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,  # Ctrl-C is the runner's to handle
             )
 

@@ -11,18 +11,18 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
-import threading
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from glob import glob
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from gkp.artifact.experiments.cell import Cell
+from gkp.artifact.experiments.child import Child
 from gkp.artifact.experiments.entry import read_json
 from gkp.artifact.experiments.provenance import cores, hardware
 from gkp.artifact.experiments.rates import Rates, images_of
@@ -85,99 +85,82 @@ def _machine(device: str) -> dict[str, Any]:
     return {**here, "device": device, "gpus": gpus, "torch": version("torch")}
 
 
-def probe(models: Sequence[str], *, device: str, most: int = 1, seconds: float = _SECONDS) -> Rates:
-    """Measure these networks one by one, and the first of them in up to `most` processes side by side.
+def probe(models: Sequence[str], *, device: str, most: int = 1) -> Rates:
+    """Measure these networks one by one, and the first of them in several processes side by side.
+
+    Args:
+        models: Names of `gkp.networks.build`.
+        device: "cuda" or "cpu".
+        most: Processes side by side at most.
 
     Raises:
         RunFailed: A process did not answer, or could not train the network.
     """
-    children = [_Child() for _ in range(max(1, min(most, cores())))]
-
-    def give_up() -> None:
-        for child in children:
-            child.kill()
-
-    timer = threading.Timer(_PATIENCE, give_up)
-    timer.start()
+    children = [Child(serve, quiet=True) for _ in range(max(1, min(most, cores())))]
+    until = time.monotonic() + _PATIENCE
     try:
-        request = {"device": device, "seconds": seconds}
+        request = {"device": device, "seconds": _SECONDS}
         for child in children[1:]:
-            child.ask(model="", **request)  # loads what it needs while the first one measures
-        alone = {model: children[0].ask(model=model, **request).answer() for model in models}
+            ask(child, model="", **request)  # loads what it needs while the first one measures
+        alone = {}
+        for model in models:
+            ask(children[0], model=model, **request)
+            alone[model] = answer(children[0], until)
         first = alone[models[0]]
         for child in children[1:]:
-            child.answer()
+            answer(child, until)
         together, count = {1: 1.0}, 2
         while count <= min(len(children), first["processes"]):
             for child in children[:count]:
-                child.ask(model=models[0], train_only=True, **request)
-            gain = sum(child.answer()["trained"] for child in children[:count]) / first["trained"]
+                ask(child, model=models[0], train_only=True, **request)
+            gain = sum(answer(child, until)["trained"] for child in children[:count]) / first["trained"]
             worth = gain >= _WORTH * together[count // 2]
             together[count], count = gain, 2 * count
             if not worth:
                 break
     finally:
-        timer.cancel()
         for child in children:
-            child.end()
+            child.kill()
     trained, evaluated = ({name: round(found[key], 1) for name, found in alone.items()} for key in ("trained", "evaluated"))
     return Rates(first["device"], trained, evaluated, together, first["steps"])
 
 
-class _Child:
-    """A process that measures what it is asked for, see `serve`."""
-
-    def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", f"from {__name__} import serve; serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-
-    def ask(self, **request: Any) -> _Child:
-        """Send the arguments of `measure`."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        return self
-
-    def answer(self) -> dict[str, Any]:
-        """What `measure` returned. Raises RunFailed when it failed or the process has ended."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        found = json.loads(line) if line else {"error": f"no answer within {_PATIENCE:.0f} s"}
-        if "error" in found:
-            raise RunFailed(f"the speed of this machine could not be measured ({found['error']}); go on without: --no-probe")
-        return found
-
-    def kill(self) -> None:
-        """End the process; whoever waits for an answer gets none."""
-        self._process.kill()
-
-    def end(self) -> None:
-        """End the process and close its pipes."""
-        self.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            with suppress(OSError):
-                if pipe is not None:
-                    pipe.close()
+def ask(child: Child, **request: Any) -> None:
+    """Send the arguments of `measure` to a process that runs `serve`."""
+    with suppress(OSError):  # it has ended: there will be no answer
+        child.pipe.send(request)
 
 
-def serve() -> None:
-    """Answer requests, one JSON object a line, until there are no more."""
-    answers, sys.stdout = sys.stdout, sys.stderr
-    for line in sys.stdin:
-        try:
-            found = measure(**json.loads(line))
-        except Exception as error:  # to be told where it is read
-            found = {"error": f"{type(error).__name__}: {one_line(error)[:200]}"}
-        print(json.dumps(found), file=answers, flush=True)
+def answer(child: Child, until: float) -> dict[str, Any]:
+    """What `measure` returned in the process.
+
+    Args:
+        child: A process that was asked.
+        until: When it is given up, by `time.monotonic`.
+
+    Raises:
+        RunFailed: It failed, or there is no answer.
+    """
+    found = {"error": f"no answer within {_PATIENCE:.0f} s"}
+    with suppress(EOFError, OSError):
+        if child.pipe.poll(max(0.0, until - time.monotonic())):
+            found = child.pipe.recv()
+    if "error" in found:
+        raise RunFailed(f"the speed of this machine could not be measured ({found['error']}); go on without: --no-probe")
+    return found
+
+
+def serve(descriptor: int) -> None:
+    """Answer the requests that arrive on a pipe, until its other end is closed."""
+    pipe = Connection(descriptor)
+    with suppress(EOFError, OSError):
+        while True:
+            request = pipe.recv()
+            try:
+                found = measure(**request)
+            except Exception as error:  # to be told where it is read
+                found = {"error": f"{type(error).__name__}: {one_line(error)[:200]}"}
+            pipe.send(found)
 
 
 def measure(model: str, *, device: str, seconds: float, train_only: bool = False) -> dict[str, Any]:

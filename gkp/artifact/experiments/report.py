@@ -92,9 +92,6 @@ class Report(Sequence[Result]):
     def __len__(self) -> int:
         return len(self.results)
 
-    def __iter__(self) -> Iterator[Result]:
-        return iter(self.results)
-
     def __repr__(self) -> str:
         return self.headline
 

@@ -1,6 +1,6 @@
-"""Two questions to every method at once: does pruning cost robustness, and is robustness bought with accuracy?
+"""Two figures of all methods: whether pruning costs robustness, and whether robustness trades off against accuracy.
 
-Differences are to the unpruned network that was fine-tuned as long, on the same images, over all finished seeds.
+Differences are to the unpruned network with the same fine-tuning, on the same images, over all finished seeds.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _FAMILY_NAMES = {"nothing": "Nothing is removed", **{name: f"{name.capitalize()}
 
 
 def forest(results: Sequence[Result]) -> Figure:
-    """Each method's difference to the unpruned network that was fine-tuned as long, with 95 % intervals, by what is removed.
+    """A forest plot: the difference of each method to the unpruned network with the same fine-tuning, with 95 % intervals.
 
-    The left panel is the mean of the paper's three attacks, the right one the worst case in pixels. Hollow: what Table 10 of
-    the paper prints, of which the unpruned network was not fine-tuned.
+    The left panel shows the mean of the paper's three attacks, the right one the worst case in pixels; methods are grouped by
+    what they remove. Hollow marks are from Table 10 of the paper, where the unpruned network was not fine-tuned.
 
     Args:
         results: Finished networks of one architecture, rate and schedule, and their evaluations, of any number of seeds.
@@ -66,7 +66,7 @@ def forest(results: Sequence[Result]) -> Figure:
 
 
 def _sides(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
-    """Title of a panel -> `differences` under the attacks of one protocol."""
+    """Title of a panel -> `differences` under the attacks of its protocol."""
     return {
         "Paper's protocol, mean of its three attacks": differences(scores(results, "paper", ATTACKS)),
         f"Pixels, worst case at {smallest_radius(results)}": differences(worst_case(results)),
@@ -74,9 +74,15 @@ def _sides(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
 
 
 def differences(side: Scores, reference: str = CONTINUED) -> pd.DataFrame:
-    """A row a method: its difference to the reference as a fraction, low, high, p, p_holm over the methods, n and seeds.
+    """The difference of each method to a reference network.
 
-    The unpruned network before any fine-tuning has a row too, which Holm's correction leaves out. Empty without the reference.
+    Args:
+        side: The scores of all networks.
+        reference: The `row_name` of the reference.
+
+    Returns:
+        A row for each method: difference, low and high as fractions, p, p_holm (over the methods), n and seeds. The unpruned
+        network before fine-tuning has a row too, without p_holm. Empty where the reference is missing.
     """
     if reference not in side.rows:
         return pd.DataFrame()
@@ -102,9 +108,9 @@ def differences(side: Scores, reference: str = CONTINUED) -> pd.DataFrame:
 
 
 def trade_off(results: Sequence[Result]) -> Figure:
-    """Benign against attacked accuracy as differences to the unpruned network fine-tuned as long, with both 95 % intervals.
+    """Benign against attacked accuracy, as differences to the unpruned network with the same fine-tuning, with 95 % intervals.
 
-    Networks far from all others would leave the rest on a spot: they are in the small picture of the whole.
+    Outliers are outside the panel, and shown in an inset of all networks.
 
     Args:
         results: As for `forest`.
@@ -139,7 +145,7 @@ def trade_off(results: Sequence[Result]) -> Figure:
 
 
 def _by_family(rows: pd.DataFrame) -> tuple[dict[str, float], dict[str, float]]:
-    """Heights of the methods, the best of each family first, and of the families' headings."""
+    """Vertical positions of the methods, the best of each family first, and of the headings of families."""
     heights: dict[str, float] = {}
     headings: dict[str, float] = {}
     at = 0.0
@@ -155,7 +161,7 @@ def _by_family(rows: pd.DataFrame) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def _panel(ax: Axes, rows: pd.DataFrame) -> None:
-    """One panel of the forest plot: intervals, and hollow what the paper prints."""
+    """One panel of the forest plot: intervals, and the paper's values as hollow marks."""
     ax.axvline(0, color="#777777", linewidth=1)
     for (_, row), bar in zip(rows.iterrows(), bars(rows, "difference").T, strict=True):
         style: dict[str, Any] = {"marker": "o", "markersize": 5, "capsize": 2, "color": method_colour(str(row["method"]))}
@@ -170,7 +176,7 @@ def _panel(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def _name_rows(ax: Axes, heights: dict[str, float], headings: dict[str, float]) -> None:
-    """Name the rows as the paper does, and write the families in bold above theirs."""
+    """Label the rows with the paper's names, and the families in bold."""
     places = {**headings, **{_label(row): at for row, at in heights.items()}}
     ax.set_yticks(list(places.values()), list(places))
     for label in ax.get_yticklabels():
@@ -200,7 +206,7 @@ def _cost_of_pruning(points: pd.DataFrame) -> str:
 
 
 def _within(title: str) -> str:
-    """The title of a panel within a sentence."""
+    """The title of a panel as part of a sentence."""
     if title.startswith("Paper"):
         return "Under the paper's protocol"
     return f"in pixels at {title.rpartition(' ')[2]}"
@@ -211,12 +217,12 @@ def _named(rows: pd.Series) -> str:
 
 
 def _label(row: str) -> str:
-    """The name of a row among differences to the unpruned network fine-tuned as long."""
+    """The label of a row among differences to the unpruned network with the same fine-tuning."""
     return "unpruned, not fine-tuned" if row == BASELINE else paper_name(row)
 
 
 def _cloud(ax: Axes, frame: pd.DataFrame, printed: pd.DataFrame) -> None:
-    """One panel of the trade-off: a dot a method with both intervals, the paper's pale behind; without what is far off."""
+    """One panel of the trade-off: a dot with both intervals for each method, the paper's values behind; no outliers."""
     _cross(ax, printed, 28)
     ends = {}
     for side in ("benign", "attacked"):
@@ -238,7 +244,7 @@ def _cloud(ax: Axes, frame: pd.DataFrame, printed: pd.DataFrame) -> None:
 
 
 def _whole(inset: Axes, ax: Axes, frame: pd.DataFrame, printed: pd.DataFrame) -> None:
-    """A small picture of every dot, with the part that the panel shows as a rectangle."""
+    """An inset with all dots, in which a rectangle marks the part that the panel shows."""
     _cross(inset, printed, 8)
     colours = [method_colour(row) for row in frame["method"]]
     inset.scatter(100 * frame["difference_benign"], 100 * frame["difference_attacked"], s=8, c=colours, zorder=3)
@@ -253,7 +259,7 @@ def _whole(inset: Axes, ax: Axes, frame: pd.DataFrame, printed: pd.DataFrame) ->
 
 
 def _cross(ax: Axes, printed: pd.DataFrame, size: float) -> None:
-    """The unpruned network as a cross of lines, and what the paper prints."""
+    """The unpruned network as a cross of lines, and the paper's values."""
     ax.axhline(0, color="#bbbbbb", linewidth=1, zorder=0)
     ax.axvline(0, color="#bbbbbb", linewidth=1, zorder=0)
     edge = [method_colour(row) for row in printed.index]

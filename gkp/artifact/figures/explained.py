@@ -1,4 +1,4 @@
-"""What benign accuracy alone explains of robustness, and what is left for SR-GKP."""
+"""The figure of how much of attacked accuracy benign accuracy explains."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _MARKS = "osD^vP"
 
 
 def explained(results: Sequence[Result]) -> Figure:
-    """The share of the variance of each column that benign accuracy explains, and how far SR-GKP lies from the line.
+    """The variance of attacked accuracy that benign accuracy explains, and the residual of SR-GKP, ours and the paper's.
 
     Args:
-        results: Finished networks and their evaluations, of any number of architectures and schedules. The paper's tables are
-            shown whatever is finished here.
+        results: Finished networks and their evaluations, of any number of architectures and schedules; the paper's tables are
+            shown even without any.
     """
     every = of_both(results)
     columns = shown_columns(every, smallest_radius(results))

@@ -1,7 +1,7 @@
-"""A drawn figure with its points, question and answer, and what all figures share: colours, legends, how they are saved.
+"""A figure with its points, question and answer, and what all figures share: colours, legends, file formats.
 
-Two dozen methods are more than a colour-blind safe palette has, so a colour stands for what kind of thing is removed. SR-GKP
-and the unpruned network have colours of their own.
+There are more methods than colours in a colour-blind safe palette, so a colour stands for the kind of structure that a method
+removes. SR-GKP and the unpruned networks have colours of their own.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Figure:
 
     Attributes:
         drawing: The matplotlib figure.
-        points: What it was drawn from, one point a row; networks by `gkp.artifact.results.row_name`.
-        question: What it asks; its title.
-        answer: What the points say to that, and how to read the marks.
+        points: The numbers, one point a row, with networks by `gkp.artifact.results.row_name`.
+        question: The question that it answers; its title.
+        answer: The answer, and the meaning of bars and marks.
     """
 
     drawing: MatplotlibFigure
@@ -50,8 +50,8 @@ class Figure:
         """Write `name`.svg, .png and .csv, and question and answer as `name`.txt; the same bytes for the same points.
 
         Args:
-            name: File name without suffix.
-            folder: Where to; by default `build/figures`.
+            name: The file name without suffix.
+            folder: The folder; None for `build/figures`.
 
         Returns:
             The path of the PNG.
@@ -77,7 +77,7 @@ class Figure:
         return data.getvalue()
 
     def _ipython_display_(self) -> None:
-        """In a notebook: the drawing, and the answer below it."""
+        """Show the drawing in a notebook, with the answer below."""
         from IPython.display import display
 
         display({"image/png": self._repr_png_(), "text/plain": repr(self)}, raw=True)
@@ -86,13 +86,27 @@ class Figure:
 
 
 def panels(rows: int, columns: int, width: float, height: float, **shared: Any) -> tuple[MatplotlibFigure, list[Axes]]:
-    """An empty drawing of this size in inches, and its panels row by row; shared: sharex, sharey."""
+    """Make an empty drawing.
+
+    Args:
+        rows, columns: The grid of panels.
+        width, height: The size in inches.
+        shared: sharex and sharey of `matplotlib.figure.Figure.subplots`.
+
+    Returns:
+        The drawing, and its panels row by row.
+    """
     drawing = MatplotlibFigure(figsize=(width, height), layout="constrained")
     return drawing, list(np.atleast_1d(drawing.subplots(rows, columns, **shared)).flat)
 
 
 def finish(drawing: MatplotlibFigure, points: pd.DataFrame, question: str, answer: str) -> Figure:
-    """The figure with its question as title."""
+    """Add the question as title and make the `Figure`.
+
+    Args:
+        drawing: The drawing.
+        points, question, answer: As in `Figure`.
+    """
     drawing.suptitle(question, fontsize=13, fontweight="bold")
     return Figure(drawing, points.reset_index(drop=True), question, answer)
 
@@ -103,7 +117,7 @@ def not_run(what: str) -> Figure:
 
 
 def saying(text: str) -> Figure:
-    """A figure that is one line of text."""
+    """A figure with one line of text and no points."""
     drawing, (ax,) = panels(1, 1, 6, 1)
     ax.axis("off")
     ax.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
@@ -111,23 +125,23 @@ def saying(text: str) -> Figure:
 
 
 def family_of(row: str) -> str:
-    """What a network's method removes: a key of `FAMILIES`, "nothing" for unpruned ones, "" where the method is not known."""
+    """What the method of a row removes: a key of `FAMILIES`, "nothing" for unpruned networks, "" for unknown methods."""
     method = method_of(row)
     known = methods().get(method)
     return "nothing" if method in (BASELINE, CONTINUED) else known.family if known else ""
 
 
 def method_colour(row: str):
-    """The colour of a network in every figure: its method's own, or that of the family of what the method removes.
+    """The colour of a network in every figure: its method's own, or that of the family that the method removes.
 
     Args:
-        row: As `gkp.artifact.results.row_name` gives it, with options in brackets.
+        row: The network, as `gkp.artifact.results.row_name` gives it.
     """
     return OWN.get(method_of(row)) or FAMILIES.get(family_of(row), "#aaaaaa")
 
 
 def families(drawing: MatplotlibFigure, rows: Iterable[str], *more: Line2D) -> None:
-    """Add a legend below: SR-GKP, the families in use, the unpruned networks among the rows, and further entries."""
+    """Add a legend below: SR-GKP, unpruned networks and families among the rows, and further entries."""
     rows = list(dict.fromkeys(rows))
     own = {"sr-gkp": "SR-GKP", BASELINE: "unpruned", CONTINUED: "unpruned, fine-tuned"}
     used = {family_of(row) for row in rows if method_of(row) not in OWN}
@@ -138,12 +152,12 @@ def families(drawing: MatplotlibFigure, rows: Iterable[str], *more: Line2D) -> N
 
 
 def hollow(label: str) -> Line2D:
-    """The legend of what the paper prints."""
+    """The legend entry of values that the paper prints, drawn as hollow diamonds."""
     return Line2D([], [], color="#888888", marker="D", markerfacecolor="white", linestyle="", label=label)
 
 
 def bars(rows: pd.DataFrame, value: str = "accuracy") -> np.ndarray:
-    """Error bars (2, rows) in percent, of columns `value`, low and high."""
+    """The lengths of error bars (2, rows) in percent, from columns `value`, low and high in fractions."""
     return 100 * np.clip(np.stack([rows[value] - rows["low"], rows["high"] - rows[value]]), 0, None)
 
 
@@ -161,7 +175,7 @@ def log_ticks(axis: Axis, ticks: Iterable[float], low: float, high: float) -> No
 
 
 def near(values: pd.Series, least: float = 0.0) -> pd.Series:
-    """Which values an axis is made for: within three interquartile ranges of the quartiles, and `least` at any rate."""
+    """Which values are no outliers: within three interquartile ranges of the quartiles, or `least` where that is more."""
     first, third = values.quantile(0.25), values.quantile(0.75)
     reach = max(3 * (third - first), least)
     return values.between(first - reach, third + reach)
@@ -170,14 +184,14 @@ def near(values: pd.Series, least: float = 0.0) -> pd.Series:
 def label_dots(
     ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str], *, size: float = 7.5, keep_out: Sequence[float] = ()
 ) -> None:
-    """Write names beside dots, each where it covers neither a dot nor a name; those for which there is no room are left out.
+    """Write names beside dots without covering dots or other names; names without room are left out.
 
     Args:
-        ax: Drawn, with its limits as they stay.
-        x, y: Of the dots, in data units.
-        names: Of the dots, the most important first.
-        size: Of the text, in points.
-        keep_out: A rectangle (left, bottom, right, top) in shares of the panel that stays free.
+        ax: The panel, drawn and with its final limits.
+        x, y: The dots, in data units, the most important first.
+        names: The name of each dot.
+        size: The font size in points.
+        keep_out: A rectangle (left, bottom, right, top) that stays free, in fractions of the panel.
     """
     box = ax.get_window_extent()
     points = 72 / ax.figure.dpi  # in each pixel

@@ -1,4 +1,4 @@
-"""Figure 2: one image, its frequencies below and above the cuts of Table 1, and the predictions of networks for each.
+"""Figure 2: an image, its frequencies below and above the cuts of Table 1, and the predictions of networks for them.
 
 Cost: 7 images through each network.
 """
@@ -33,21 +33,21 @@ def reconstructions(
     thetas: Sequence[float] = THETAS,
     convention: str = DEFAULT,
 ) -> Figure:
-    """Figure 2: the image at this position, its low- and high-frequency versions, and each network's prediction for each.
+    """Figure 2: an image, its low- and high-frequency versions, and the predictions of networks for all of them.
 
     Args:
-        data: The test set, or its name: where that would take a download, the figure says so instead.
-        position: Of the image in it.
-        networks: Name -> network that takes the images of `data`, e.g. the unpruned and a pruned one.
+        data: The test set, or its name; where it would have to be downloaded, the figure is a line of text.
+        position: The position of the image in it.
+        networks: Name -> network that takes the images of `data`.
         thetas: The cuts.
-        convention: What a cut means; see `gkp.data.shifts`.
+        convention: The meaning of a cut, see `gkp.data.shifts`.
 
     Returns:
-        A figure whose points have a row for each version and network: the predicted class, its probability, and whether it
-        is the true one.
+        A figure whose points have a row for each version and network: the predicted class, its probability, and whether it is
+        right.
 
     Raises:
-        BadInput: For a position that is not there, no network, or a theta or convention that `gkp.data.shifts` refuses.
+        BadInput: There is no image at this position, no network, or `gkp.data.shifts` refuses a theta or the convention.
     """
     if not networks or not thetas:
         raise BadInput("reconstructions needs at least one network and one theta")
@@ -97,7 +97,7 @@ def _predictions(
 
 
 def _caption(ax: Axes, rows: pd.DataFrame) -> None:
-    """The predictions under the image, one line a network; marked as well as coloured."""
+    """The predictions below an image, a line for each network, with marks as well as colours."""
     for line, row in enumerate(rows.itertuples()):
         text = f"{paper_name(row.network)}: {row.predicted} {row.probability:.0%} {'✓' if row.right else '✗'}"
         colour = RIGHT if row.right else WRONG

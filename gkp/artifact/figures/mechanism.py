@@ -1,4 +1,4 @@
-"""Figures 1, 3 and 4: how grouped kernel pruning chooses, drawn from one real layer instead of by hand."""
+"""Figures 1, 3 and 4: how grouped kernel pruning selects kernels, drawn from a layer of a trained network."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ PRUNED_GREY = "#d9d9d9"
 
 
 def granularities(net: nn.Module, layer: str, *, rate: float = 7 / 16) -> Figure:
-    """Figure 1: which kernels of one real layer go when the unit is a filter, a channel, a kernel or a grouped kernel.
+    """Figure 1: the kernels removed from a layer when the unit is a filter, a channel, a kernel or a grouped kernel.
 
-    The first three remove the same share by smallest L2 norm. Each square is one kernel, row = filter, column = input channel,
-    shade = its L2 norm.
+    Filters, channels and kernels are removed by smallest L2 norm. Each square is a kernel: row = filter, column = input
+    channel, shade = L2 norm.
 
     Args:
-        net: A masked twin or compact network; its plan gives the grouped kernels, at the plan's own rate.
+        net: A masked twin or compact network; its plan gives the grouped kernels.
         layer: The name of a convolution pruned by grouped kernels.
-        rate: The share that the first three remove.
+        rate: The share removed by the three other units.
 
     Raises:
-        BadInput: For a layer that is not there or not pruned by grouped kernels.
+        BadInput: There is no such layer, or it was not pruned by grouped kernels.
     """
     weight = _weight(net, layer)
     spec = _spec(net, layer)
@@ -66,15 +66,15 @@ def granularities(net: nn.Module, layer: str, *, rate: float = 7 / 16) -> Figure
 
 
 def snaking(net: nn.Module, layer: str, *, groups: int = 8) -> Figure:
-    """Figure 3: the filters of one real layer dealt S-wise by smoothness, and how even the groups come out.
+    """Figure 3: the filters of a layer dealt to groups in an S by smoothness, and the total smoothness of the groups.
 
     Args:
         net: A network that is not pruned.
         layer: The name of a convolution.
-        groups: How many filter groups.
+        groups: The number of filter groups.
 
     Raises:
-        BadInput: For a layer that is not there.
+        BadInput: There is no such layer.
     """
     weight = _weight(net, layer)
     rough = smoothness(weight).sum(dim=1)
@@ -110,18 +110,18 @@ def snaking(net: nn.Module, layer: str, *, groups: int = 8) -> Figure:
 
 
 def beam(net: nn.Module, layer: str, *, rate: float = 7 / 16, groups: int = 8, group: int = 0, start: int = 0) -> Figure:
-    """Figure 4: Smooth Beam Greedy in one filter group of one real layer, from one start: what is added, and what is cut.
+    """Figure 4: the branches of Smooth Beam Greedy in one filter group of a layer, from one start.
 
     Args:
         net: A network that is not pruned.
         layer: The name of a convolution.
         rate: The share of grouped kernels to remove.
-        groups: How many filter groups.
-        group: Which of them is drawn.
-        start: The input channel of the grouped kernel that the search starts from.
+        groups: The number of filter groups.
+        group: The group that is drawn.
+        start: The input channel of the grouped kernel from which the search starts.
 
     Raises:
-        BadInput: For a layer or start that is not there.
+        BadInput: There is no such layer or start.
     """
     weight = _weight(net, layer)
     labels = default_grouping(weight, groups)
@@ -185,7 +185,7 @@ def _kernel_points(unit: str, norm: Tensor, stays: Tensor) -> pd.DataFrame:
 
 
 def _beam_points(steps: list[BeamStep], start: int) -> pd.DataFrame:
-    """One row a branch of each step; `branch` numbers those that go on, best first, and then the ones that were cut."""
+    """A row for each branch of each step; `branch` numbers the branches that go on, best first, then those that are cut."""
     rows = [
         {"size": 1, "branch": 0, "parent": -1, "added": start, "cost": 0.0, "roughness": np.nan, "stays": True, "height": 0.0}
     ]
@@ -209,7 +209,7 @@ def _beam_points(steps: list[BeamStep], start: int) -> pd.DataFrame:
 
 
 def _winning_line(steps: list[BeamStep]) -> dict[int, int]:
-    """size -> the branch on the way to the cheapest full set."""
+    """Size -> the branch that leads to the cheapest full set."""
     last = steps[-1]
     branch = int(np.argmin(last.cost[last.stay]))
     line = {}

@@ -1,4 +1,4 @@
-"""What a choice does to all methods at once: the attack's protocol, the rate, the length of fine-tuning."""
+"""The effect of a choice on all methods: the protocol of the attacks, the rate, the length of fine-tuning."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ _MARKS = "osD^vPX*"
 
 
 def protocols(results: Sequence[Result]) -> Figure:
-    """The same networks under FGSM with predicted and with true labels, and in pixels: accuracy, and the order of methods.
+    """Accuracy and order of methods under FGSM with predicted labels, with true labels, and under the worst case in pixels.
+
+    The radius in pixels is `smallest_radius`.
 
     Args:
-        results: Finished networks of one architecture, rate and schedule, and their evaluations. In pixels it is the worst case
-            at `smallest_radius`.
+        results: Finished networks of one architecture, rate and schedule, and their evaluations.
     """
     question = "What does the protocol change?"
     radius = smallest_radius(results)
@@ -62,7 +63,7 @@ def protocols(results: Sequence[Result]) -> Figure:
 
 
 def rates(results: Sequence[Result]) -> Figure:
-    """Accuracy against multiply-accumulates, a curve for each method that has several rates, with 95 % intervals.
+    """Accuracy with 95 % intervals against multiply-accumulates, a curve for each method with several rates.
 
     Args:
         results: Finished networks of one architecture and schedule at several rates, and their evaluations.
@@ -98,19 +99,18 @@ def rates(results: Sequence[Result]) -> Figure:
     return finish(drawing, points, question, _with_rate(points))
 
 
-def order_by_epochs(results: Sequence[Result], part: str = "paper", keys: Sequence[str] = ATTACKS) -> Figure:
-    """The rank of each method after each length of fine-tuning, with the ranks that these data leave open.
+def order_by_epochs(results: Sequence[Result]) -> Figure:
+    """The rank of each method under the paper's attacks for each length of fine-tuning, with intervals of ranks.
 
-    A method's interval ends at the ranks that it has when all that cannot be told apart from it are on one side: paired tests
-    of every two methods, Holm over all of a length.
+    The interval of a method spans the ranks it can have given the pairs that differ significantly (paired tests of all pairs,
+    Holm over those of one length).
 
     Args:
         results: Finished networks of one architecture and rate, of several lengths of fine-tuning, and their evaluations.
-        part, keys: By which methods are ranked, as in `gkp.artifact.effects.scores`; by default the paper's three attacks.
     """
     question = "Does training longer change the order?"
-    lengths = sorted({setting_of(one)[2] for one in evaluations(results, part) if _is_method(one)})
-    sides = {epochs: scores(results, part, keys, wanted=_tuned(epochs)) for epochs in lengths}
+    lengths = sorted({setting_of(one)[2] for one in evaluations(results, "paper") if _is_method(one)})
+    sides = {epochs: scores(results, "paper", ATTACKS, wanted=_tuned(epochs)) for epochs in lengths}
     named = {epochs: {row.removesuffix(", one shot"): row for row in side.pruned} for epochs, side in sides.items()}
     named = {epochs: rows for epochs, rows in named.items() if len(rows) > 1}
     common = [row for row in next(iter(named.values()), {}) if all(row in rows for rows in named.values())]
@@ -149,7 +149,7 @@ def _slopes(ax: Axes, points: pd.DataFrame, value: str, scale: float, titles: Se
 
 
 def _names_at(ax: Axes, x: float, rows: Sequence[str], heights: Sequence[float], *, step: float) -> None:
-    """Names to the right of the last points, so far apart that none covers another."""
+    """Names to the right of the last points, spaced so that they do not overlap."""
     at = -np.inf
     for height, row in sorted(zip(heights, rows, strict=True)):
         at = max(height, at + step)
@@ -158,7 +158,7 @@ def _names_at(ax: Axes, x: float, rows: Sequence[str], heights: Sequence[float],
 
 
 def _changed(points: pd.DataFrame) -> str:
-    """The answer of the slope chart: mean level under each protocol, and how far its order is that of the first."""
+    """The answer of the slope chart: the mean accuracy under each protocol, and the rank correlation with the first one."""
     wide = points.pivot_table(index="method", columns="protocol", values="accuracy", sort=False)
     first, *others = wide.columns
     level = ", ".join(f"{100 * wide[name].mean():.1f} % ({name})" for name in wide)
@@ -170,7 +170,7 @@ def _changed(points: pd.DataFrame) -> str:
 
 
 def _by_rate(results: Sequence[Result], panel: str, part: str, keys: Sequence[str]) -> Iterable[dict[str, Any]]:
-    """For each rate, schedule being the most frequent, and method its accuracy and multiply-accumulates."""
+    """Accuracy and multiply-accumulates of each method at each rate, for the most frequent schedule."""
     found = [one for one in evaluations(results, part) if _is_method(one) and one.network]
     schedules = [setting_of(one)[2] for one in found]
     usual = max(set(schedules), key=schedules.count) if schedules else 0
@@ -184,7 +184,7 @@ def _by_rate(results: Sequence[Result], panel: str, part: str, keys: Sequence[st
 
 
 def _with_rate(points: pd.DataFrame) -> str:
-    """The answer of the curves: what SR-GKP, or the first method, loses from the lowest to the highest rate, and who leads."""
+    """The answer of the curves: the change of SR-GKP, or another method, from the lowest to the highest rate, and the best."""
     several = points.groupby("method")["rate"].nunique()
     method = SR if several.get(SR, 0) > 1 else str(several.idxmax())
     told, best = [], []
@@ -203,17 +203,17 @@ def _with_rate(points: pd.DataFrame) -> str:
 
 
 def _is_method(one: Evaluation) -> bool:
-    """Whether something was pruned of the network, and it was not trained anew."""
+    """Whether the network was pruned and fine-tuned, not trained from scratch or on adversarial images."""
     return is_tuned(one) and row_name(one.net) not in UNPRUNED
 
 
 def _tuned(epochs: int, rate: float | None = None) -> Callable[[Evaluation], bool]:
-    """Which networks are pruned and fine-tuned for so long, at this rate where one is given."""
+    """The filter for pruned networks with so many epochs of fine-tuning, at this rate if one is given."""
     return lambda one: _is_method(one) and setting_of(one)[2] == epochs and rate in (None, setting_of(one)[1])
 
 
 def _ranks(side: Scores, rows: dict[str, str], common: Sequence[str], epochs: int) -> Iterable[dict[str, Any]]:
-    """For each of the common methods its rank among them, and the ranks that are open."""
+    """For each of the common methods its rank among them, and the interval of its rank."""
     names = ", ".join(attack_name(key, side.part) for key in side.keys)
     value = {method: side.accuracy(rows[method]).value for method in common}
     pairs = list(combinations(common, 2))
@@ -229,7 +229,7 @@ def _ranks(side: Scores, rows: dict[str, str], common: Sequence[str], epochs: in
 
 
 def _reordered(points: pd.DataFrame) -> str:
-    """The answer of the ranks: how the orders of two lengths agree, and whether any order is turned round for sure."""
+    """The answer of the ranks: how the orders of two lengths agree, and which pairs change their order significantly."""
     wide = points.pivot_table(index="method", columns="epochs", values="rank", sort=False)
     lengths = list(wide.columns)
     agreed = [f"{a} and {b} epochs {wide[a].corr(wide[b], method='spearman'):+.2f}" for a, b in combinations(lengths, 2)]

@@ -1,6 +1,6 @@
-"""Figures of measured results: dots with intervals for each method, curves over radii and cuts, time and accuracy against it.
+"""Figures of measured results: dots with intervals for each method, curves over radii, latency, accuracy against cost.
 
-An axis spans what can be told apart; what lies far outside is written at its edge.
+Axes are limited to where most values lie; outliers are written at the edge.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _FORMS = {"grouped": PALETTE[2], "filters removed": PALETTE[0]}
 
 
 def robustness_curves(outcomes: Mapping[str, Outcomes], attack: str = "pgd") -> Figure:
-    """Accuracy under an attack against eps, a line a network, with 95 % Wilson intervals; eps 0 is without attack.
+    """Accuracy under an attack against eps, a line for each network, with 95 % Wilson intervals; eps 0 is without attack.
 
     Args:
         outcomes: Name -> outcome matrix in the pixel protocol.
-        attack: Its name before the radius.
+        attack: The name of the attack, without its radius.
     """
     question = f"How does accuracy fall with the radius of {attack.upper()}?"
     if not outcomes:
@@ -75,13 +75,13 @@ def robustness_curves(outcomes: Mapping[str, Outcomes], attack: str = "pgd") -> 
 def method_dots(
     points: pd.DataFrame, *, attacks: Sequence[str] | None = None, question: str = "How accurate and how robust is each method?"
 ) -> Figure:
-    """A panel for each attack, a dot for each method: accuracy at the last epoch with its 95 % interval (Figures 5-9).
+    """Accuracy at the last epoch with 95 % intervals, a panel for each attack and a dot for each method (Figures 5-9).
 
-    Methods are ordered by their mean accuracy under the attacks, after the unpruned networks.
+    Unpruned networks come first, then the methods by their mean accuracy under the attacks.
 
     Args:
-        points: Those of `gkp.artifact.tables.methods_table`, of one rate and schedule.
-        attacks: The panels; by default all but those with true labels.
+        points: The points of `gkp.artifact.tables.methods_table`, of one rate and schedule.
+        attacks: The panels; None for all attacks without true labels.
         question: The title.
     """
     if points.empty:
@@ -95,10 +95,10 @@ def method_dots(
 
 
 def superscore_dots(points: pd.DataFrame) -> Figure:
-    """The best epoch on the test set, as Figures 5-9 of the paper show it, beside the last epoch, per method, mean over seeds.
+    """The best epoch on the test set, as in Figures 5-9 of the paper, and the last epoch of each method, means over seeds.
 
     Args:
-        points: Those of `gkp.artifact.tables.epoch_choice`.
+        points: The points of `gkp.artifact.tables.epoch_choice`.
     """
     question = "What does choosing the epoch on the test set add?"
     if points.empty:
@@ -129,11 +129,11 @@ def superscore_dots(points: pd.DataFrame) -> Figure:
 
 
 def pareto(points: pd.DataFrame, *, x: str, x_label: str, question: str = "What does robustness cost?") -> Figure:
-    """Accuracy against a cost, a panel an attack, a dot a network with its 95 % interval; the line is the Pareto front.
+    """Accuracy with 95 % intervals against a cost, a panel for each attack; the line is the Pareto front.
 
     Args:
-        points: One row a network and attack, with columns method, attack, accuracy, low, high, n and `x`; networks whose
-            cost is NaN are left out, and so are attacks that leave nothing of any network.
+        points: A row for each network and attack, with columns method, attack, accuracy, low, high, n and `x`. Networks whose
+            cost is NaN are left out, as are attacks under which all accuracies are 0.
         x: The column of the cost.
         x_label: The label of its axis, with the unit.
         question: The title.
@@ -174,10 +174,10 @@ def pareto(points: pd.DataFrame, *, x: str, x_label: str, question: str = "What 
 
 
 def latency_dots(points: pd.DataFrame) -> Figure:
-    """Latency of each form of a network relative to the dense one (1), a panel a batch size: median and quartile range.
+    """Latency of each form of a network relative to the dense one, median and quartile range, a panel for each batch size.
 
     Args:
-        points: Those of `gkp.artifact.tables.latencies`.
+        points: The points of `gkp.artifact.tables.latencies`.
     """
     question = "Is the pruned network faster in stock kernels?"
     if points.empty:
@@ -208,10 +208,10 @@ def latency_dots(points: pd.DataFrame) -> Figure:
 
 
 def frequency_dots(points: pd.DataFrame) -> Figure:
-    """Table 1 drawn: accuracy on what is left of the test set above each cut, a panel a cut, a dot a network, 95 % intervals.
+    """Table 1 as a figure: accuracy on the frequencies above each cut with 95 % intervals, a panel for each cut.
 
     Args:
-        points: Those of `gkp.artifact.tables.high_frequency`.
+        points: The points of `gkp.artifact.tables.high_frequency`.
     """
     question = "Do pruned networks see more in high frequencies?"
     if points.empty:
@@ -243,7 +243,7 @@ def _grid_of_dots(points: pd.DataFrame, by: str, titles: Mapping[str, str]) -> t
 
 
 def _above(rows: pd.DataFrame, cut: str) -> str:
-    """How many pruned networks lie above and below the unpruned one, by intervals that do not meet."""
+    """How many pruned networks lie above and below the unpruned one, by intervals that do not overlap."""
     reference, others = rows[rows["method"] == "unpruned"], rows[~rows["method"].isin(UNPRUNED)]
     if reference.empty:
         return f"not known at {cut}, where it is not finished"
@@ -253,7 +253,7 @@ def _above(rows: pd.DataFrame, cut: str) -> str:
 
 
 def _dots(ax: Axes, rows: pd.DataFrame, heights: Sequence[float], *, whole: bool = False) -> None:
-    """Accuracies with intervals in percent, one a height; those far from the others are written at the edge, unless `whole`."""
+    """Accuracies with intervals at the given heights; outliers are written at the edge, unless `whole`."""
     close = near(rows["accuracy"], least=2 * (rows["high"] - rows["low"]).median()) | whole
     low, high = 100 * rows.loc[close, "low"].min(), 100 * rows.loc[close, "high"].max()
     ax.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
@@ -271,7 +271,7 @@ def _dots(ax: Axes, rows: pd.DataFrame, heights: Sequence[float], *, whole: bool
 
 
 def _best_of(means: pd.DataFrame, attacks: Sequence[str]) -> str:
-    """The answer of a figure of methods: the best of each panel, who cannot be told apart from it, and SR-GKP's places."""
+    """The answer of a figure of methods: the best of each panel, how many are tied with it, and the ranks of SR-GKP."""
     told, places = [], []
     for attack in attacks:
         rows = means[(means["attack"] == attack) & means["group"].notna()].set_index("method")["accuracy"]
@@ -289,7 +289,7 @@ def _best_of(means: pd.DataFrame, attacks: Sequence[str]) -> str:
 
 
 def _bars_of(points: pd.DataFrame) -> str:
-    """What the bars are: on how many images, and of how many seeds where the points say it."""
+    """The meaning of the bars: the number of images, and of seeds where the points have it."""
     text = f"Bars: 95 %, {images(points)} images"
     if "seeds" not in points:
         return f"{text}."

@@ -1,4 +1,4 @@
-"""The measured time of a pass against what was removed, in every engine (the figure of notebook 05 on speed)."""
+"""The measured time of a forward pass against the share of kernels removed, in every engine."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _TICKS = (0.25, 0.35, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6)
 
 
 def speed_lines(points: pd.DataFrame, model: str = "resnet56") -> Figure:
-    """Time of a pass on one thread against the share of kernels removed, a panel a number of images.
+    """Time of a forward pass on one thread against the share of kernels removed, a panel for each batch size.
 
     Args:
-        points: Those of `gkp.artifact.tables.speeds`: ratios to the dense network in the best stock engine.
-        model: The network; another one where it was not measured.
+        points: The points of `gkp.artifact.tables.speeds`: ratios to the dense network in the best stock engine.
+        model: The architecture; where it was not measured, the first one that was.
     """
     question = "Is the small network faster?"
     if points.empty:

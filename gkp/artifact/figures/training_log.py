@@ -1,4 +1,4 @@
-"""The one log of a fine-tuning that the authors published, under our curves."""
+"""The figure of the one log of a fine-tuning that the authors published, and of ours."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SR = "sr-gkp"
 
 
 def published_log(report: Report) -> Figure:
-    """Benign accuracy and both FGSM over 300 epochs: the authors' log, and our curves over it as far as they go.
+    """Benign accuracy and accuracy under FGSM over 300 epochs: the authors' log and our curves.
 
     Args:
-        report: Of a run of the group "log": what is missing of it is said with its cost, and a training that is under way is
-            drawn as far as its checkpoint goes.
+        report: The results of the group "log". An unfinished training is drawn as far as its checkpoint goes; one that has not
+            begun is listed with its cost.
     """
     question = "Is the published log reproduced at full length?"
     theirs, ours = authors(), curves(report)
@@ -62,7 +62,7 @@ def _panel(ax: Axes, theirs: Curve, ours: list[Curve], key: str) -> None:
 
 
 def _answer(theirs: Curve, ours: list[Curve]) -> str:
-    """What our curve of SR-GKP has where theirs has it, as far as it goes, and what is not run."""
+    """The answer: our curve of SR-GKP compared with theirs, and the trainings that are not finished."""
     told = []
     for curve in ours:
         if curve.row == SR and curve.whole:

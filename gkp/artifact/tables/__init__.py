@@ -1,4 +1,4 @@
-"""Tables for notebooks: every number with its n and interval, accuracies in percent, saved as CSV in fractions."""
+"""Tables for notebooks: every number with n and interval. Accuracies are shown in percent and saved as CSV in fractions."""
 
 from gkp.artifact.results import load_networks, load_outcomes, row_name
 from gkp.artifact.tables.accuracy import accuracies, high_frequency, mean_ranks, methods_table, strong_attacks

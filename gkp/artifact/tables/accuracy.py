@@ -1,4 +1,4 @@
-"""Accuracy of networks, without and under attack, and on what is left of images above a frequency."""
+"""Tables of accuracies: without and under attack, and on the high frequencies of images."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ from gkp.data.folders import is_folder
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import mean_rank
 
-_NOTHING = 0.005  # a column without an accuracy above it is left out: nothing can be seen in it
+_NOTHING = 0.005  # a column in which no accuracy is above this is not shown
 
 
-def accuracies(outcomes: Mapping[str, Outcomes], *, keys: Sequence[str] | None = None, title: str = "Accuracy (%)") -> Table:
-    """Accuracy of each network (column) without and under each attack (row), with 95 % Wilson intervals.
+def accuracies(outcomes: Mapping[str, Outcomes]) -> Table:
+    """The accuracy of each network (column) without and under each attack (row), with 95 % Wilson intervals.
 
     Args:
         outcomes: Name -> outcome matrix.
-        keys: Which attacks; by default all that the first network has.
-        title: To which protocol, data, n and seed are added.
     """
+    title = "Accuracy (%)"
     if not outcomes:
         return not_run(title)
     rows, shown = [], {}
     for network, out in outcomes.items():
         frame = out.to_frame().reset_index()
-        frame = frame[frame["attack"].isin(keys)] if keys is not None else frame
         rows.append(frame.assign(network=network, protocol=out.protocol, dataset=out.dataset, seed=out.seed))
         shown[network] = dict(zip(frame["attack"], with_interval(frame), strict=True))
     first = next(iter(outcomes.values()))
@@ -51,23 +49,24 @@ def methods_table(
     attacks: Sequence[str] | None = None,
     radius: str | None = None,
 ) -> Table:
-    """Cost of each network and its accuracy under some of the protocol's attacks, the mean of all seeds with 95 % intervals.
+    """The cost of each network and its accuracy under some attacks, as means over seeds with 95 % intervals.
 
-    Best and second best of a column are marked as in the paper, among networks of one rate and schedule; "=" marks every other
-    that cannot be told apart from the best: paired on the images, with the seeds' spread, Holm over the column. Unpruned
-    networks, shapes trained from scratch and methods that train for robustness are not ranked. Beside ours stands what the
-    paper prints.
+    The best and second best of a column are marked as in the paper, among networks of the same rate and schedule; "=" marks
+    those that do not differ significantly from the best (paired on the images, with the spread over seeds, Holm over the
+    column). Unpruned networks, shapes trained from scratch and methods that train on adversarial images are not ranked. The
+    paper's value is shown below ours where it prints one.
 
     Args:
-        results: Finished networks and their evaluations; a row for each network, in their order.
-        protocol: A role of `gkp.artifact.results.plays`: "paper", which has columns of cost, "pixel", "precision".
-        title: Of the table.
-        attacks: The columns; by default the paper's four, or benign and the worst case at each radius.
-        radius: Instead: benign and every attack at this radius, or at the smallest where nothing was attacked at it.
+        results: Finished networks and their evaluations; each network is a row, in their order.
+        protocol: The role of the evaluations, as in `gkp.artifact.results.plays`: "paper" (with columns of cost), "pixel" or
+            "precision".
+        title: The title of the table.
+        attacks: The columns; None for the paper's four, or for benign and the worst case at each radius.
+        radius: Columns for benign and every attack at this radius, or at the smallest one where there is none at this radius.
 
     Returns:
-        A table whose points have all attacks and seeds; "group" is 1 for the best network of a column and those that cannot
-        be told apart from it, 2 for the others, and nothing for what is not ranked.
+        A table whose points have all attacks and seeds; "group" is 1 for the best network of a column and those that do not
+        differ significantly from it, 2 for the others, and missing for networks that are not ranked.
     """
     points = _points(results, protocol)
     if points.empty:
@@ -121,7 +120,7 @@ def _points(results: Sequence[Result], protocol: str) -> pd.DataFrame:
 
 
 def _settings(results: Sequence[Result], protocol: str) -> dict[tuple, Callable[[Evaluation], bool]]:
-    """Each architecture, rate and schedule, and which networks are compared in it: with them the unpruned one, not ranked."""
+    """Each architecture, rate and schedule -> which networks are compared in it, the unpruned one included."""
 
     def inside(setting: tuple) -> Callable[[Evaluation], bool]:
         model, _, epochs = setting
@@ -147,7 +146,7 @@ def _columns(known: list[str], protocol: str, attacks: Sequence[str] | None, rad
 
 
 def _marked(frame: pd.DataFrame, protocol: str) -> list[str]:
-    """The cells of a column: accuracy with its marks, interval, and what the paper prints."""
+    """The text of a column: accuracy with its marks, its interval, and the paper's value."""
     place = (
         frame["accuracy"]
         .where(frame["group"].notna())
@@ -167,17 +166,17 @@ def _marked(frame: pd.DataFrame, protocol: str) -> list[str]:
 
 
 def _millions(macs: float | None, off: float | None) -> str:
-    """Multiply-accumulates in millions; off: the share by which a method with too coarse steps misses the others'."""
+    """Multiply-accumulates in millions; off: by which share a method misses the budget of the others, if it does."""
     if macs is None or pd.isna(macs):
         return ""
     return f"{macs / 1e6:.3f}" + ("" if off is None or pd.isna(off) else f" ({off:+.1%}, not at equal MACs)")
 
 
 def high_frequency(results: Sequence[Result]) -> Table:
-    """Table 1: accuracy of each network on the whole test set and on what is left of it above each cut, with intervals.
+    """Table 1: the accuracy of each network on the whole test set and on its frequencies above each cut, with intervals.
 
     Args:
-        results: Finished networks and their evaluations, of which those in the part "frequency" are shown, in their order.
+        results: Finished networks and their evaluations; those in the role "frequency" are shown, in their order.
     """
     points = [
         {
@@ -206,15 +205,15 @@ def high_frequency(results: Sequence[Result]) -> Table:
 
 
 def strong_attacks(results: Sequence[Result]) -> Table:
-    """Accuracy of each network under attacks of its own choice (cascades, AutoAttack), with n, interval and cost.
+    """The accuracy of each network under strong attacks (cascades, AutoAttack), with n and interval.
 
     Args:
         results: Finished networks, their evaluations and measured latencies.
 
     Returns:
-        A table whose points have a row for each network and attack; "macs": multiply-accumulates in millions, by the
-        paper's counter; "latency": seconds for the largest batch relative to the dense network, 1 for an unpruned
-        network and NaN where it was not measured.
+        A table whose points have a row for each network and attack, with the cost of the network: "macs", multiply-accumulates
+        in millions by the paper's counter; "latency", the time for the largest batch relative to the dense network, 1 for
+        unpruned networks and NaN where it was not measured.
     """
     took = {result.cell.net.hash: _largest_batch(result) for result in results if isinstance(result.cell, LatencyCell)}
     points = [
@@ -241,21 +240,19 @@ def strong_attacks(results: Sequence[Result]) -> Table:
 
 
 def _largest_batch(timed: Result) -> float:
-    """The compact network's seconds for its largest batch, relative to the dense one's."""
+    """The time of the compact network for the largest batch, relative to the dense one."""
     return float(max(timed["latency"], key=lambda row: row["batch_size"])["ratio"])
 
 
-def mean_ranks(
-    points: pd.DataFrame, *, title: str = "Table 20 · mean rank over benign accuracy and the three attacks"
-) -> Table:
-    """Methods by the mean of their ranks on benign, (a), (b) and (c), 1 being the best: the rule behind Table 20.
+def mean_ranks(points: pd.DataFrame) -> Table:
+    """Table 20: methods by the mean of their ranks on benign, (a), (b) and (c); 1 is the best.
 
-    Any difference counts, however small: `gkp.evaluation.compare.rank_groups` says which are significant.
+    Any difference counts, however small; `gkp.evaluation.compare.rank_groups` tests which are significant.
 
     Args:
-        points: Those of `methods_table(..., protocol="paper")`; unpruned networks are left out, as in the paper.
-        title: Of the table.
+        points: The points of `methods_table(..., protocol="paper")`; unpruned networks are left out, as in the paper.
     """
+    title = "Table 20 · mean rank over benign accuracy and the three attacks"
     rows = points[points["attack"].isin(ATTACKED) & ~points["method"].str.startswith("unpruned")] if len(points) else points
     if rows.empty:
         return not_run(title)

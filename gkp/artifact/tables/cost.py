@@ -1,4 +1,4 @@
-"""What pruning costs and saves: Table 7 (grouping and pruning time), parameters, MACs and measured latency."""
+"""Tables of costs: seconds of grouping and pruning (Table 7), parameters, MACs, latency, and speed in several engines."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from gkp.pruning.twin import PrunedModel
 CLUSTERINGS = ("kpca", "spectral", "dbscan")
 
 
-def same_function(pruned: nn.Module, small: nn.Module, dataset: str, *, n: int = 32) -> str:
-    """How far the logits of a masked twin and of its compact network are apart, in one line.
+def same_function(pruned: nn.Module, small: nn.Module, dataset: str) -> str:
+    """One line with the largest difference between the logits of a masked twin and of its compact network.
 
     Args:
         pruned: The masked twin.
         small: The compact network.
-        dataset: Whose first n test images are attacked; random ones where that would take a download.
-        n: Number of images.
+        dataset: Whose first 32 test images are attacked; random ones where that would take a download.
     """
+    n = 32
     if (test := test_images(dataset, n)) is not None:
         x, what = attack(pruned, test.pixels(), test.labels, "pgd", eps=1 / 255, steps=20, seed=0), "under attack"
     else:
@@ -41,10 +41,10 @@ def same_function(pruned: nn.Module, small: nn.Module, dataset: str, *, n: int =
 
 
 def costs(networks: Mapping[str, nn.Module], *, input_shape: Sequence[int] = (3, 32, 32)) -> Table:
-    """Parameters and multiply-accumulates of each network, a masked twin counted as the compact network it stands for.
+    """Parameters and multiply-accumulates of each network.
 
     Args:
-        networks: Name -> network.
+        networks: Name -> network; a masked twin is counted as its compact network.
         input_shape: (C, H, W) of one image.
     """
     points = pd.DataFrame(
@@ -73,13 +73,13 @@ COUNTED = (
 
 
 def published_counts(*datasets: str) -> Table:
-    """What grouped kernel pruning leaves of the paper's networks, counted here beside what the paper prints.
+    """MACs and parameters of the paper's networks after grouped kernel pruning, counted here and as printed.
 
-    MACs by the paper's counter and parameters, in millions, with three decimals as printed. The networks are built without
-    weights: only shapes count.
+    In millions with three decimals, as printed; MACs are counted as the paper does. Only the shapes of layers matter, so the
+    networks are not trained.
 
     Args:
-        datasets: "CIFAR-10", "ImageNet".
+        datasets: "CIFAR-10", "ImageNet" or both.
     """
     printed = published()
     printed = printed[(printed["method"] == "SR-GKP") & printed["metric"].isin(["MACs", "params"])]
@@ -123,8 +123,10 @@ def published_counts(*datasets: str) -> Table:
 def grouping_times(results: Sequence[Result]) -> Table:
     """Table 7: seconds to group the same layers by smoothness snaking and by TMI-GKP's three clusterings, and their ratio.
 
+    Snaking is the median of five measurements; each clustering is measured once.
+
     Args:
-        results: Finished timing cells, among others. One measurement of each clustering, the median of five of snaking.
+        results: Results, of which those of timing cells are shown.
     """
     points = []
     for result in _timings(results):
@@ -162,12 +164,12 @@ def grouping_times(results: Sequence[Result]) -> Table:
 
 
 def latencies(results: Sequence[Result]) -> Table:
-    """Measured inference: the dense network, its grouped convolutions and its filter-pruned twin of the same MACs.
+    """Latency of the dense network, of its grouped convolutions, and of a filter-pruned network with the same MACs.
 
-    Seconds a batch (median, quartile range) and the ratio to the dense network within one run: below 1 is faster.
+    Median and quartile range for a batch, and the ratio to the dense network in the same run; below 1 is faster.
 
     Args:
-        results: Finished timing cells, among others.
+        results: Results, of which those of timing cells are shown.
     """
     points = []
     for result in _timings(results):
@@ -185,10 +187,10 @@ def latencies(results: Sequence[Result]) -> Table:
 
 
 def speeds(results: Sequence[Result]) -> Table:
-    """Milliseconds of a pass of every form of a network in every engine, and the ratio to dense in the best stock engine.
+    """The time of a forward pass for each form of a network in each engine, and its ratio to dense in the best stock engine.
 
     Args:
-        results: Finished speed cells, among others.
+        results: Results, of which those of speed cells are shown.
     """
     frame = _speeds(results)
     if frame.empty:
@@ -202,14 +204,15 @@ def speeds(results: Sequence[Result]) -> Table:
 
 
 def accelerations(results: Sequence[Result]) -> Table:
-    """What accelerates a pruned network: the pruning, or the engine. Ratios of seconds; below 1 is faster.
-
-    "stock": the pruned network, as it is stored, to the dense one, each in the stock engine that is best for it. "engine":
-    dense in `gkp.compile` to dense in the best stock engine. "pruning": pruned to dense, both in `gkp.compile`. "both": pruned
-    there to dense in the best stock engine.
+    """Ratios of times that separate what pruning accelerates from what the engine accelerates; below 1 is faster.
 
     Args:
-        results: Finished speed cells, among others.
+        results: Results, of which those of speed cells are shown.
+
+    Returns:
+        A table with the columns "stock": pruned to dense, each in its fastest stock engine; "engine": dense in `gkp.compile` to
+        dense in the best stock engine; "pruning": pruned to dense, both in `gkp.compile`; "both": pruned in `gkp.compile` to
+        dense in the best stock engine.
     """
     frame, points = _speeds(results), []
     for (model, threads, size), rows in frame.groupby(["model", "threads", "batch_size"], sort=False) if len(frame) else ():
@@ -230,7 +233,7 @@ def accelerations(results: Sequence[Result]) -> Table:
 
 
 def _speeds(results: Sequence[Result]) -> pd.DataFrame:
-    """The rows of all finished speed cells, with the model of each."""
+    """The rows of all speed cells, with their architecture."""
     timed = [result for result in results if isinstance(result.cell, SpeedCell)]
     return pd.DataFrame([{"model": result["model"], **row} for result in timed for row in result["speed"]])
 

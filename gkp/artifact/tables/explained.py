@@ -1,4 +1,4 @@
-"""What benign accuracy alone explains of each column, and what is left for SR-GKP."""
+"""The table of how much of attacked accuracy benign accuracy explains."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from gkp.artifact.tables.table import Table
 
 
 def explained(results: Sequence[Result]) -> Table:
-    """The regression of attacked on benign accuracy, ours and the paper's: variance explained, and SR-GKP's distance from it.
+    """The regression of attacked on benign accuracy, ours and the paper's: explained variance and SR-GKP's residual.
 
     Args:
         results: Finished networks and their evaluations, of any number of architectures and schedules.
 
     Returns:
-        A table whose points are those of `gkp.artifact.explained.of_both`: every attack and radius.
+        A table whose points are those of `gkp.artifact.explained.of_both`, with all attacks and radii.
     """
     points = of_both(results)
     columns = shown_columns(points, smallest_radius(results))

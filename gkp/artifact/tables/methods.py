@@ -1,4 +1,4 @@
-"""Table 8: what the paper says of its methods, and what the registry says of ours; and which kernels each keeps."""
+"""Table 8, the properties of all methods in the paper and here; and which kernels each method keeps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gkp.pruning.registry import MethodInfo, methods
 
 
 def method_checklist() -> Table:
-    """Table 8, as published and as the registry has it: type, procedure and needs of every method, ours added below."""
+    """Table 8: type, procedure and needs of every method, as printed and as registered; further methods of ours below."""
     printed, known = published(8), methods()
     rows = [
         {
@@ -38,7 +38,7 @@ def method_checklist() -> Table:
 
 
 def _registered(info: MethodInfo | None) -> dict[str, str]:
-    """The columns of the checklist that the registry has."""
+    """The columns of the checklist that come from the registry."""
     if info is None:
         return {"type, here": "not implemented"}
     needs = ", ".join(info.needs)
@@ -46,17 +46,14 @@ def _registered(info: MethodInfo | None) -> dict[str, str]:
 
 
 def kept_kernels(results: Sequence[Result], *, against: str = "sr-gkp") -> Table:
-    """Filter by filter, how many networks keep other kernels than one of them, and how many they have in common.
-
-    What fine-tuning does has no part in it.
+    """How many filters of each network keep other kernels than those of one network, and the share of kernels in common.
 
     Args:
-        results: Finished networks, of which those pruned by grouped kernels at the same rate are shown; of several seeds
-            the first.
+        results: Finished networks, of which those pruned by grouped kernels at the same rate are shown, one seed of each.
         against: The `row_name` of the network to compare with.
 
     Returns:
-        A table whose points have "filters", "differing" and "share" of `gkp.pruning.overlap`, n and seed.
+        A table whose points have "filters", "differing" and "share" (see `gkp.pruning.overlap`), n and seed.
     """
     title = f"Filters that keep other kernels than by {paper_name(against)}"
     cells = [result.cell for result in results if isinstance(result.cell, PruneCell)]

@@ -1,4 +1,4 @@
-"""What a protocol's choices do to its numbers: labels of FGSM, the space of eps, the epoch that is reported, the seed."""
+"""The effect of choices of the protocol: labels of FGSM, the space of eps, the reported epoch, the seed; and transfer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from gkp.evaluation.statistics import wilson
 
 
 def label_choice(results: Sequence[Result], *, attack: str = "fgsm-0.1") -> Table:
-    """FGSM with the network's own predictions as labels against true labels: accuracy, difference, rank under each.
+    """Accuracy under FGSM with predicted and with true labels, the difference, and the rank of each network under both.
 
     Args:
         results: Finished networks and their evaluations.
-        attack: A row of the paper protocol. Ranks are among the networks shown, 1 being the most robust.
+        attack: A key of the paper's protocol, with predicted labels.
     """
     points = []
     for one in evaluations(results, "paper"):
@@ -46,14 +46,13 @@ def label_choice(results: Sequence[Result], *, attack: str = "fgsm-0.1") -> Tabl
 
 
 def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Table:
-    """The last epoch against the best one on the test set, from the log of each fine-tuning.
+    """Accuracy at the last epoch and at the best epoch on the test set, which the paper reports.
 
-    The paper reports the best epoch on the test set. Accuracies are of its first images, as many as the log has; only epochs
-    at the final cost count, as in the paper.
+    Only epochs after the network has its final size count, as in the paper.
 
     Args:
-        results: Finished networks, of which those that were logged are shown.
-        metric: What the best epoch is chosen by.
+        results: Finished networks, of which those whose epochs were scored on test images are shown.
+        metric: The attack by which the best epoch is chosen.
     """
     points = []
     for result in results:
@@ -96,12 +95,12 @@ def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Tabl
 
 
 def seed_spread(results: Sequence[Result], *, protocol: str = "paper", attacks: Sequence[str] = ATTACKED) -> Table:
-    """Mean and standard deviation over seeds of each method's accuracy; methods with one seed say so.
+    """Mean and standard deviation over seeds of the accuracy of each method, with the number of seeds.
 
     Args:
         results: Finished networks and their evaluations.
         protocol: "paper" or "pixel".
-        attacks: The columns, among those of the protocol.
+        attacks: The columns, attacks of the protocol.
     """
     rows = [
         {**one.facts, "attack": key, "accuracy": value}
@@ -125,13 +124,15 @@ def seed_spread(results: Sequence[Result], *, protocol: str = "paper", attacks: 
 
 
 def transferred(results: Sequence[Result], *names: str, n: int = 32, eps: float = 2 / 255) -> Table:
-    """Images that PGD made on one network (source), shown to another (target): the accuracy of the target, computed now.
+    """Transfer of PGD: the accuracy of each network (target) on images attacked for each other one (source).
+
+    It is computed when called.
 
     Args:
         results: Finished networks.
-        names: Methods whose networks are taken, as in `load_networks`.
-        n: The first so many test images.
-        eps: Radius in pixels.
+        names: The networks, as in `load_networks`.
+        n: The number of test images, the first ones.
+        eps: The radius, in the units of pixels in [0, 1].
     """
     title = f"PGD at eps = {255 * eps:g} / 255, images carried from source to target, accuracy of the target"
     dataset = next(result.cell.dataset for result in results if isinstance(result.cell, Network | PruneCell))
@@ -142,11 +143,13 @@ def transferred(results: Sequence[Result], *names: str, n: int = 32, eps: float 
 
 
 def space_choice(results: Sequence[Result]) -> Table:
-    """PGD at the paper's 8/255 of normalised space beside PGD at the radii of pixel space, per method, in percent.
+    """Accuracy under PGD at 8/255 in normalised space (the paper's protocol) and at several radii in pixel space.
 
     Args:
-        results: Finished networks and their evaluations in both protocols, whose n differ and are stated; points have every
-            seed, and the table to read has seed 0.
+        results: Finished networks and their evaluations in both protocols, which may be of different numbers of images.
+
+    Returns:
+        A table that shows seed 0; its points have all seeds.
     """
     pixel = {one.net.hash: one for one in evaluations(results, "pixel")}
     points = []

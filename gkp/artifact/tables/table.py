@@ -1,4 +1,4 @@
-"""A table to read, and the numbers behind it; how all tables print a row's name, a percentage and an interval."""
+"""The table that all functions of this package return, and how tables print names, percentages and intervals."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from gkp.artifact.results import not_run_yet, paper_name
 
 @dataclass(frozen=True)
 class Table:
-    """A table to read and the numbers behind it.
+    """A table as text, with the numbers it was made from.
 
     Attributes:
-        title: What it shows, with n, seeds and kind of interval.
-        shown: Text, for people.
-        points: One number a row, for machines; networks by `gkp.artifact.results.row_name`.
-        notes: More to say of a row, by its name; in a notebook they are folded.
-        legend: What the marks in it mean.
-        marked: Whether `shown` has marks: **bold**, _underlined_, and what follows " · " on a line of its own.
-        saved: Where `save` has written it.
+        title: What it shows, with n, seeds and the kind of interval.
+        shown: The text of its cells.
+        points: The numbers, one a row, with networks by `gkp.artifact.results.row_name`.
+        notes: Name of a row -> further text; collapsed in a notebook.
+        legend: The meaning of the marks.
+        marked: Whether `shown` has marks: **bold**, _underlined_, and " · " before text on a line of its own.
+        saved: The files that `save` has written.
     """
 
     title: str
@@ -40,11 +40,11 @@ class Table:
         """Write `points` as `name`.csv.
 
         Args:
-            name: File name without suffix.
-            folder: Where to; by default `build/tables`.
+            name: The file name without suffix.
+            folder: The folder; None for `build/tables`.
 
         Returns:
-            The path of the CSV.
+            The path of the CSV file.
         """
         target = Path(folder or "build/tables")
         target.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def _safe(value: object) -> object:
 
 
 def _as_table(frame: pd.DataFrame, *, escape: bool) -> str:
-    """The frame as HTML with one row of headers, each of which says whether it is of a row or a column."""
+    """The frame as HTML with one row of headers; every header has its scope, row or column."""
     if frame.empty:
         return ""
     levels = frame.index.nlevels
@@ -98,18 +98,29 @@ def not_run(title: str) -> Table:
 
 
 def by_method(columns: dict[str, Iterable], rows: pd.Series) -> pd.DataFrame:
-    """A table to read: these columns, a row for each `row_name` of `rows`, named as the paper does."""
+    """The text of a table with one row for each network.
+
+    Args:
+        columns: Heading -> text of each row.
+        rows: The `row_name` of each row.
+
+    Returns:
+        The columns, indexed by the paper's names of the rows.
+    """
     frame = pd.DataFrame({name: list(values) for name, values in columns.items()})
     return frame.set_index(pd.Index(rows.map(paper_name), name="method"))
 
 
 def spread_out(frame: pd.DataFrame, text: Iterable[str], *, columns: str) -> pd.DataFrame:
-    """A table to read: a row a method and a column for each value of `columns`, both in order of appearance.
+    """The text of a table with one row for each method and one column for each value of a column of its points.
 
     Args:
         frame: Points with columns "method" and `columns`.
-        text: What to print for each of its rows.
-        columns: The name of a column of `frame`.
+        text: The text for each row of `frame`.
+        columns: The name of a column of `frame`, whose values become the headings.
+
+    Returns:
+        The text, with methods and headings in order of appearance and methods by their names in the paper.
     """
     wide = frame.assign(text=list(text)).pivot(index="method", columns=columns, values="text")
     wide = wide.loc[frame["method"].unique(), frame[columns].unique()]
@@ -117,36 +128,42 @@ def spread_out(frame: pd.DataFrame, text: Iterable[str], *, columns: str) -> pd.
 
 
 def with_interval(rows: pd.DataFrame) -> list[str]:
-    """Accuracy and interval in percent, "90.0 [88.1, 91.6]", of rows with columns accuracy, low and high."""
+    """Accuracies with intervals in percent, "90.0 [88.1, 91.6]", from rows with columns accuracy, low and high."""
     values = zip(rows["accuracy"], rows["low"], rows["high"], strict=True)
     return [f"{100 * accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for accuracy, low, high in values]
 
 
 def marked(accuracy: float, low: float, high: float, *, rank: float, tied: bool) -> str:
-    """An accuracy as a ranked column prints it: the best is bold, the second best underlined.
+    """The text of an accuracy in a ranked column: the best is bold, the second best underlined.
 
     Args:
         accuracy, low, high: The accuracy and its interval, in percent.
-        rank: From 1; NaN where it is not ranked.
-        tied: Whether it is not the best, and does not differ significantly from the best.
+        rank: The rank, from 1; NaN where it is not ranked.
+        tied: Whether it is not the best but does not differ significantly from the best.
     """
     mark = "**" if rank == 1 else "_" if rank == 2 else ""
     return f"{mark}{accuracy:.1f}{mark}{' =' if tied else ''} [{low:.1f}, {high:.1f}]"
 
 
 def percent(fractions: pd.Series, form: str = "{:.2f}") -> pd.Series:
-    """Fractions as percent with two decimals, or in another form."""
+    """Fractions as percent, with two decimals or in another format."""
     return (100 * fractions).map(form.format)
 
 
 def beside(text: Iterable[str], printed: Iterable[float | None], form: str = "{:.2f}") -> list[str]:
-    """Our cells with what the paper prints on a line of their own, where it prints something; for a marked table."""
+    """The text of a column with the paper's value below each of ours, for a marked table.
+
+    Args:
+        text: Our values as text.
+        printed: The paper's values; None or NaN where it prints none.
+        form: The format of the paper's values.
+    """
     pairs = zip(text, printed, strict=True)
     return [ours if theirs is None or pd.isna(theirs) else f"{ours} · paper {form.format(theirs)}" for ours, theirs in pairs]
 
 
 def provenance(runs: Sequence[Result]) -> str:
-    """One line for the foot of a notebook: what was cached and what computed, on what, with which versions, in how long.
+    """One line with the numbers of cached and computed cells, their seconds, commits, versions and processors.
 
     Args:
         runs: Results of `gkp.artifact.experiments.run`.

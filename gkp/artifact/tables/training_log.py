@@ -1,4 +1,4 @@
-"""The one log of a fine-tuning that the authors published, beside ours: best epoch, last epoch, and the jump between."""
+"""The table of the one log of a fine-tuning that the authors published, and of ours."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def published_log(report: Report) -> Table:
     """Best epoch, last epoch, and the jump at the first step of the learning rate, of the log and of our fine-tunings.
 
     Args:
-        report: Of a run of the group "log"; what is missing of it is said with its cost.
+        report: The results of the group "log"; unfinished trainings are shown with their cost.
 
     Returns:
-        A table whose points are fractions, NaN for what is not trained.
+        A table whose points are fractions, NaN for epochs that are not trained.
     """
     every = [authors(), *curves(report)]
     points = pd.DataFrame([_row(curve, key) for key in COLUMNS for curve in every])

@@ -39,9 +39,9 @@ class Rounded(Linear):
         return super().forward((x * 4).round() / 4)
 
 
-def toy_images(n: int = 40) -> Dataset:
-    """n random images with the labels that `Rounded` gives them."""
-    images = torch.randint(256, (n, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+def toy_images() -> Dataset:
+    """40 random images with the labels that `Rounded` gives them."""
+    images = torch.randint(256, (40, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         labels = Rounded()(images.float() / 255).argmax(1)
     return Dataset("toy", "test", images, labels, CLASSES, (0.5,) * 3, (0.3,) * 3)
