@@ -63,7 +63,7 @@ class Net:
 
     @classmethod
     def of(cls, given: str | Mapping[str, Any]) -> Net:
-        """Read from claims.toml: "sr-gkp", or { method = "sr-gkp", alpha = 0.1, rate = 0.75 }. BadInput for an unknown method."""
+        """Read from claims.toml: "sr-gkp", or { method = "sr-gkp", alpha = 0.1, rate = 0.75 }. BadInput for other methods."""
         method, options = (given, {}) if isinstance(given, str) else (given.get("method"), dict(given))
         if method not in _NAMES:
             raise BadInput(f"no method is called {method!r}; there are {', '.join(_NAMES)}")
@@ -88,8 +88,8 @@ def subject(cell: Network | PruneCell) -> str:
     """The name by which claims refer to the network that a cell trains or prunes.
 
     Returns:
-        The architecture on CIFAR-10 and on digits, "resnet56"; elsewhere the data set, the architecture and, for public weights,
-        their name: "tiny-imagenet resnet56", "imagenet resnet50 torchvision".
+        The architecture on CIFAR-10 and on digits, "resnet56"; elsewhere the data set, the architecture and the name of public
+        weights: "tiny-imagenet resnet56", "imagenet resnet50 torchvision".
     """
     if cell.dataset in (EMBEDDED, "cifar10"):
         return cell.model
