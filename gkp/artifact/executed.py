@@ -1,10 +1,10 @@
-"""Executed notebooks: what an execution follows from, whether it still stands, and the reading copy that is committed.
+"""Executed notebooks: what their outputs depend on, whether they are up to date, and the reading copy that is committed.
 
-A notebook follows from its own source, its parameters, the cells it shows, the code that shows them (comments and docstrings
-aside), the published numbers, and the installed packages. A record of their hashes lies beside each executed copy in
+Outputs depend on the source of the notebook, its parameters, the cells it shows, the code that shows them (without comments and
+docstrings), the published numbers, and the installed packages. Their hashes are recorded beside each executed copy in
 `.executed/NAME.json`, with the hashes of the files that the notebook wrote.
 
-Cost: about a second for eleven notebooks; nothing of Jupyter is imported.
+Cost: about a second for eleven notebooks; Jupyter is not imported.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from gkp.files import checkout, file_sha256, json_sha256, replace_file
 
 RECORDS = ".executed"
 INJECTED = "injected-parameters"  # papermill's tag for the cell it adds
-HOW = ("jobs",)  # parameters that say how fast, never what
-# Code that decides how cells are computed and files copied, never what a notebook shows of them.
+HOW = ("jobs",)  # parameters that change the speed, never the outputs
+# Code that computes cells and copies files, and does not change what a notebook shows.
 MACHINERY = (
     *("cli.py", "__main__.py", "artifact/experiments/", "artifact/commands.py", "artifact/manifest.py", "artifact/readme.py"),
     *("artifact/notebooks.py", "artifact/executed.py", "artifact/publish.py", "artifact/verify.py", "artifact/html_report.py"),
@@ -38,13 +38,13 @@ MACHINERY = (
 
 @dataclass(frozen=True)
 class Record:
-    """One execution of a notebook.
+    """The record of one execution of a notebook.
 
-    Args:
-        name: the notebook's name without ending.
-        origin: what -> sha256 of all that the outputs follow from.
-        files: path below the output folder -> sha256 of what the notebook wrote, itself included.
-        seconds: how long it ran.
+    Attributes:
+        name: The name of the notebook without suffix.
+        origin: Name -> sha256 of everything that the outputs depend on.
+        files: Path below the output folder -> sha256 of each file that the notebook wrote, itself included.
+        seconds: How long it ran.
     """
 
     name: str
@@ -53,19 +53,24 @@ class Record:
     seconds: float
 
     def save(self, out: Path) -> None:
-        """Write the record beside the executed copy in `out`."""
+        """Write the record beside the executed notebook in `out`."""
         replace_file(record_file(out, self.name), lambda partial: write_json(partial, asdict(self)))
 
     @classmethod
     def load(cls, out: Path, name: str) -> Record | None:
-        """Read the record of the notebook in `out`; None when there is none that can be read."""
+        """The record of a notebook in `out`; None where there is none or it cannot be read."""
         try:
             return cls(**(read_json(record_file(out, name)) or {}))
         except TypeError:  # there is none, or another version of this program wrote it
             return None
 
     def outdated(self, origin: Mapping[str, str], out: Path) -> str | None:
-        """Say in a few words why the notebook has to be executed again; None when it does not."""
+        """Why the notebook has to be executed again, in a few words; None where it does not.
+
+        Args:
+            origin: As returned by the function `origin` now.
+            out: The output folder.
+        """
         if changed := [what for what in origin if self.origin.get(what) != origin[what]]:
             return f"{', '.join(changed)} changed"
         for path, sha256 in self.files.items():
@@ -77,15 +82,19 @@ class Record:
 
 
 def record_file(out: Path, name: str) -> Path:
-    """Return where the record of a notebook executed into `out` is."""
+    """The path of the record of a notebook executed into `out`."""
     return out / RECORDS / f"{name}.json"
 
 
 def cells_run(book: Mapping[str, Any], profile: str) -> list[Cell]:
-    """Return the cells that a notebook runs: those of the groups its code names, `profiles.cells(profile, "main")`.
+    """The cells that a notebook runs: those of the groups named in its code, as in `profiles.cells(profile, "main")`.
+
+    Args:
+        book: The notebook as JSON.
+        profile: The profile.
 
     Raises:
-        BadInput: for a group that the profile does not have.
+        BadInput: The profile does not have one of the groups.
     """
     calls = list(_calls(book))
     groups = [group for name, given in calls if name == "profiles.cells" for group in given]
@@ -94,7 +103,7 @@ def cells_run(book: Mapping[str, Any], profile: str) -> list[Cell]:
 
 
 def cells_shown(book: Mapping[str, Any], profile: str) -> list[Cell]:
-    """Return the cells that a notebook shows: those it runs, and where it gives verdicts, whatever is finished."""
+    """The cells that a notebook shows: those that it runs, or all cells of the profile where it gives verdicts."""
     looks = any(name == "claims.verdicts" for name, _ in _calls(book))
     return profiles.cells(profile) if looks else cells_run(book, profile)
 
@@ -108,9 +117,11 @@ def _calls(book: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
 
 
 def finished(cells: Iterable[Cell], store: Store | None = None) -> dict[str, Entry]:
-    """Return hash of a cell -> what is stored of it, for those of the cells that are finished.
+    """Hash -> stored cell, for the finished ones among some cells, including those whose network was not kept.
 
-    Those count whose networks were not kept, although cells built on them would compute them again.
+    Args:
+        cells: The cells.
+        store: Where they are; None for `gkp.artifact.experiments.default_store()`.
     """
     store = store or default_store()
     names = store.names()
@@ -119,12 +130,12 @@ def finished(cells: Iterable[Cell], store: Store | None = None) -> dict[str, Ent
 
 
 def origin(notebook: Path, parameters: Mapping[str, Any], results: Mapping[str, Entry] | None = None) -> dict[str, str]:
-    """Return what -> sha256 of all that the outputs of an execution follow from.
+    """Name -> sha256 of everything that the outputs of an execution depend on.
 
     Args:
-        notebook: its file.
-        parameters: name -> value, as they are injected; those of `HOW` do not count.
-        results: as `finished` gives them; by default looked up in the usual stores.
+        notebook: The file of the notebook.
+        parameters: Name -> value of the injected parameters; those in `HOW` are ignored.
+        results: The cells as returned by `finished`; None to look them up in the default store.
     """
     book, profile = read_notebook(notebook), parameters.get("profile")
     shown = cells_shown(book, profile) if profile else []
@@ -144,7 +155,7 @@ def _sha256_of(entry: Entry | None) -> str:
 
 
 def read_notebook(file: Path) -> dict[str, Any]:
-    """Return the notebook as JSON. Raises BadInput when it is none."""
+    """The notebook as JSON. Raises BadInput where the file is no notebook."""
     try:
         book = json.loads(file.read_text(encoding="utf-8"))
         cells = book["cells"]
@@ -155,7 +166,7 @@ def read_notebook(file: Path) -> dict[str, Any]:
 
 
 def sources(book: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (type, text) of each cell that an author wrote: no outputs, counts, times, or injected parameters."""
+    """(type, text) of each cell, without outputs, counts, times and injected parameters."""
     return [
         (cell["cell_type"], "".join(cell["source"]))
         for cell in book["cells"]
@@ -164,21 +175,24 @@ def sources(book: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def source_sha256(book: Mapping[str, Any]) -> str:
-    """Return the sha256 of a notebook's `sources`."""
+    """The sha256 of the `sources` of a notebook."""
     return json_sha256(sources(book))
 
 
 def was_executed(book: Mapping[str, Any]) -> bool:
-    """Return whether the notebook carries outputs."""
+    """Whether the notebook has outputs."""
     return any(cell.get("execution_count") or cell.get("outputs") for cell in book["cells"])
 
 
 def reading_copy(book: Mapping[str, Any], profile: str) -> dict[str, Any]:
-    """Return the executed notebook as it is committed: same sources, same outputs, no times.
+    """The executed notebook as it is committed: the same sources and outputs, without times.
 
-    The injected cell and links to files of the execution go, and the counts close up; the parameters cell says in its output
-    with which profile it was executed, and the metadata carry the hash of the sources that gave these outputs, so that a later
-    edit shows.
+    The injected cell and links to tables are removed and execution counts renumbered. The output of the parameters cell states
+    the profile, and the metadata have the hash of the sources, so that a later edit is noticed.
+
+    Args:
+        book: The executed notebook as JSON.
+        profile: The profile that it was executed for.
     """
     cells, count = [], 0
     for old in book["cells"]:
@@ -205,7 +219,7 @@ def reading_copy(book: Mapping[str, Any], profile: str) -> dict[str, Any]:
 
 
 def _without_links(output: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the output without links to tables, which are not committed."""
+    """The output without links to tables, which are not committed."""
     if "text/html" not in output.get("data", {}):
         return output
     shown = re.sub(r'<a href="\.\./[^"]*\.csv">[^<]*</a>', "", "".join(output["data"]["text/html"]))
@@ -214,14 +228,14 @@ def _without_links(output: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @cache
 def _code() -> str:
-    """Return the hash of the code that decides what a notebook shows, its comments and docstrings aside."""
+    """The hash of the code that decides what a notebook shows, without comments and docstrings."""
     package = Path(__file__).resolve().parents[1]
     files = {file.relative_to(package).as_posix(): file for file in package.rglob("*.py")}
     return json_sha256({name: code_of(file) for name, file in files.items() if not name.startswith(MACHINERY)})
 
 
 def code_of(file: Path) -> str:
-    """Return what a Python file says to the interpreter: its syntax tree without docstrings."""
+    """The syntax tree of a Python file without docstrings, as text."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):

@@ -1,8 +1,8 @@
-"""`gkp reproduce` without a profile: what was measured on CIFAR-10, rendered again, then the same pipeline live on digits.
+"""`gkp reproduce` without a profile: render the results measured on CIFAR-10, then run the same pipeline live on digits.
 
-The first part computes nothing and needs neither a network nor a data set: it shows the committed cells. The second trains,
-prunes, fine-tunes and attacks one network here, as proof that the pipeline works on this machine; digits decide nothing. Cost:
-a minute and a half on two cores, seconds where everything is up to date.
+The first part shows committed cells; it computes nothing and needs neither a network nor a data set. The second part trains,
+prunes, fine-tunes and attacks one network on digits, to show that the pipeline works on this machine. Cost: a minute and a half
+on two cores, seconds where everything is up to date.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NEXT = (
 
 
 def first_look(*, jobs: int | None = None, force: bool = False) -> None:
-    """Show the evidence, run the pipeline once, and say where the page is and what to type next.
+    """Show the committed results, run the pipeline once, and print where the report is and further commands.
 
     Args:
         jobs: As in `gkp.artifact.notebooks.reproduce`.

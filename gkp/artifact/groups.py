@@ -1,7 +1,7 @@
-"""Groups of cells: what is measured of one network, and at which cost (`Scale`); `gkp.artifact.profiles` puts them together.
+"""Groups of cells: what is measured of one network, and at which cost (`Scale`); `gkp.artifact.profiles` combines them.
 
-A group is what one part of a notebook shows. It has the rows that its tables compare with, so cells stand in several groups; a
-cell is computed once all the same.
+A group holds what one part of a notebook shows, including the rows that its tables compare with. A cell may be in several
+groups; it is computed once.
 """
 
 from __future__ import annotations
@@ -92,14 +92,21 @@ IMAGENET_RATE = 3 / 4  # of the 3x3 ones alone, here too
 
 @dataclass(frozen=True)
 class Scale:
-    """The expense of a profile: the fine-tuning of each network, how it is evaluated, and which rows each table gets.
+    """The scale of a profile: how long networks are fine-tuned, how they are evaluated, and which rows each table gets.
 
-    finetune: fields of PruneCell; paper, pixel, cascade, autoattack, frequency: fields of EvaluateCell for the paper's
-    protocol, the field's, the worst case of strong attacks, AutoAttack, and the high-frequency test sets of Table 1; timing,
-    latency, speed: fields of the cells that measure seconds.
-    own: fields of PruneCell for single methods, such as epochs of search before the fine-tuning that all get.
-    strong: the methods whose networks meet the strong attacks, None for all; seeds: beyond seed 0, for the methods `seeded`,
-    None for all.
+    Attributes:
+        finetune: Fields of every PruneCell.
+        paper, pixel: Fields of EvaluateCell for the two protocols.
+        cascade, autoattack: Fields of EvaluateCell for the strong attacks.
+        frequency: Fields of EvaluateCell for the high-frequency test sets of Table 1.
+        timing, latency, speed: Fields of TimingCell, LatencyCell and SpeedCell.
+        seeds: Seeds besides 0.
+        seeded: The methods that get these seeds; None for all.
+        alphas: Values of alpha for SR-GKP, besides the default.
+        csbs: Values of csb for smoothness in SFP, besides the default.
+        high: The methods at the high rate.
+        own: Method -> fields of its PruneCell, such as epochs of search before the fine-tuning that all methods get.
+        strong: The methods whose networks are evaluated under strong attacks; None for all.
     """
 
     finetune: dict[str, Any]
@@ -120,7 +127,13 @@ class Scale:
     strong: tuple[str, ...] | None = None
 
     def pruned(self, net: Network, methods: Iterable[str], **fields: Any) -> list[PruneCell]:
-        """The network pruned by each of these methods that is registered, in this order."""
+        """The network pruned by several methods.
+
+        Args:
+            net: The network.
+            methods: The methods, of which those that are registered and suit the network are taken, in this order.
+            fields: Fields of PruneCell, which override those of the scale.
+        """
         known = {UNPRUNED, *registered()} - NOT_FOR.get(net.model, set())
         return [
             PruneCell(net=net, method=method, **{**self.finetune, **self.own.get(method, {}), **fields})
@@ -129,16 +142,25 @@ class Scale:
         ]
 
     def evaluated(self, nets: Iterable[Network | PruneCell]) -> list[EvaluateCell]:
-        """Both protocols for each network."""
+        """The evaluations of networks in both protocols."""
         nets = list(nets)
         return [
             *evaluations(nets, protocol="paper", true_labels=True, **self.paper),
             *evaluations(nets, protocol="pixel", **self.pixel),
         ]
 
+    def rows(self, nets: Iterable[Network | PruneCell]) -> list[Cell]:
+        """Each network followed by its evaluations in both protocols, so that an unfinished run has complete rows."""
+        return [cell for net in nets for cell in (net, *self.evaluated([net]))]
+
 
 def network_groups(baseline: TrainCell, scale: Scale) -> Groups:
-    """The groups of one network, one for each notebook: what the paper does with it, and what it leaves out."""
+    """The groups of one architecture: the experiments of the paper and those that it lacks.
+
+    Args:
+        baseline: The network that is pruned.
+        scale: The scale of the profile.
+    """
     main = scale.pruned(baseline, [UNPRUNED, *registered()], rate=RATE)
     scratch = [replace(cell, scratch=True) for cell in main if cell.method == "sr-gkp"]  # is it the weights, or the shape?
 
@@ -180,7 +202,7 @@ def network_groups(baseline: TrainCell, scale: Scale) -> Groups:
         ],
         "cost": [baseline, TimingCell(net=baseline, **scale.timing), SpeedCell(net=baseline, **scale.speed)],
         "high-rate": table([*rows([UNPRUNED]), *high]),
-        # `cifar10` alone has networks that others trained and longer schedules, and the notebooks ask every profile
+        # other profiles than `cifar10` have none of these; notebooks ask every profile for them
         "public": [],
         "reference": [],
         "tenth": [],
@@ -194,24 +216,24 @@ def network_groups(baseline: TrainCell, scale: Scale) -> Groups:
 
 
 def published_log(scale: Scale, **fields: Any) -> list[Cell]:
-    """The training whose log the authors published, and its controls: their network and recipe, all 50,000 images.
+    """The fine-tuning whose log the authors published, and controls: their network and recipe, all 50,000 images.
 
     Args:
-        scale: How the networks are evaluated after the last epoch.
-        fields: Of PruneCell.
+        scale: The evaluations after the last epoch.
+        fields: Further fields of PruneCell.
     """
     recipe: dict[str, Any] = {"epochs": LOG_LENGTH, "split": "train+val", "log_examples": 10_000, **fields}
     nets = [PruneCell(net=OFFICIAL, method=method, rate=RATE, **recipe) for method in LOGGED]
-    return [cell for net in nets for cell in (net, *scale.evaluated([net]))]  # row by row: each is of use without the next
+    return scale.rows(nets)
 
 
 def is_theirs(cell: Cell) -> TypeGuard[PretrainedCell]:
-    """Whether a cell is the authors' own network."""
+    """Whether a cell is the ResNet-20 that the authors published."""
     return isinstance(cell, PretrainedCell) and cell.weights == OFFICIAL.weights
 
 
 def is_logged(cell: Cell) -> TypeGuard[PruneCell]:
-    """Whether a cell is a fine-tuning of `published_log`, on a CPU or a GPU."""
+    """Whether a cell is a fine-tuning of `published_log`, for a CPU or a GPU."""
     return isinstance(cell, PruneCell) and is_theirs(cell.net) and cell.epochs == LOG_LENGTH and cell.log_examples > 0
 
 
@@ -247,13 +269,12 @@ def imagenet(scale: Scale) -> Groups:
 
 
 def _rows_of(net: Network, methods: Iterable[str], scale: Scale, **fields: Any) -> list[Cell]:
-    """A network and what these methods leave of it, each with both evaluations: row by row, each is of use without the next."""
-    rows: list[Network | PruneCell] = [net, *scale.pruned(net, methods, **fields)]
-    return [cell for row in rows for cell in (row, *scale.evaluated([row]))]
+    """A network and its pruned networks, each followed by its evaluations."""
+    return scale.rows([net, *scale.pruned(net, methods, **fields)])
 
 
 def frequencies(nets: Iterable[Network | PruneCell], scale: Scale) -> list[EvaluateCell]:
-    """Accuracy without attack on the test set and on what is left of it above each cut of Table 1."""
+    """Evaluations without attack on the test set and on its frequencies above each cut of Table 1."""
     nets = list(nets)
     variants = ("", *(f"high-frequency-{theta}" for theta in THETAS))
     return [
@@ -264,13 +285,18 @@ def frequencies(nets: Iterable[Network | PruneCell], scale: Scale) -> list[Evalu
 
 
 def cascade(eps: str, *, queries: int) -> dict[str, Any]:
-    """Strong attacks one after the other on whatever still stands: the best estimate of the worst case that fits."""
+    """The attack of a cascade of APGD-CE, APGD-T and Square: the best affordable estimate of the worst case.
+
+    Args:
+        eps: The radius, "1/255".
+        queries: The queries of Square.
+    """
     attacks = ("apgd-ce", {"attack": "apgd-t", "targets": 3}, {"attack": "square", "queries": queries})
     return {"attack": "cascade", "eps": eps, "options": {"attacks": attacks}}
 
 
 def registered() -> list[str]:
-    """The names of METHODS and of those that a caller has registered, in alphabetical order."""
-    registry = sys.modules.get("gkp.pruning.registry")  # not imported for this: torch comes with it
+    """The names of METHODS and of methods that the caller has registered, in alphabetical order."""
+    registry = sys.modules.get("gkp.pruning.registry")  # not imported here, because that would import torch
     own = registry.methods().items() if registry else ()
     return sorted({*METHODS, *(name for name, method in own if name != SCRATCH and GIVEN.issuperset(method.needs))})

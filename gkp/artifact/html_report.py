@@ -1,8 +1,8 @@
-"""`gkp html`: the report, a folder of HTML that needs nothing else: a first page, and the executed notebooks.
+"""`gkp html`: the report, a folder of self-contained HTML: an index page and the executed notebooks.
 
-The first page has the headlines, the main claims, and every claim with its evidence, to be searched, filtered and sorted.
-Figures are inside the files and nothing is loaded from anywhere, so the report can be read without a network and attached to
-a review. Formulas are shown as they are typed. Cost: two seconds, and one a notebook.
+The index has the headlines, the main claims, and a table of every claim with its evidence that can be searched, filtered and
+sorted. Figures are embedded and nothing is loaded, so the report can be read offline and attached to a review. Formulas are
+shown as source text. Cost: two seconds, and one second for each notebook.
 """
 
 from __future__ import annotations
@@ -47,22 +47,27 @@ BOARD = "leaderboard.html"  # what notebook 08 saves, shown beside the notebooks
 
 @dataclass(frozen=True)
 class Report:
-    """The pages written: the index, and one a notebook."""
+    """The pages of a report.
+
+    Attributes:
+        index: The index page.
+        pages: The page of each notebook.
+    """
 
     index: Path
     pages: tuple[Path, ...]
 
 
 def html_report(profile: str = COMMITTED, *, out: Path | None = None, root: Path | None = None) -> Report:
-    """Write the notebooks executed for `profile` in build/, or where there are none, the committed ones.
+    """Write the report with the notebooks executed in build/, or with the committed ones where there are none.
 
     Args:
-        profile: whose notebooks.
-        out: the folder to write, build/report by default; it is replaced.
-        root: the checkout; by default the one this package runs from.
+        profile: The profile of the notebooks.
+        out: The folder to write, which is replaced; None for build/report.
+        root: The checkout; None for that of this package.
 
     Raises:
-        BadInput: when there is no executed notebook, or the folder cannot be written.
+        BadInput: There is no executed notebook, or the folder cannot be written.
     """
     import nbformat  # seconds of importing
     from nbconvert import HTMLExporter
@@ -102,7 +107,7 @@ def html_report(profile: str = COMMITTED, *, out: Path | None = None, root: Path
 
 
 def _index(root: Path, lead: str, notebooks: Mapping[str, str], board: Path | None) -> str:
-    """Return the first page; the verdicts are those of the committed CIFAR-10 cells, whatever the notebooks show."""
+    """The index page; its verdicts are those of the committed CIFAR-10 cells, whatever the notebooks show."""
     found: dict[str, Any] = {"boards": [], "main": [], "claims": [], "choices": {}, "figure": ""}
     if (file := root / "data" / VERDICTS).exists():
         points = pd.read_csv(file)
@@ -120,7 +125,7 @@ def _index(root: Path, lead: str, notebooks: Mapping[str, str], board: Path | No
 
 
 def _boards(points: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return each board with its question, its headline, and how many claims have which verdict."""
+    """Each board with its question, its headline, and the number of claims with each verdict."""
     given = {name: Counter(rows) for name, rows in points.groupby("board")["verdict"]}
     there = [name for name in claims.BOARDS if name in given]
     return [
@@ -135,7 +140,7 @@ def _boards(points: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _claim(row: Mapping[str, Any], pages: Container[str]) -> dict[str, Any]:
-    """Return a row of verdicts.csv with what the page shows of it; pages: the notebooks that can be linked to."""
+    """A row of verdicts.csv with the text that the page shows; pages: the notebooks that can be linked to."""
     given = {name: "" if pd.isna(value) else value for name, value in row.items()}
     numbers = {"n": f"{int(given['n'] or 0):,}", "seeds": f"{int(given['seeds'] or 0)}", "minutes": f"{given['minutes']:,.0f}"}
     found = claims.in_full(row)
@@ -145,7 +150,7 @@ def _claim(row: Mapping[str, Any], pages: Container[str]) -> dict[str, Any]:
 
 
 def _executed(root: Path, profile: str) -> tuple[list[Path], str]:
-    """Return the executed notebooks to show, and a sentence on what they are."""
+    """The executed notebooks to show, and a sentence on their origin."""
     built = [file for file in sorted((root / "build" / profile).glob("[0-9]*.ipynb")) if file.stem.count(".") == 0]
     if built:
         return built, f"Executed here, from the cells of the profile {escape(profile)}."

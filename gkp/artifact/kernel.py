@@ -1,4 +1,4 @@
-"""Notebooks in a kernel of the interpreter that runs this, whatever kernels JUPYTER_PATH has: executed, or in JupyterLab."""
+"""Execute notebooks, or open them in JupyterLab, with a kernel of this interpreter whatever kernels are installed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _running: WeakSet[OwnKernel] = WeakSet()
 
 
 class OwnKernels(KernelSpecManager):
-    """The kernels there are: the one that ipykernel makes for this interpreter. No folder of kernels is asked."""
+    """Knows one kernel, which ipykernel provides for this interpreter; folders of kernels are ignored."""
 
     def _kernel_dirs_default(self) -> list[str]:
         return []
 
 
 class OwnKernel(AsyncKernelManager):
-    """The kernel of this interpreter."""
+    """Manages a kernel of this interpreter."""
 
     def __init__(self, **settings: object) -> None:
         super().__init__(**settings)
@@ -40,11 +40,11 @@ class OwnKernel(AsyncKernelManager):
         return OwnKernels().get_kernel_spec("python3")
 
     async def _async_interrupt_kernel(self) -> None:
-        """Do nothing: jupyter_client interrupts a kernel before every shutdown, and an idle one reports that as an error."""
+        """Do nothing: jupyter_client interrupts kernels before shutdown, which an idle kernel reports as an error."""
 
 
 def kernel_environment() -> dict[str, str]:
-    """Return the environment of a kernel: this gkp, and its data and cells wherever the kernel's current folder is."""
+    """The environment of a kernel, which finds this package, its data and its cells from any current folder."""
     root = str(Path(__file__).resolve().parents[2])
     return {
         **os.environ,
@@ -55,19 +55,19 @@ def kernel_environment() -> dict[str, str]:
 
 
 def execute(book: NotebookNode, folder: Path) -> None:
-    """Run the cells of a notebook in place, with `folder` as the kernel's current folder."""
+    """Execute a notebook in place, with `folder` as the kernel's current folder."""
     # below "error", the kernel warns that it listens to this machine
     client = NotebookClient(book, kernel_manager_class=OwnKernel, timeout=None, extra_arguments=["--log-level=ERROR"])
     asyncio.run(client.async_execute(cwd=str(folder), env=kernel_environment()))  # a loop of its own, which is closed
 
 
 def lab(folder: Path, *, browser: bool = True, port: int | None = None) -> NoReturn:
-    """Become a JupyterLab that shows `folder` and has the kernel of this interpreter alone.
+    """Replace this process by JupyterLab with a single kernel, that of this interpreter.
 
     Args:
-        folder: The folder of notebooks; a kernel's current folder is that of its notebook.
+        folder: The folder of notebooks.
         browser: Whether to open a browser.
-        port: The port on this machine; None for 8888, or the next that is free.
+        port: The port on this machine; None for 8888 or the next free one.
     """
     options = [f"--ServerApp.root_dir={folder}", f"--ServerApp.kernel_spec_manager_class={__name__}.{OwnKernels.__name__}"]
     options += [] if browser else ["--no-browser"]
@@ -77,7 +77,7 @@ def lab(folder: Path, *, browser: bool = True, port: int | None = None) -> NoRet
 
 
 def kill_all() -> None:
-    """Kill the kernels of this process, for when it is interrupted."""
+    """Kill all kernels of this process, when it is interrupted."""
     for kernel in list(_running):
         if (process := getattr(kernel.provisioner, "process", None)) is not None:
             process.kill()

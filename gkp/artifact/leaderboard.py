@@ -1,9 +1,9 @@
-"""RobustBench entries as one self-contained HTML page, sortable, with RobustBench's columns plus what a network costs.
+"""RobustBench entries as one self-contained, sortable HTML page, with RobustBench's columns and the cost of each network.
 
-One table and one plot for each data set, threat model and eps: robust accuracies at different eps are never ranked against each
-other. Ranked as RobustBench does, by the best known robust accuracy, with the range of ranks that the 95 % intervals leave
-open. HTML, CSS and script are in leaderboard.html.j2; `standings` makes entries of finished experiments. Cost: a second, and a
-fraction of one for each table.
+There is a table and a plot for each data set, threat model and eps; accuracies at different eps are never ranked together. As
+on RobustBench, entries are ranked by the best known robust accuracy; the range of ranks that the 95 % intervals allow is given
+too. The template is leaderboard.html.j2; `standings` makes entries of finished experiments. Cost: a second, and a fraction of a
+second for each table.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from gkp.files import replace_file
 
 @dataclass(frozen=True)
 class Ranked:
-    """An entry with its rank, and the best and worst rank that the intervals leave open (the rank itself without intervals).
+    """An entry with its rank.
 
-    Args:
-        entry: the entry, checked.
-        accuracy: its best known robust accuracy, percent.
-        low, high: the ends of its interval, percent; both the accuracy where the entry has none.
-        rank, best, worst: from 1.
+    Attributes:
+        entry: The checked entry.
+        accuracy: Its best known robust accuracy, in percent.
+        low, high: The ends of its interval, in percent; both equal the accuracy where the entry has no interval.
+        rank: From 1.
+        best, worst: The best and worst rank that is possible given the intervals.
     """
 
     entry: Mapping[str, Any]
@@ -45,7 +46,14 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Group:
-    """The entries at one radius for one data set, ranked."""
+    """The ranked entries of one data set, threat model and radius.
+
+    Attributes:
+        dataset: The data set.
+        threat_model: "Linf" or "L2".
+        eps: The radius, as text.
+        rows: The entries, the most robust first.
+    """
 
     dataset: str
     threat_model: str
@@ -54,36 +62,36 @@ class Group:
 
     @property
     def key(self) -> str:
-        """Its name in addresses: "cifar10-Linf-8-255"."""
+        """Its identifier in the page: "cifar10-Linf-8-255"."""
         return re.sub(r"[^A-Za-z0-9.]+", "-", f"{self.dataset}-{self.threat_model}-{self.eps}").strip("-")
 
     @property
     def title(self) -> str:
-        """Its name for readers: "cifar10, Linf, eps = 8/255"."""
+        """Its heading: "cifar10, Linf, eps = 8/255"."""
         return f"{self.dataset}, {self.threat_model}, eps = {self.eps}"
 
     @property
     def drawn(self) -> list[Ranked]:
-        """The entries with MACs, which the plot shows."""
+        """The entries with MACs, which can be plotted against them."""
         return [row for row in self.rows if row.entry.get("macs")]
 
 
 def leaderboard(
     entries: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "Robustness leaderboard", note: str = ""
 ) -> Path:
-    """Write one HTML page that loads nothing from anywhere, the same bytes for the same entries.
+    """Write one HTML page that loads no other file; the same entries give the same bytes.
 
     Args:
-        entries: as `gkp.evaluation.robustbench.entry.entry` makes and `load_entries` loads them.
-        path: the file, by custom ending in .html.
-        title: its heading.
-        note: what a reader should know of all entries, below it.
+        entries: As returned by `gkp.evaluation.robustbench.entry.entry` or `load_entries`.
+        path: The HTML file.
+        title: The heading of the page.
+        note: A remark on all entries, below the heading.
 
     Returns:
         The path.
 
     Raises:
-        BadInput: for no entries, an entry that is not sound, and a file that cannot be written; an old file is left alone.
+        BadInput: There are no entries, an entry does not fit the schema, or the file cannot be written; an old file is kept.
     """
     if not entries:
         raise BadInput("there are no entries to rank; make some with gkp.evaluation.robustbench.entry.entry and save_entry")
@@ -101,7 +109,7 @@ def leaderboard(
 
 
 def grouped(entries: Sequence[Mapping[str, Any]]) -> list[Group]:
-    """Return one group for each data set, threat model and eps, in that order, each ranked by best known robust accuracy."""
+    """The entries as one ranked group for each data set, threat model and eps, in that order."""
     groups: dict[tuple[str, bool, float], list[Mapping[str, Any]]] = {}
     for one in entries:
         radius = round(parse_eps(one["eps"], norm=THREAT_MODELS[one["threat_model"]]), 9)
@@ -111,9 +119,10 @@ def grouped(entries: Sequence[Mapping[str, Any]]) -> list[Group]:
 
 
 def ranked(entries: Sequence[Mapping[str, Any]]) -> tuple[Ranked, ...]:
-    """Return the entries from the most robust to the least; equal accuracies share a rank, by name among themselves.
+    """Rank entries of one group by their best known robust accuracy, the most robust first.
 
-    One is surely better than another if its interval lies above the other's.
+    Equal accuracies share a rank and are sorted by name. An entry is significantly better than another one if its interval lies
+    above the other's.
     """
     found: list[Ranked] = []
     for ours in entries:
@@ -137,7 +146,15 @@ def ranked(entries: Sequence[Mapping[str, Any]]) -> tuple[Ranked, ...]:
 
 
 class Cell(NamedTuple):
-    """A cell: what it is sorted by ("" is last), its text ("" is a dash), small print, where it links to, what is folded."""
+    """A cell of the page.
+
+    Attributes:
+        sort: The value that it is sorted by; "" comes last.
+        text: Its text; "" is shown as a dash.
+        notes: Lines of small print.
+        link: The address that the text links to.
+        fold: Text that is collapsed.
+    """
 
     sort: str = ""
     text: str = ""
@@ -147,7 +164,16 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column: its key in addresses, its title, what it means, its cells, and how it is sorted at the first click."""
+    """A column of the page.
+
+    Attributes:
+        key: Its identifier in the page.
+        title: Its heading.
+        meaning: An explanation of the heading.
+        cell: Makes the cell of an entry.
+        kind: "number" or "text": how it is sorted.
+        first: The order after the first click, "ascending" or "descending".
+    """
 
     key: str
     title: str

@@ -1,7 +1,7 @@
-"""The plot of a leaderboard, as SVG that stands inside the page: who keeps how much accuracy under attack.
+"""The plot of a leaderboard, robust accuracy of each entry, as SVG inside the page.
 
-Entries that say what their method removes stand one below the other, grouped by that: under one budget all have about the same
-MACs, and a plot against those would be one vertical line. Others are plotted against MACs. Cost: a fraction of a second each.
+Entries that state what their method removes are listed by that: under one budget all have about the same MACs, so a plot
+against MACs would be a vertical line. Other entries are plotted against MACs. Cost: a fraction of a second.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ _LABEL = "best known robust accuracy (%)"
 
 
 def is_by_kind(group: Group) -> bool:
-    """Whether every entry says what its method removes."""
+    """Whether every entry states what its method removes."""
     return all(row.entry.get("removes") for row in group.rows)
 
 
 def plot(group: Group) -> Markup:
-    """Draw robust accuracy by what is removed, or else against MACs, as SVG that stands inside the page.
+    """Draw robust accuracy by what is removed, or else against MACs, as SVG to be placed inside a page.
 
-    Text stays text, ink is the page's own, so that it follows light and dark, and markers distinguish what is removed, or else
-    architectures, as well as colours do.
+    Text stays text and takes the colour of the page, light or dark; markers distinguish groups as well as colours do.
     """
     by_kind = is_by_kind(group)
     title = f"Robust accuracy {'by what is removed' if by_kind else 'against MACs'}: {group.title}"
@@ -67,7 +66,7 @@ def _as_svg(draw: Callable[[Sequence[Ranked]], Figure], rows: Sequence[Ranked]) 
 
 
 def _by_kind(rows: Sequence[Ranked]) -> Figure:
-    """A line for each network, the kind with the most robust one first."""
+    """A line for each entry, grouped by what is removed, the group with the most robust entry first."""
     drawing, (ax,) = panels(1, 1, 7.5, 0.27 * len(rows) + 1.1)
     kinds = _members(rows, "removes")
     heights = {id(row): -at for at, row in enumerate(row for members in kinds.values() for row in members)}
@@ -82,7 +81,7 @@ def _by_kind(rows: Sequence[Ranked]) -> Figure:
 
 
 def _against_macs(rows: Sequence[Ranked]) -> Figure:
-    """A point for each network, numbered by rank."""
+    """A point for each entry, labelled with its rank."""
     drawing, (ax,) = panels(1, 1, 7.5, 4.2)
     for look, (name, members) in zip(_looks(), _members(rows, "architecture").items(), strict=False):
         label = f" {name}" if name.startswith("_") else name  # or matplotlib would leave it out of the legend

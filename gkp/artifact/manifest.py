@@ -1,7 +1,7 @@
 """data/MANIFEST: path, bytes, sha256, source and licence of every file under data/, as CSV.
 
-Sources are said once: for the published numbers in the table of their README, for what this project measured here. A file
-without a source cannot get into the manifest.
+Sources are stated once: those of published numbers in the table of data/published/README.md, those of measured files here. A
+file without a source cannot be added.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gkp.errors import BadInput
 from gkp.files import file_sha256, replace_file
 
 NAME = "MANIFEST"
-MEASURED = {  # first part of the path -> where from; all of it under the licence of this repository
+MEASURED = {  # first part of the path -> source; all have the licence of this repository
     "results": "measured by this project: gkp run",
     "checkpoints": "trained by this project: gkp run",
     "verdicts.csv": "computed by gkp/artifact/claims from results/",
@@ -26,7 +26,15 @@ MEASURED = {  # first part of the path -> where from; all of it under the licenc
 
 @dataclass(frozen=True)
 class Row:
-    """One file: its path below data/, size, sha256, where it is from, and the licence that allows its use."""
+    """The entry of one file.
+
+    Attributes:
+        path: Its path below data/.
+        bytes: Its size.
+        sha256: Its hash.
+        source: Where it is from.
+        licence: The licence under which it may be used.
+    """
 
     path: str
     bytes: int
@@ -36,7 +44,7 @@ class Row:
 
 
 def read(data: Path) -> dict[str, Row]:
-    """Return the rows of the manifest of the folder `data` by path; none without a manifest. BadInput for a damaged one."""
+    """Path -> row of the manifest in the folder `data`; empty without a manifest. BadInput for a damaged one."""
     file = data / NAME
     if not file.exists():
         return {}
@@ -52,7 +60,7 @@ def read(data: Path) -> dict[str, Row]:
 
 
 def write(data: Path) -> list[Row]:
-    """Write the manifest anew from the files that are there, and return its rows. BadInput for a file without a source."""
+    """Write the manifest of the files that are there and return its rows. BadInput for a file without a source."""
     rows = [Row(path, (data / path).stat().st_size, file_sha256(data / path), *origin_of(data, path)) for path in files(data)]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -63,13 +71,13 @@ def write(data: Path) -> list[Row]:
 
 
 def files(data: Path) -> list[str]:
-    """Return the path of every file under `data`, except the manifest and what a killed writer left."""
+    """The paths of all files under `data`, except the manifest and what a killed writer left."""
     found = (path.relative_to(data) for path in data.rglob("*") if path.is_file() and path.name != NAME)
     return sorted(path.as_posix() for path in found if not any(p.startswith(".") or p.endswith(".partial") for p in path.parts))
 
 
 def origin_of(data: Path, path: str) -> tuple[str, str]:
-    """Return (source, licence) of a file below `data`. Raises BadInput when nothing says where it is from."""
+    """(source, licence) of a file below `data`. Raises BadInput where its source is not stated."""
     first, _, rest = path.partition("/")
     if first in MEASURED:
         return MEASURED[first], "MIT"
@@ -84,7 +92,7 @@ def origin_of(data: Path, path: str) -> tuple[str, str]:
 
 
 def problems(data: Path) -> list[str]:
-    """Return where the files under `data` and the manifest disagree, a line each."""
+    """The differences between the manifest and the files under `data`, a line each."""
     rows, there = read(data), files(data)
     found = [f"data/{path}: is in the manifest and not there" for path in sorted(rows.keys() - set(there))]
     for path in there:

@@ -1,15 +1,14 @@
-"""Runs the notebooks that are not up to date, side by side.
+"""Execute the notebooks that are not up to date, several at once.
 
-A notebook whose executed copy still follows from what is there (`gkp.artifact.executed`) is left alone. The cells that the
-notebooks run are computed first, once, with all workers; the notebooks then find them. A parameter that a notebook does not
-have is refused. A notebook is written under its final name only when every cell has run, its tables and figures with it; one
-that fails leaves `NAME.failed.ipynb` and does not stop the others.
+Notebooks that are up to date (`gkp.artifact.executed`) are left alone. The cells that the others need are computed first,
+once, with all workers. A notebook and its tables and figures get their final names only when all of its code has run; a failed
+one leaves `NAME.failed.ipynb` and does not stop the others.
 
-A notebook runs in a folder of its own, so that what it saves in `build/` can be moved when it is complete, and in the
-interpreter that runs this, whatever kernels JUPYTER_PATH has. Papermill checks and injects the parameters; nbclient executes,
-because papermill can neither be given a kernel nor run two notebooks in one process.
+A notebook is executed in a folder of its own, so that its files in `build/` can be moved when it is complete, and in a kernel
+of this interpreter. Papermill checks and injects the parameters; nbclient executes, because papermill can neither be given a
+kernel nor run two notebooks in one process.
 
-Cost: a few seconds when everything is up to date; three seconds of starting and importing for a notebook that is not.
+Cost: a few seconds when everything is up to date; three seconds of start-up for each notebook that is executed.
 """
 
 from __future__ import annotations
@@ -45,7 +44,14 @@ from gkp.files import checkout, file_sha256
 
 @dataclass(frozen=True)
 class Executed:
-    """A notebook of a `reproduce`: its name, the executed copy, its seconds, and whether it was executed just now."""
+    """A notebook after `reproduce`.
+
+    Attributes:
+        name: Its name without suffix.
+        file: The executed copy.
+        seconds: How long the execution took.
+        ran: Whether it was executed now; False where it was up to date.
+    """
 
     name: str
     file: Path
@@ -54,7 +60,7 @@ class Executed:
 
 
 def notebook_files(only: str | None = None) -> list[Path]:
-    """Return the notebooks of this checkout in order; with `only`, those whose name contains it. BadInput where none does."""
+    """The notebooks of this checkout, in order; with `only`, those whose name contains it. BadInput where none does."""
     root = checkout()
     if root is None:
         raise BadInput("the notebooks are not installed with the package; run this in a checkout of the repository")
@@ -68,17 +74,17 @@ def notebook_files(only: str | None = None) -> list[Path]:
 def run_notebook(
     file: Path, out: Path, parameters: Mapping[str, Any], *, came_from: Mapping[str, str] | None = None
 ) -> Executed:
-    """Execute one notebook into the folder `out`, with the tables and figures it saves and a record of what it follows from.
+    """Execute one notebook into a folder, with its tables and figures and a record of what they depend on.
 
     Args:
-        file: the notebook.
-        out: the output folder; NAME.ipynb, tables/ and figures/ are written there.
-        parameters: name -> value, for the notebook's parameters cell.
-        came_from: the notebook's `origin`, where the caller has looked at it already.
+        file: The notebook.
+        out: The output folder, which gets NAME.ipynb, tables/ and figures/.
+        parameters: Name -> value of the notebook's parameters.
+        came_from: The `origin` of the notebook, if the caller knows it.
 
     Raises:
-        BadInput: for a parameter that the notebook does not have.
-        RunFailed: when a cell raises; then neither the notebook nor a file of its own stands under its final name.
+        BadInput: The notebook does not have one of the parameters.
+        RunFailed: The code of the notebook fails; then no file gets its final name.
     """
     import nbformat  # with papermill and nbclient two seconds, which a run with nothing to do need not spend
     import papermill
@@ -126,22 +132,21 @@ def reproduce(
     compute: bool | None = None,
     conclude: bool = True,
 ) -> list[Executed]:
-    """Execute every notebook for `profile`; executed copies, figures and tables stand in `out`.
+    """Execute the notebooks for a profile.
 
     Args:
-        profile: quick, cifar10, paper, or a file of the user's own.
-        only: part of a notebook's name.
-        jobs: notebooks side by side, and workers that compute cells; by default the number of cores.
-        out: the output folder; by default build/PROFILE.
-        force: execute notebooks that are up to date too.
-        compute: compute missing cells; otherwise tables show the others, and verdicts say "not run". By default cells are
-            computed, unless those of the profile are committed.
-
-        conclude: print in the end what the verdicts say and which cells are missing.
+        profile: "quick", "cifar10", "paper", or the path of a Python file.
+        only: Part of the name of the notebooks to execute; None for all.
+        jobs: Notebooks executed at once, and workers that compute cells; None for the number of cores.
+        out: The folder for executed copies, figures and tables; None for build/PROFILE.
+        force: Whether to execute notebooks that are up to date.
+        compute: Whether to compute missing cells; without them tables show the others, and verdicts are "not run". None: yes,
+            unless the cells of the profile are committed.
+        conclude: Whether to print the verdicts and the number of missing cells in the end.
 
     Raises:
-        BadInput: for an unknown profile or notebook.
-        RunFailed: when a cell has failed, or in the end when a notebook has.
+        BadInput: The profile or notebook is not known.
+        RunFailed: A cell or a notebook has failed.
     """
     check_profile(profile)
     files, jobs = notebook_files(only), jobs or cores()
@@ -167,12 +172,12 @@ def reproduce(
 
 
 def counts(cells: Collection[Cell], results: Collection[str], computed: Collection[str]) -> str:
-    """Return the cells in one line: "42 cells: 40 cached, 1 computed, 1 missing"; "no cells" when there are none.
+    """Counts as one line: "42 cells: 40 cached, 1 computed, 1 missing"; "no cells" where there are none.
 
     Args:
-        cells: those to count.
-        results: hashes of all that are finished.
-        computed: hashes of those that were computed just now.
+        cells: The cells to count.
+        results: Hashes of all finished cells.
+        computed: Hashes of the cells that were computed now.
     """
     if not cells:
         return "no cells"
@@ -183,7 +188,7 @@ def counts(cells: Collection[Cell], results: Collection[str], computed: Collecti
 
 
 def verdict_lines(out: Path) -> list[str]:
-    """Return what the verdicts say that the last notebook saved in `out`: the main claims, then a headline for each board."""
+    """The verdicts that the last notebook saved in `out`, as text: the main claims, then a headline for each board."""
     file = out / "tables" / "verdicts.csv"
     if not file.is_file():
         return []
@@ -193,7 +198,7 @@ def verdict_lines(out: Path) -> list[str]:
 
 
 class _Reproduction:
-    """The state of one `reproduce`: what has been done, and what is said about it."""
+    """The state of one `reproduce`."""
 
     def __init__(
         self,
@@ -209,7 +214,7 @@ class _Reproduction:
         self._started = time.perf_counter()
 
     def execute(self, *, force: bool, side_by_side: int) -> None:
-        """Execute the notebooks that are not up to date, so many at once."""
+        """Execute the notebooks that are not up to date, `side_by_side` at once."""
         from gkp.artifact.kernel import kill_all
 
         origins = {file: origin(file, self.parameters, self.results) for file in self.cells}
@@ -228,7 +233,7 @@ class _Reproduction:
                 raise
 
     def is_up_to_date(self, file: Path, came_from: Mapping[str, str], *, force: bool) -> bool:
-        """Return whether the notebook need not be executed; say so, or why it must."""
+        """Whether a notebook is up to date; prints the answer and the reason."""
         record = Record.load(self.out, file.stem)
         why = "for the first time" if record is None else "as asked" if force else record.outdated(came_from, self.out)
         if record is not None and not why:
@@ -237,7 +242,7 @@ class _Reproduction:
         return not why
 
     def headline(self, every: Collection[Cell]) -> str:
-        """Return one line on all notebooks and the cells they run."""
+        """One line on all notebooks and their cells."""
         total, ran, seconds = len(self.cells), sum(done.ran for done in self.done.values()), time.perf_counter() - self._started
         parts = [f"{len(self.done) - ran} up to date, {ran} executed"]
         parts += [f"{len(self.failures)} failed"] if self.failures else []
@@ -245,7 +250,7 @@ class _Reproduction:
         return f"{total} notebook{'' if total == 1 else 's'}: {said}"
 
     def missing_lines(self, every: Collection[Cell], compute: bool) -> list[str]:
-        """Return a line on the cells that are not finished, where they are not computed."""
+        """A line on missing cells where they are not to be computed; else nothing."""
         missing = sum(cell.hash not in self.results for cell in every)
         if compute or not missing:
             return []
@@ -281,14 +286,14 @@ def _forget(out: Path, name: str) -> None:
 
 
 def _relink(book: Any, out: Path) -> None:
-    """Let links to files that the notebook has saved in build/ lead to `out`, from there and from the folders beside it."""
+    """Change links to files in build/ into links to `out`, valid from there and from the folders beside it."""
     for output in (output for cell in book.cells for output in cell.get("outputs", ())):
         if html := output.get("data", {}).get("text/html"):
             output["data"]["text/html"] = html.replace('href="build/', f'href="../{out.resolve().name}/')
 
 
 def _check_names(file: Path, out: Path, saved: Path) -> None:
-    """Raise RunFailed when the notebook has saved a table or figure under a name that another one uses."""
+    """Raise RunFailed if the notebook has saved a file under a name that another notebook uses."""
     for other in file.parent.glob("[0-9]*.ipynb"):
         record = Record.load(out, other.stem) if other != file else None
         if record and (both := sorted(record.files.keys() & set(_paths(saved)))):
@@ -296,12 +301,12 @@ def _check_names(file: Path, out: Path, saved: Path) -> None:
 
 
 def _paths(folder: Path) -> list[str]:
-    """Return every file below the folder, relative to it."""
+    """The paths of all files below the folder, relative to it."""
     return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def _move(source: Path, target: Path) -> list[str]:
-    """Move every file of one folder to the same place in another, and return their paths."""
+    """Move every file of one folder to the same place in another one, and return their relative paths."""
     moved = _paths(source)
     for path in moved:
         (target / path).parent.mkdir(parents=True, exist_ok=True)

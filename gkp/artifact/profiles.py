@@ -1,4 +1,4 @@
-"""Profiles: functions that return the cells of one way to run everything, smallest first.
+"""Profiles: each is a set of experiments that runs everything at one scale, the smallest first.
 
 | profile | data | networks | fine-tuning | where it fits |
 |---|---|---|---|---|
@@ -6,8 +6,8 @@
 | `cifar10` | CIFAR-10 | ResNet-20, ResNet-56 | 3 epochs, 1 epoch | hours on 2 cores |
 | `paper` | CIFAR-10, Tiny-ImageNet, ImageNet | ResNet-32/56/110, VGG-16; -56, -101; -50 | 300, 100 epochs | GPU cluster |
 
-Each profile is a dictionary of groups, in the order in which they are worth having; a group is a list of cells. A file of
-your own is a profile too: it defines `cells()`, which returns a list of cells, and registers stages of its own if it has any.
+A profile is a dictionary of groups, the most important ones first; a group is a list of cells. A Python file is a profile too
+if it defines `cells()`, which returns a list of cells; it may define kinds of cells of its own.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ COMMITTED = "cifar10"  # the profile whose measured cells are in the repository:
 
 
 def quick() -> Groups:
-    """Everything end to end on the digits: it shows that the pipeline works, and says nothing about the paper."""
+    """Everything end to end on digits: a test of the pipeline that says nothing about the paper."""
     limits: dict[str, Any] = {"time_limit": 600.0, "memory_limit": 6000.0}
     short: dict[str, Any] = {"schedule": "one-cycle", "split": "train+val", **limits}
     few = (UNPRUNED, "sr-gkp", "l1norm-b", "random-gkp")
@@ -101,7 +101,7 @@ def quick() -> Groups:
 
 
 def cifar10() -> Groups:
-    """CIFAR-10 scaled down: a ResNet-20 trained here (50 epochs) and 3 epochs of fine-tuning; ResNet-56 for 0 and 1 epoch."""
+    """CIFAR-10 with short trainings: a ResNet-20 (50 epochs) and 3 epochs of fine-tuning; ResNet-56 with 0 and 1 epoch."""
     scale = Scale(
         finetune={"epochs": 3, "lr": 0.02, "schedule": "one-cycle", "log_examples": 2000},
         paper={"examples": None},
@@ -156,15 +156,10 @@ def cifar10() -> Groups:
 
 
 def _longer(baseline: TrainCell, scale: Scale) -> Groups:
-    """A tenth of the paper's schedule, and several rates."""
+    """Networks fine-tuned for a tenth of the paper's epochs, and networks at several rates."""
     tenth = scale.pruned(baseline, TENTH, rate=RATE, epochs=30, lr=0.01, schedule="step", step_epochs=10)
     rates = [cell for rate in RATES for cell in scale.pruned(baseline, RATED, rate=rate)]
-    return {
-        "tenth": [
-            cell for net in tenth for cell in (net, *scale.evaluated([net]))
-        ],  # row by row: each is of use without the next
-        "rates": [cell for net in rates for cell in (net, *scale.evaluated([net]))],
-    }
+    return {"tenth": scale.rows(tenth), "rates": scale.rows(rates)}
 
 
 def _pruned(cells: list[Cell]) -> list[PruneCell]:
@@ -216,18 +211,26 @@ def paper() -> Groups:
 
 
 def _from_public_weights(scale: Scale) -> list[Cell]:
-    """The paper's schedule from a public ResNet-56, row by row, the most telling ones first."""
+    """The paper's schedule from a public ResNet-56, the most important rows first."""
     net = PretrainedCell(dataset="cifar10", model="resnet56", weights="akamaster")
     rows = scale.pruned(net, (UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b"), rate=RATE)
     rows += scale.pruned(net, ("tmi-gkp",), rate=RATE, options={"grouping": "kpca"})  # nobody published a trace of its training
     rows += scale.pruned(net, ("cc", "fpgm", "random-gkp"), rate=RATE)
-    return [cell for row in rows for cell in (row, *scale.evaluated([row]))]
+    return scale.rows(rows)
 
 
 def start_here(profile: str) -> dict[str, EvaluateCell]:
-    """Name -> evaluation for the first notebook: one network unpruned, and pruned by SR-GKP in one shot and with fine-tuning.
+    """The evaluations of the first notebook: one network unpruned, pruned by SR-GKP in one shot, and fine-tuned.
 
-    They are the networks of the other tables where they are trained here; `paper`, which has several, takes public weights.
+    Args:
+        profile: A name, or the path of a Python file. Its own networks are taken where it has a group "main"; otherwise public
+            weights, without the fine-tuned network.
+
+    Returns:
+        Name of the network -> evaluation.
+
+    Raises:
+        BadInput: The profile is not known.
     """
     check_profile(profile)
     return _start_here(PROFILES[profile]() if profile in PROFILES else {})
@@ -256,7 +259,7 @@ PROFILES: dict[str, Callable[[], Groups]] = {"quick": quick, "cifar10": cifar10,
 
 
 def check_profile(profile: str) -> None:
-    """Raises BadInput unless `profile` is a known name or the path of a Python file."""
+    """Raise BadInput unless `profile` is a known name or the path of a Python file."""
     if profile not in PROFILES and not (profile.endswith(".py") and Path(profile).is_file()):
         raise BadInput(
             f"unknown profile {profile!r}; known: {', '.join(PROFILES)}, or the path of a file with a function cells()"
@@ -264,7 +267,7 @@ def check_profile(profile: str) -> None:
 
 
 def groups(profile: str) -> Groups:
-    """The groups of a profile by name; a file of the user's own has one, "all"."""
+    """The groups of a profile by name; a Python file has one group, "all". BadInput for an unknown profile."""
     check_profile(profile)
     if profile not in PROFILES:
         return {"all": _cells_of_file(Path(profile))}
@@ -274,9 +277,14 @@ def groups(profile: str) -> Groups:
 
 
 def cells(profile: str, *wanted: str) -> list[Cell]:
-    """The cells of a profile, or of these of its groups, each once. Raises BadInput for an unknown profile or group.
+    """The cells of a profile or of some of its groups, each once.
 
-    In a profile of several networks, "main" stands for "resnet32-main", "resnet56-main" and so on.
+    Args:
+        profile: A name, or the path of a Python file.
+        wanted: Groups; none for all. In the profile "paper", "main" stands for "resnet32-main", "resnet56-main" and so on.
+
+    Raises:
+        BadInput: The profile or a group is not known.
     """
     found = groups(profile)
     chosen = list(found.values()) if not wanted else []

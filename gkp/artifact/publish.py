@@ -1,15 +1,15 @@
-"""`gkp publish`: measured cells, verdicts and executed notebooks to where they are committed, in that order.
+"""`gkp publish`: copy measured cells, verdicts and executed notebooks to where they are committed, in that order.
 
-    data/results/<cell>/   finished cells of the profile, without logs, without networks that begin with somebody else's
-                           public weights, nor those of seeds beyond 0 (some committed earlier keep theirs)
+    data/results/<cell>/   finished cells of the profile, without logs; without networks that start from public weights of
+                           others and networks of seeds other than 0 (some committed earlier keep theirs)
     data/checkpoints/      the baseline trained here, as `gkp.load_model` reads it
-    data/verdicts.csv      what `gkp.artifact.claims` concludes from those cells
-    data/minutes.csv       what each notebook costs, from the seconds recorded in its cells
+    data/verdicts.csv      the verdicts of `gkp.artifact.claims` on these cells
+    data/minutes.csv       the cost of each notebook, from the seconds recorded in its cells
     README.md              its opening: the main verdicts
     data/MANIFEST          size, sha256, source and licence of every file under data/
-    notebooks/, figures/   the executed notebooks, times stripped, and their figures; only when nothing is wrong with the data
+    notebooks/, figures/   the executed notebooks without times, and their figures; only if the checks of the data pass
 
-What is committed already is checked first: an edited number is refused, not made official.
+Files that are committed already are checked first: an edited number is refused.
 
 Cost: copying, and the verdicts once.
 """
@@ -46,18 +46,18 @@ from gkp.artifact.verify import (
 from gkp.errors import BadInput, RunFailed
 from gkp.files import file_sha256, replace_files
 
-MINUTES, CORES = "minutes.csv", 2  # the machine that costs are stated for
+MINUTES, CORES = "minutes.csv", 2  # costs are stated for a machine with two cores
 
 
 @dataclass(frozen=True)
 class Published:
-    """The outcome of a `publish`.
+    """The outcome of `publish`.
 
-    Args:
-        finished, cells: finished cells of the profile, and all that it has.
-        megabytes: size of data/.
-        notebooks: names of the notebooks written.
-        checks: as `gkp verify` gives them.
+    Attributes:
+        finished, cells: The numbers of finished and of all cells of the profile.
+        megabytes: The size of data/.
+        notebooks: The names of the notebooks written.
+        checks: The checks of `gkp verify`.
     """
 
     finished: int
@@ -68,7 +68,7 @@ class Published:
 
     @property
     def lines(self) -> list[str]:
-        """The outcome for people, a line each."""
+        """The outcome as lines of text."""
         first = f"{self.finished} of {self.cells} cells are committed, {self.megabytes:.1f} MB in data/"
         return [first, *(check.line for check in self.checks), f"{len(self.notebooks)} notebooks written"]
 
@@ -76,18 +76,18 @@ class Published:
 def publish(
     profile: str = profiles.COMMITTED, *, cells_only: bool = False, root: Path | None = None, store: Store | None = None
 ) -> Published:
-    """Copy what is finished of the profile to data/, and the notebooks that were executed for it back to notebooks/.
+    """Copy the finished cells of a profile to data/, and the notebooks executed for it to notebooks/.
 
     Args:
-        profile: whose cells are committed.
-        cells_only: leave the notebooks alone.
-        root: the checkout; by default the one this package runs from.
-        store: where the cells are; by default the usual one.
+        profile: The profile whose cells are committed.
+        cells_only: Whether to leave the notebooks alone.
+        root: The checkout; None for that of this package.
+        store: Where the cells are; None for `gkp.artifact.experiments.default_store()`.
 
     Raises:
-        BadInput: for a profile whose cells are not committed.
-        RunFailed: when something committed was edited; and when a notebook is not up to date or something is wrong with the
-            data, in which case cells are copied all the same and notebooks are not.
+        BadInput: The cells of this profile are never committed.
+        RunFailed: A committed file was edited. Or a notebook is not up to date or a check of the data fails; cells are then
+            copied, but notebooks are not.
     """
     profiles.check_profile(profile)
     if profile == "quick":
@@ -117,7 +117,7 @@ def publish(
 
 
 def refuse_edited(data: Path) -> None:
-    """Raise RunFailed when a committed cell is not as it was written, or another measured file not as in the manifest."""
+    """Raise RunFailed if a committed cell differs from its hashes, or another measured file from the manifest."""
     refuse_problems((check_cells(data / "results"), check_outcomes(data / "results")))
     rows = manifest.read(data)
     edited = [
@@ -130,17 +130,22 @@ def refuse_edited(data: Path) -> None:
 
 
 def refuse_problems(checks: Iterable[Check]) -> None:
-    """Raise RunFailed with the first problem of these checks, if they have one."""
+    """Raise RunFailed with the first problem of these checks, if there is one."""
     if problems := [problem for check in checks for problem in check.problems]:
         more = f" (and {len(problems) - 1} more: gkp verify)" if len(problems) > 1 else ""
         raise RunFailed(f"not published: {problems[0]}{more}")
 
 
 def publish_cells(cells: Sequence[Cell], results: Path, store: Store) -> None:
-    """Copy the finished cells into `results`, with the networks that are kept of them.
+    """Copy finished cells into `results`, some of them without their network.
 
-    Networks that begin with somebody else's weights are not: whoever has those prunes them in a second, and their licence is
-    not ours to pass on. Nor are those of further seeds, which are for intervals: their outcomes are kept.
+    Networks that start from public weights of others are left out: their licence does not allow passing them on, and pruning
+    takes a second. So are networks of seeds other than 0; their outcomes are enough for intervals.
+
+    Args:
+        cells: Finished cells.
+        results: The folder of committed cells.
+        store: Where the cells are.
     """
     results.mkdir(parents=True, exist_ok=True)
     grid.publish([cell for cell in cells if _network_is_kept(cell)], results, store=store)
@@ -153,7 +158,13 @@ def _network_is_kept(cell: Cell) -> bool:
 
 
 def publish_baselines(cells: Iterable[Cell], data: Path, store: Store) -> None:
-    """Copy each baseline that was trained here to checkpoints/MODEL-gkp, whole or not at all."""
+    """Copy each baseline that was trained here to checkpoints/MODEL-gkp, atomically.
+
+    Args:
+        cells: Finished cells, of which those of baselines are taken.
+        data: The folder data/.
+        store: Where the cells are.
+    """
     for cell in cells:
         if isinstance(cell, TrainCell):
             target = data / "checkpoints" / f"{cell.model}-gkp"
@@ -165,10 +176,15 @@ def publish_baselines(cells: Iterable[Cell], data: Path, store: Store) -> None:
 
 
 def publish_minutes(build: Path, data: Path, store: Store) -> None:
-    """Write what each notebook of each profile under `build` costs; profiles that were not executed here keep their rows.
+    """Write the cost of each notebook to minutes.csv; profiles that were not executed here keep their rows.
 
-    Minutes are the seconds of all cells that the notebook runs, ancestors included, times the threads of each, on CORES cores,
-    and its own seconds. The row "all" counts each cell once. A notebook that runs no cells has no row.
+    The minutes of a notebook are those of its cells and their ancestors (seconds times threads, on CORES cores) plus its own.
+    The row "all" counts each cell once. A notebook without cells has no row.
+
+    Args:
+        build: The folder with a folder of executed notebooks for each profile.
+        data: The folder data/.
+        store: Where the cells are.
     """
     found: dict[str, list[tuple[Record, list[Cell]]]] = {}
     for file in sorted(build.glob(f"*/{RECORDS}/*.json")):
@@ -190,7 +206,7 @@ def publish_minutes(build: Path, data: Path, store: Store) -> None:
 
 
 def _cost(members: Sequence[tuple[Record, list[Cell]]], store: Store) -> dict[str, Any]:
-    """Return what these notebooks cost together, as a row of minutes.csv; missing: cells that are not finished."""
+    """The cost of these notebooks together, as a row of minutes.csv; missing: cells that are not finished."""
     asked = {cell.hash: cell for _, cells in members for cell in cells}
     done = finished(family(asked.values()).values(), store)
     runs = [entry.run() for entry in done.values()]
@@ -205,7 +221,19 @@ def _cost(members: Sequence[tuple[Record, list[Cell]]], store: Store) -> dict[st
 
 
 def publish_notebooks(notebooks: Path, executed: Path, profile: str) -> tuple[str, ...]:
-    """Replace each notebook by the reading copy of its execution; RunFailed, with none replaced, unless all are up to date."""
+    """Replace each notebook by the reading copy of its execution.
+
+    Args:
+        notebooks: The folder of committed notebooks.
+        executed: The folder of executed notebooks.
+        profile: The profile that they were executed for.
+
+    Returns:
+        The names of the notebooks.
+
+    Raises:
+        RunFailed: A notebook is not up to date; then none is replaced.
+    """
     copies, stale = dict[str, bytes](), []
     for file in sorted(notebooks.glob("[0-9]*.ipynb")):
         record = Record.load(executed, file.stem)
@@ -223,7 +251,7 @@ def publish_notebooks(notebooks: Path, executed: Path, profile: str) -> tuple[st
 
 
 def publish_figures(drawn: Path, figures: Path) -> None:
-    """Replace what is in `figures` by what the notebooks have drawn."""
+    """Replace the files in `figures` by those that the notebooks have saved in `drawn`."""
     new = {file.name: file.read_bytes() for file in drawn.iterdir() if file.suffix in {".svg", ".png", ".csv", ".txt"}}
     for file in replace_files(figures, new, "figures").iterdir():
         if file.name not in new:

@@ -1,6 +1,6 @@
-"""README's opening: the verdicts that most readers come for and one figure, written between two markers.
+"""README's opening: the main verdicts and one figure, between two markers.
 
-It follows from data/verdicts.csv and the committed cells alone, so `gkp publish` writes it and `gkp verify` checks it.
+It follows from data/verdicts.csv and the committed cells alone; `gkp publish` writes it and `gkp verify` checks it.
 
 Cost: milliseconds, and reading one small file of each committed cell.
 """
@@ -20,11 +20,18 @@ from gkp.errors import BadInput
 from gkp.files import replace_file
 
 README, BEGIN, END = "README.md", "<!-- verdicts, written by gkp publish -->", "<!-- end of verdicts -->"
-FIGURE = "figures/robustness.png"  # beside it, as text, its question and its answer
+FIGURE = "figures/robustness.png"  # its question and answer are in the .txt beside it
 
 
 def write_opening(root: Path, verdicts: pd.DataFrame, profile: str) -> None:
-    """Put the opening that follows from these verdicts into the README of the checkout. BadInput for one without markers."""
+    """Write the opening into the README of a checkout.
+
+    Args:
+        root, verdicts, profile: As in `opening`.
+
+    Raises:
+        BadInput: The README has no markers.
+    """
     file = root / README
     before, old, after = _parts(file.read_text(encoding="utf-8"))
     if (new := opening(root, verdicts, profile)) != old:
@@ -32,7 +39,11 @@ def write_opening(root: Path, verdicts: pd.DataFrame, profile: str) -> None:
 
 
 def problems(root: Path, verdicts: pd.DataFrame, profile: str) -> list[str]:
-    """Return what is wrong with README's opening, a line each: nothing, or that it does not follow."""
+    """What is wrong with README's opening, as a list of at most one line.
+
+    Args:
+        root, verdicts, profile: As in `opening`.
+    """
     try:
         found = _parts((root / README).read_text(encoding="utf-8"))[1]
     except (OSError, BadInput) as error:
@@ -42,12 +53,12 @@ def problems(root: Path, verdicts: pd.DataFrame, profile: str) -> list[str]:
 
 
 def opening(root: Path, verdicts: pd.DataFrame, profile: str) -> str:
-    """Return the Markdown between the markers.
+    """The Markdown between the markers.
 
     Args:
-        root: the checkout.
-        verdicts: the rows of `gkp.artifact.claims.verdicts(profile).points`.
-        profile: whose verdicts.
+        root: The checkout.
+        verdicts: The rows of `gkp.artifact.claims.verdicts(profile).points`.
+        profile: The profile of the verdicts.
     """
     environment = jinja2.Environment(loader=jinja2.PackageLoader("gkp.artifact", "."), keep_trailing_newline=True)
     return environment.get_template("readme.md.j2").render(
@@ -62,27 +73,27 @@ def opening(root: Path, verdicts: pd.DataFrame, profile: str) -> str:
 
 
 def caption(root: Path) -> list[str]:
-    """Return the question and the answer of the figure."""
+    """The question and the answer of the figure."""
     file = (root / FIGURE).with_suffix(".txt")
     question, _, answer = file.read_text(encoding="utf-8").partition("\n") if file.exists() else ("", "", "")
     return [question, answer.strip()]
 
 
 def hardware(root: Path) -> str:
-    """Return what the committed cells were computed on."""
+    """The hardware that the committed cells were computed on, as text."""
     runs = (read_json(file) for file in sorted((root / "data" / "results").glob("*/run.json")))
     machines = {(run["hardware"]["cores"], run["hardware"]["processor"]) for run in runs if run}
     return " and ".join(f"{cores} cores of {processor}" for cores, processor in sorted(machines)) or "nothing measured yet"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    """Return the cells of one row of the table."""
+    """The cells of one row of the table."""
     setting = "" if pd.isna(row["setting"]) else row["setting"]
     return [row["statement"], row["reported"], claims.in_full(row), setting, f"**{row['verdict']}**"]
 
 
 def _parts(text: str) -> tuple[str, str, str]:
-    """Return the README up to the first marker, between the markers, and from the second one on."""
+    """The README up to the first marker, between the markers, and from the second one on."""
     before, begin, rest = text.partition(BEGIN)
     between, end, after = rest.partition(END)
     if not begin or not end:

@@ -1,7 +1,8 @@
-"""The leaderboard of finished experiments: their entries, the page, and a table to read.
+"""The leaderboard of finished experiments: entries, HTML page, and table.
 
-All networks of a board met the same attacks on the same images. The radii are those where something can be seen: a network that
-is not trained for robustness has nothing left at 8/255. Cost: a few seconds for 24 networks, which are loaded to be counted.
+All networks of one radius were evaluated under the same attacks on the same images. The radii are small, because networks that
+are not trained for robustness have no accuracy left at 8/255. Cost: a few seconds for 24 networks, which are loaded to count
+their parameters.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from gkp.checkpoints import load_model
 from gkp.evaluation.robustbench.entry import entry, save_entry
 
 RADII = ("0.5/255", "1/255")
-PARTS = ("precision", "pixel", STRONG)  # roles of evaluations that may decide a board
+PARTS = ("precision", "pixel", STRONG)  # the roles of evaluations that may rank networks
 _KINDS = ("nothing", *FAMILIES, "")  # of what is removed, in the order of the table
 _TITLE = "Leaderboard, accuracy in percent"
 
 
 def of_results(results: Sequence[Result]) -> Table:
-    """Rank finished networks at `RADII`, or at the two smallest radii that there are, and write `build/leaderboard.html`.
+    """Rank finished networks at `RADII`, or at the two smallest radii evaluated, and write `build/leaderboard.html`.
 
-    The entries themselves, in RobustBench's schema, are in `build/entries`. What stronger attacks left of fewer images is in
-    the footnote of an entry, and what is not run in the legend.
+    The entries, in RobustBench's schema, are written to `build/entries`. Results of stronger attacks on fewer images are in the
+    footnotes of entries; the legend lists what was not run.
 
     Args:
-        results: Finished networks, their evaluations and latencies; the first of several seeds counts.
+        results: Finished networks, their evaluations and latencies; of several seeds the first is taken.
     """
     boards = {radius: found for radius in _radii(results) if len(found := _at(results, radius))}
     if not boards:
@@ -66,7 +67,7 @@ def _radii(results: Sequence[Result]) -> list[str]:
 
 
 def _at(results: Sequence[Result], radius: str) -> dict[str, Evaluation]:
-    """Row -> its evaluation at a radius, all in one role: that of most networks, and among equals of most images."""
+    """Row -> its evaluation at a radius, all of one role: the one with most networks, then with most images."""
     found: list[dict[str, Evaluation]] = []
     for part in PARTS:
         rows: dict[str, Evaluation] = {}
@@ -93,7 +94,7 @@ def _entry(one: Evaluation, net: nn.Module, radius: str, footnote: str) -> dict[
 
 
 def _stronger(results: Sequence[Result], one: Evaluation, radius: str) -> str:
-    """What attacks of their own choice left of the network at this radius."""
+    """The accuracies under strong attacks at this radius, for the footnote."""
     key, told = f"worst-case-{radius}", []
     for other in _others(results, one, radius):
         low, high = (100 * end for end in other.result["interval"][key])
@@ -103,7 +104,7 @@ def _stronger(results: Sequence[Result], one: Evaluation, radius: str) -> str:
 
 
 def _latencies(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
-    """Hash of a network -> the entry's latency for the smallest batch; unpruned networks have the median of all dense ones."""
+    """Hash of a network -> latency for the smallest batch; unpruned networks get the median of all dense measurements."""
     found: dict[str, dict[str, Any]] = {}
     dense: list[float] = []
     for result in results:
@@ -122,7 +123,7 @@ def _latencies(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
 
 
 def _note(results: Sequence[Result], boards: Mapping[str, Mapping[str, Evaluation]]) -> str:
-    """What the boards rest on, what stronger attacks say of that, and what is not run."""
+    """The legend: networks, attacks and images at each radius, how much lower stronger attacks are, and what was not run."""
     said = []
     for radius, found in boards.items():
         first = next(iter(found.values()))
@@ -142,7 +143,7 @@ def _note(results: Sequence[Result], boards: Mapping[str, Mapping[str, Evaluatio
 
 
 def _others(results: Sequence[Result], one: Evaluation, radius: str) -> list[Evaluation]:
-    """Evaluations of the same network by attacks of their own choice at this radius."""
+    """Evaluations of the same network under strong attacks at this radius."""
     return [
         other
         for other in evaluations(results, STRONG)
@@ -151,7 +152,7 @@ def _others(results: Sequence[Result], one: Evaluation, radius: str) -> list[Eva
 
 
 def _lost(one: Evaluation, other: Evaluation, radius: str) -> float:
-    """How much less the other attacks left of the images that both saw, as a fraction."""
+    """How much lower the accuracy under the other attacks is on the images of both evaluations, a fraction."""
     ours, theirs = (outcomes_of(each.result) for each in (one, other))
     both, here, there = np.intersect1d(ours.indices, theirs.indices, return_indices=True)
     key = f"worst-case-{radius}"
@@ -168,7 +169,7 @@ def _has_autoattack(boards: Mapping[str, Mapping[str, Evaluation]]) -> bool:
 
 
 def _ranks(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[int, int]]:
-    """(name, eps) -> its rank, and the best one that the intervals leave open."""
+    """(name, eps) -> rank, and the best rank that is possible given the intervals."""
     return {(row.entry["name"], group.eps): (row.rank, row.best) for group in grouped(entries) for row in group.rows}
 
 
@@ -192,7 +193,7 @@ def _point(made: Mapping[str, Any], row: str) -> dict[str, Any]:
 
 
 def _table(points: pd.DataFrame, ranks: Mapping[tuple[str, str], tuple[int, int]], note: str) -> Table:
-    """Methods by what they remove, the most robust first, best and second best of a radius marked."""
+    """The table: methods by what they remove, the most robust first, with the best two of each radius marked."""
     first = points.drop_duplicates("method").copy()
     first["kind"] = first["removes"].map(lambda kind: _KINDS.index(kind) if kind in _KINDS else len(_KINDS))
     first = first.assign(robust=first["best known"].astype(float)).sort_values(["kind", "robust"], ascending=[True, False])

@@ -31,13 +31,13 @@ DIGITS = "%.6g"  # of numbers in verdicts.csv: what another processor's last bit
 
 @dataclass(frozen=True)
 class Check:
-    """One check.
+    """The result of one check.
 
-    Args:
-        name: what was looked at.
-        n: how many of it.
-        problems: what is wrong, a line each.
-        note: what a reader should know.
+    Attributes:
+        name: What was checked.
+        n: The number of items checked.
+        problems: What is wrong, a line each.
+        note: A remark.
     """
 
     name: str
@@ -47,19 +47,24 @@ class Check:
 
     @property
     def line(self) -> str:
-        """The check in one line for people."""
+        """The result as one line of text."""
         verdict = f"{len(self.problems)} wrong" if self.problems else "as they should be"
         return f"{self.name}: {self.n}, {verdict}{f' ({self.note})' if self.note else ''}"
 
 
 def verify(root: Path | None = None) -> list[Check]:
-    """Return the six checks of the checkout `root`, by default the one this package runs from; BadInput outside one."""
+    """Run the six checks on a checkout, by default that of this package. BadInput where there is none."""
     root = root_of(root)
     return [*check_data(root), check_notebooks(root / "notebooks")]
 
 
 def check_data(root: Path, profile: str = COMMITTED) -> list[Check]:
-    """Return the checks of data/ and of what README takes from it: all except the notebooks, which `gkp publish` replaces."""
+    """Run all checks except that of the notebooks, which `gkp publish` replaces.
+
+    Args:
+        root: The checkout.
+        profile: The profile whose verdicts are committed.
+    """
     data = root / "data"
     return [
         Check("files in data/MANIFEST", len(manifest.read(data)), tuple(manifest.problems(data))),
@@ -71,20 +76,20 @@ def check_data(root: Path, profile: str = COMMITTED) -> list[Check]:
 
 
 def root_of(root: Path | None) -> Path:
-    """Return the checkout given, or the one this package runs from. Raises BadInput where there is none."""
+    """The given checkout, or that of this package. Raises BadInput where there is none."""
     if (found := root or checkout()) is None:
         raise BadInput("the data are not installed with the package; run this in a checkout of the repository")
     return found
 
 
 def check_cells(results: Path) -> Check:
-    """Compare each committed cell with its own hashes, and check that it records when, where and how it was computed."""
+    """Check the hashes of each committed cell, and that it records when, where and how it was computed."""
     folders = cell_folders(results)
     return Check("cells in data/results", len(folders), tuple(line for folder in folders for line in check_folder(folder)))
 
 
 def check_outcomes(results: Path) -> Check:
-    """Compute the accuracies of each committed evaluation again from the outcome of every image."""
+    """Compute the accuracies of each committed evaluation again from its outcome matrix."""
     n, wrong = 0, []
     for folder in cell_folders(results):
         stored = (read_json(folder / "result.json") or {}).get("figures", {}).get("accuracy")
@@ -108,7 +113,7 @@ def check_outcomes(results: Path) -> Check:
 
 
 def check_verdicts(data: Path, profile: str = COMMITTED) -> Check:
-    """Compare data/verdicts.csv with the verdicts that the committed cells give now."""
+    """Compare data/verdicts.csv with the verdicts that follow from the committed cells."""
     file = data / VERDICTS
     if not file.exists():
         missing = f"data/{VERDICTS}: is missing although cells are committed; `gkp publish` writes it"
@@ -130,13 +135,13 @@ def check_opening(root: Path, profile: str = COMMITTED) -> Check:
 
 
 def verdicts_csv(data: Path, profile: str = COMMITTED) -> str:
-    """Return the verdicts of `gkp.artifact.claims` as CSV, from the cells committed under `data` and no others."""
+    """The verdicts as CSV, from the cells committed under `data` alone."""
     found = claims.verdicts(profile, store=Store(data / "results"))
     return found.points.to_csv(index=False, float_format=DIGITS, lineterminator="\n")
 
 
 def check_notebooks(folder: Path) -> Check:
-    """Check that the outputs of the committed notebooks are those of their sources."""
+    """Check that the outputs of committed notebooks belong to their sources."""
     books = {file: read_notebook(file) for file in sorted(folder.glob("*.ipynb"))}
     executed = {file: book for file, book in books.items() if was_executed(book)}
     problems = []
@@ -154,7 +159,7 @@ def check_notebooks(folder: Path) -> Check:
 
 
 def cell_folders(results: Path) -> list[Path]:
-    """Return the folders of committed cells."""
+    """The folders of committed cells."""
     return sorted(path for path in results.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 

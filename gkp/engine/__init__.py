@@ -1,1 +1,1 @@
-"""The engine: whole networks on the CPU, in compiled code; `gkp.engine.compile` is its entrance."""
+"""The engine, which runs whole networks on the CPU in compiled code; `gkp.engine.compile` has its public function."""

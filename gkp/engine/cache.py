@@ -1,6 +1,6 @@
-"""The compiled kernels, and where they are kept: in the user's cache, under a key of everything that they depend on.
+"""The compiled kernels, which are kept in the user's cache under a key of everything that they depend on.
 
-Compiling takes about 15 seconds, loading them about one.
+Cost: compiling takes about 15 seconds, loading about one.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _SOURCES = ("emitter.py", "vectors.py", "layout.py", "kernels.py", "narrow.py", 
 
 
 def kernel_folder() -> Path | None:
-    """The folder of the kernels of this processor, these versions and these sources; None for a user without a cache.
+    """The folder for the kernels of this processor, these versions and these sources, which may not exist yet.
 
-    It may not exist yet.
+    None for a user without a cache folder.
     """
     import llvmlite
     import numba
@@ -34,7 +34,7 @@ def kernel_folder() -> Path | None:
 
     key, here = hashlib.sha256(), Path(__file__).parent
     features = cpu_target.target_context.codegen().magic_tuple()
-    # The last two are what numba itself compares: where the source is, and when it was written.
+    # The last two are compared by numba itself: the path of the source and when it was written.
     changed = (here / "steps.py").stat().st_mtime_ns
     for part in (numba.__version__, llvmlite.__version__, sys.version, features, str(here), changed):
         key.update(repr(part).encode())
@@ -50,17 +50,17 @@ _alone = threading.Lock()
 
 
 def kernel() -> Callable[..., None]:
-    """`steps.run`, compiled, one a process; see `_kernel`."""
+    """`steps.run`, compiled once for each process; see `_kernel`."""
     with _alone:
         return _kernel()
 
 
 @cache
 def _kernel() -> Callable[..., None]:
-    """`steps.run`, compiled: loaded from the cache, or compiled now, once, with a line on stderr.
+    """`steps.run`, loaded from the cache or compiled now, with a line on stderr.
 
-    Where the cache cannot be written, what it holds is used all the same; if it holds nothing, every process compiles. Two
-    processes that compile at once write the same files, which numba renames into place. Damaged files are compiled again.
+    A cache that cannot be written is read all the same; if it is empty, every process compiles. Two processes that compile at
+    once write the same files, which numba renames into place. Damaged files are compiled again.
     """
     folder = kernel_folder()
     if folder is not None and any(name.endswith(".nbi") for _, _, names in os.walk(folder) for name in names):
@@ -90,7 +90,7 @@ def _compiled(folder: Path | None) -> Any:
 
 @contextlib.contextmanager
 def _readable(folder: Path) -> Iterator[Path]:
-    """The folder, or a copy of it: numba reads only where it may write."""
+    """The folder, or a copy where it cannot be written, because numba only reads from folders that it can write to."""
     if _writable(folder):
         yield folder
         return

@@ -1,9 +1,9 @@
 """`gkp.compile`: a network that runs in the engine.
 
-It is made for the widths of CIFAR ResNets. On one thread of an AMD EPYC with AVX-512, ResNet-56 without 7/16 of its grouped
-kernels takes 0.4 to 0.5 of the time of the dense network in the better of ONNX Runtime and OpenVINO; the dense one 0.6 to 0.7.
-VGG-16, whose weights have to come from memory, takes 0.56 from batch 32 on and 0.72 at batch 1 for 7/16; dense 0.92 and 1.2.
-`python tests/bench_engine.py` measures it again.
+It is designed for the widths of CIFAR ResNets. On one thread of an AMD EPYC with AVX-512, ResNet-56 without 7/16 of its grouped
+kernels takes 0.4 to 0.5 of the time of the dense network in the faster of ONNX Runtime and OpenVINO; the dense one 0.6 to 0.7.
+VGG-16, whose weights are read from memory, takes 0.56 from batch 32 on and 0.72 at batch 1 for 7/16; dense 0.92 and 1.2.
+`python tests/bench_engine.py` measures this again.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from gkp.pruning.masks import unmasked
 
 INSTALL = 'pip install "gkp[fast]"'
 CLASSIFIER_NAMES = ("architecture", "mean", "std", "num_classes", "from_normalised")  # of gkp.networks.classifier.Classifier
-SIZES = 8  # of images, for which plans are kept
+SIZES = 8  # image sizes for which plans are kept
 _warned: set[str] = set()
 
 
 def compile(net: nn.Module, *, threads: int | None = None) -> nn.Module:
-    """Compile a network for fast inference and input gradients on the CPU, logits within 1e-4.
+    """Compile a network for fast inference and input gradients on the CPU, with logits within 1e-4.
 
-    Every form of a network is taken: dense, masked, compact. What the engine does not know stays a stock module. Weights are
-    copied, so training may go on with `net`. Gradients flow to the images, not to weights. The result for an image does not
-    depend on the others of its batch, nor on the number of threads. Without numba it is the stock network, and a ModelWarning
-    says so once.
+    The network may be dense, masked or compact. Layers that the engine does not know stay modules of torch. Weights are copied,
+    so `net` may be trained further. Gradients flow to the images, not to the weights. The result for an image depends neither
+    on the other images of its batch nor on the number of threads. Without numba the network itself is used, with a
+    ModelWarning.
 
     Args:
-        net: A network in eval mode, float32, on the CPU, that takes images `(N, C, H, W)`.
-        threads: How many threads share a batch of 16 images or more; None: as many as torch uses when it is called.
+        net: A network in eval mode, float32, on the CPU, that takes images (N, C, H, W).
+        threads: Threads that share a batch of 16 images or more; None for the number that torch uses at the call.
 
     Returns:
-        A module that takes float32 images `(N, C, H, W)` and returns logits `(N, classes)`. Its `fallbacks` map the name of
-        each stock module (or "network") to the reason why.
+        A module that takes float32 images (N, C, H, W) and returns logits (N, classes). Its attribute `fallbacks` maps the name
+        of each layer that torch runs, or "network" for all, to the reason.
 
     Raises:
         BadInput: The network is in training mode, of another precision or on another device.
@@ -57,10 +57,10 @@ def compile(net: nn.Module, *, threads: int | None = None) -> nn.Module:
 
 
 def compile_all(net: nn.Module) -> Compiled:
-    """Compile `net`, as `compile` does, where the outcome must be the engine's.
+    """Compile a network as `compile` does, and refuse one that the engine cannot run.
 
     Raises:
-        BadInput: There is no numba, or the engine must leave the whole network to torch.
+        BadInput: numba is not installed, or torch would have to run the whole network.
     """
     need_extra("fast", "numba")
     net = unwrapped(net)
@@ -84,7 +84,7 @@ def _check(net: nn.Module) -> None:
 
 
 def _missing() -> str | None:
-    """Why there is no engine on this machine, or None; warns once."""
+    """Why the engine is not available, or None where it is; warns once."""
     if find_spec("numba") is not None:
         return None
     if "numba" not in _warned:
@@ -94,15 +94,15 @@ def _missing() -> str | None:
 
 
 class Compiled(nn.Module):
-    """The network that `compile` returns: it has the network's weights as buffers, and `CLASSIFIER_NAMES` as attributes.
+    """The network that `compile` returns, with the weights as buffers and `CLASSIFIER_NAMES` as attributes.
 
     Args:
-        source: The network, to itself.
-        threads: See `compile`.
+        source: The network, which must not be changed afterwards.
+        threads: As in `compile`.
 
     Attributes:
-        fallbacks: Name of each node that runs as a stock module -> why.
-        compiled_from: The network that it was made from, a copy.
+        fallbacks: Name of each node that torch runs -> reason.
+        compiled_from: The network that it was compiled from, a copy.
     """
 
     compiled_from: nn.Module
@@ -116,7 +116,7 @@ class Compiled(nn.Module):
             if isinstance(tensor, Tensor):
                 self.weights.register_buffer(name.replace(".", "/"), tensor)
         self.weights.training = False
-        # Not submodules: nothing in them is to be trained or pruned, because the engine would not see it.
+        # Not submodules, because training or pruning them would not change what the engine computes.
         object.__setattr__(self, "compiled_from", source)
         object.__setattr__(self, "_inside", None)
         self._translation: Translation | None = None
@@ -133,7 +133,7 @@ class Compiled(nn.Module):
         self.fallbacks: Mapping[str, str] = MappingProxyType(dict(reasons))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `(N, classes)` of images `x` `(N, C, H, W)` float32, in any memory layout."""
+        """Logits (N, classes) of float32 images (N, C, H, W) in any memory layout."""
         if not isinstance(x, Tensor) or x.ndim != 4 or x.dtype != torch.float32 or x.device.type != "cpu":
             what = f"{x.dtype} {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else type(x).__name__
             raise BadInput(f"a compiled network takes float32 images (N, C, H, W) on the CPU, not {what}")
@@ -150,7 +150,7 @@ class Compiled(nn.Module):
         return values[self._translation.result]
 
     def _plan(self, size: tuple[int, ...]) -> list[Any]:
-        """Segments and stock operations, in order, for images of this size (C, H, W)."""
+        """The segments and stock operations, in order, for images of this size (C, H, W)."""
         if (parts := self._plans.get(size)) is None:
             from gkp.engine.plan import plan  # here: it needs numba
 
@@ -172,10 +172,10 @@ class Compiled(nn.Module):
         found = getattr(self.compiled_from, name)
         return self._from_normalised if name == "from_normalised" else found
 
-    # What would change the weights, behind the engine's back
+    # Methods that would change the weights without changing what the engine computes
 
     def train(self, mode: bool = True) -> Compiled:
-        """Stay in eval mode. Raises BadInput for training mode."""
+        """Keep eval mode. Raises BadInput for training mode."""
         if mode:
             raise BadInput("a compiled network cannot be trained; train the network it was made from, then compile it again")
         return self

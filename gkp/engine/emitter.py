@@ -1,4 +1,4 @@
-"""LLVM instructions for functions that compiled code calls, and access to memory by address."""
+"""Write functions in LLVM instructions that compiled code can call, and access memory by address."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 _FEATURES: str = cpu_target.target_context.codegen().magic_tuple()[2]
-LANES = 16 if "+avx512f" in _FEATURES else 8  # floats of a vector
-WIDTHS = tuple(width for width in (4, 8, 16) if width <= LANES)  # pixels of a piece of a vector
+LANES = 16 if "+avx512f" in _FEATURES else 8  # floats in a vector
+WIDTHS = tuple(width for width in (4, 8, 16) if width <= LANES)  # pixels in a piece of a vector
 
 F32, I1, I8, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VECTOR = ir.VectorType(F32, LANES)
@@ -27,7 +27,11 @@ def whole(value: int) -> ir.Constant:
 
 
 class Emitter:
-    """Shorthand for the instructions that all operations are made of."""
+    """Shorthand for the instructions that operations are made of.
+
+    Args:
+        builder: An `llvmlite.ir.IRBuilder`, the attribute `b`.
+    """
 
     def __init__(self, builder: Any):
         self.b = builder
@@ -36,18 +40,18 @@ class Emitter:
         )
 
     def pointer(self, address: Value, kind: Any = F32) -> Value:
-        """A pointer to values of this kind at an address."""
+        """A pointer to values of type `kind` at an address."""
         return self.b.inttoptr(address, kind.as_pointer())
 
     def load(self, pointer: Value, offset: Value, width: int = LANES) -> Value:
-        """The `width` floats that begin `offset` floats behind a pointer."""
+        """Load `width` floats that start `offset` floats behind a pointer."""
         place = self.b.gep(pointer, [offset])
         value = self.b.load(self.b.bitcast(place, ir.VectorType(F32, width).as_pointer()))
         value.align = 4
         return value
 
     def store(self, value: Value, pointer: Value, offset: Value) -> None:
-        """Write a vector to the place `offset` floats behind a pointer."""
+        """Store a vector `offset` floats behind a pointer."""
         place = self.b.bitcast(self.b.gep(pointer, [offset]), value.type.as_pointer())
         self.b.store(value, place).align = 4
 
@@ -74,21 +78,21 @@ class Emitter:
         return self.fma(self.constant(factor), a, plus)
 
     def join(self, pieces: Sequence[Value]) -> Value:
-        """One vector of several, one after the other."""
+        """Concatenate vectors."""
         while len(pieces) > 1:
             width = pieces[0].type.count
             pieces = [self.shuffle(a, b, range(2 * width)) for a, b in zip(pieces[::2], pieces[1::2], strict=True)]
         return pieces[0]
 
     def interleave(self, planar: Value, width: int) -> Value:
-        """Piece after piece -> pixel after pixel."""
+        """Reorder a vector of pieces: from piece by piece to pixel by pixel."""
         pieces = LANES // width
         if pieces == 1:
             return planar
         return self.shuffle(planar, planar, [piece * width + x for x in range(width) for piece in range(pieces)])
 
     def planar(self, interleaved: Value, width: int) -> Value:
-        """Pixel after pixel -> piece after piece."""
+        """Reorder a vector of pieces: from pixel by pixel to piece by piece."""
         pieces = LANES // width
         if pieces == 1:
             return interleaved
@@ -96,14 +100,19 @@ class Emitter:
 
 
 def operation(emit: Emit, arguments: int) -> Any:
-    """A function on so many int64 numbers that compiled code calls: `emit(emitter, *numbers)` writes it; it returns nothing."""
+    """Make a function without a result that compiled code can call.
+
+    Args:
+        emit: `emit(emitter, *values)` writes its instructions.
+        arguments: The number of its arguments, all int64.
+    """
     signature = types.void(*[types.int64] * arguments)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         emit(Emitter(builder), *values)
         return context.get_dummy_value()
 
-    # Numba reads the number of arguments off the function's own signature, hence the source text.
+    # Numba takes the number of arguments from the signature of the function, hence the source text.
     names = ", ".join(f"a{i}" for i in range(arguments))
     scope: dict[str, Any] = {"signature": signature, "generate": generate}
     exec(f"def {emit.__name__}(context, {names}):\n    return signature, generate", scope)
@@ -111,7 +120,12 @@ def operation(emit: Emit, arguments: int) -> Any:
 
 
 def choice(emits: Mapping[int, Emit], arguments: int) -> Any:
-    """As `operation`, with one more number in front that says which of `emits` it is."""
+    """Make a function as `operation` does, with a first argument that selects one of several.
+
+    Args:
+        emits: Value of the first argument -> `emit` of `operation`.
+        arguments: The number of further arguments.
+    """
 
     def choose(e: Emitter, key: Value, *values: Value) -> None:
         b = e.b
@@ -159,7 +173,7 @@ def _indexed(kind: Any) -> Any:
     return intrinsic(read)
 
 
-get, put = _reader(F32, types.float32), _writer(F32, types.float32)  # a float32 at an address
+get, put = _reader(F32, types.float32), _writer(F32, types.float32)  # read and write a float32 at an address
 get_byte, put_byte = _reader(I8, types.uint8), _writer(I8, types.uint8)
-at = _indexed(I64)  # the number in a column of a step, whose row is at this address
-entry = _indexed(I32)  # the number at a place of the int32 tables, which are at this address
+at = _indexed(I64)  # at(p, column): the number in a column of the step at address p
+entry = _indexed(I32)  # entry(tables, place): the number at a place of the int32 tables

@@ -1,4 +1,4 @@
-"""Running programs: memory of threads, and blocks of images claimed one after the other."""
+"""Run programs on several threads, which take blocks of images one after the other."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from gkp.engine.cache import kernel
 from gkp.engine.program import BLOCK_IMAGES, Program
 
-ONE_THREAD = 16  # images below which more threads cost more than they gain
+ONE_THREAD = 16  # with fewer images, more threads cost more than they gain
 
 
 @dataclass(eq=False)
 class _Workspace:
-    """The memory of one thread: all zeros at first, so that halos are."""
+    """The memory of one thread, initialised with zeros for the halos."""
 
     maps: NDArray[np.float32]
     scratch: NDArray[np.float32]
@@ -27,11 +27,11 @@ class _Workspace:
 
 
 class Runner:
-    """A program that is ready to run. Any number of threads may call it at once.
+    """A program that is ready to run. Several threads may call it at once.
 
     Args:
-        program: What to run.
-        sign_slot: Bytes an image that the program keeps for the gradient.
+        program: The program.
+        sign_slot: Bytes that the program keeps for the gradient of each image.
     """
 
     def __init__(self, program: Program, sign_slot: int):
@@ -42,19 +42,19 @@ class Runner:
         self._idle: deque[_Workspace] = deque()
 
     def __call__(self, tensors: list[Tensor], signs: Tensor | None, images: int, threads: int) -> None:
-        """Run on `images` images.
+        """Run the program on a batch.
 
         Args:
             tensors: Contiguous inputs, then outputs, which are filled.
-            signs: Bits for the gradient, `(images * sign_slot,)` bytes.
-            images: How many.
-            threads: At most so many; one for few images.
+            signs: The bits for the gradient, (images * sign_slot,) bytes; None where there are none.
+            images: The number of images.
+            threads: The largest number of threads; one is used for few images.
         """
         outside = np.array([t.data_ptr() for t in tensors], np.int64)
         first_sign = 0 if signs is None else signs.data_ptr()
         claims = itertools.count(0, BLOCK_IMAGES)  # next() is atomic
         threads = 1 if images < ONE_THREAD else min(threads, -(-images // BLOCK_IMAGES))
-        kernel()  # before threads would all compile it
+        kernel()  # compile it before the threads would
         if threads == 1:
             self._work(claims, outside, first_sign, images)
             return
@@ -86,7 +86,7 @@ class Runner:
         self._idle.append(space)
 
     def _workspace(self, images: int) -> _Workspace:
-        """Memory for so many images at once that no other thread uses."""
+        """Memory for `images` images that no other thread uses."""
         try:
             space = self._idle.pop()
         except IndexError:
@@ -98,6 +98,6 @@ class Runner:
 
 
 def _aligned(floats: int) -> NDArray[np.float32]:
-    """Zeros that start on a cache line."""
+    """Zeros that start at a cache line."""
     memory = np.zeros(floats + 16, np.float32)
     return memory[(-memory.ctypes.data // 4) % 16 :][:floats]

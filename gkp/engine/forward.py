@@ -1,4 +1,4 @@
-"""From operations to programs, for images of one size: which memory each value gets, which steps run."""
+"""Turn operations into a program for images of one size: assign memory to values, and append steps."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from gkp.engine.program import Buffer, Builder, Program, Weights
 
 @dataclass(eq=False)
 class Segment:
-    """Operations between tensors: what runs in one go.
+    """Operations that run as one program, from tensors to tensors.
 
     Attributes:
-        operations: in order.
-        inputs: the values that come in as tensors, one for each `Load`.
-        outputs: the values that go out as tensors.
-        shapes: of all values of the network, per image: (C, H, W) or (features,).
-        signs: per value, where the bits lie that the gradient needs; sign_slot: their bytes an image.
-        forward, inference: the program, with and without these bits.
+        operations: The operations, in order.
+        inputs: The values that are tensors before, one for each `Load`.
+        outputs: The values that are tensors afterwards.
+        shapes: Value -> its shape for one image, (C, H, W) or (features,), for all values of the network.
+        lanes: Floats in a vector.
+        signs: Value -> place of its bits for the gradient.
+        sign_slot: Bytes of these bits for each image.
+        forward, inference: The program with and without keeping these bits.
     """
 
     operations: list[Operation]
@@ -34,7 +36,7 @@ class Segment:
     sign_slot: int = 0
 
     def __post_init__(self) -> None:
-        # Maps of one size have one layout, for sums of them. Gradients go the other way through a convolution.
+        # Maps of one size have the same layout, so that they can be added. Gradients pass a convolution in reverse.
         self._halos: dict[tuple[int, ...], int] = {}
         for operation in self.operations:
             if isinstance(operation, Conv):
@@ -53,7 +55,7 @@ class Segment:
 
 
 def output_shape(operation: Operation, shapes: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of what `operation` returns, per image."""
+    """The shape of the output of an operation for one image, (C, H, W) or (features,)."""
     shape = shapes[operation.inputs[0]]
     if isinstance(operation, Conv):
         return len(operation.bias), -(-shape[1] // operation.stride), -(-shape[2] // operation.stride)
@@ -73,18 +75,18 @@ def output_shape(operation: Operation, shapes: dict[int, tuple[int, ...]]) -> tu
 
 
 def shortcut_channels(operation: Shortcut, channels: int) -> list[int]:
-    """The source of each output channel of a shortcut, -1 for zeros."""
+    """The input channel of each output channel of a shortcut; -1 for zeros."""
     chosen = range(channels) if operation.channels is None else operation.channels.tolist()
     return [-1] * operation.before + list(chosen) + [-1] * operation.after
 
 
 def pool_fields(operation: MaxPool) -> dict[str, int]:
-    """The window of a pool, as fields of its step and of that of its gradient."""
+    """The window of a pool as fields of its step, and of the step of its gradient."""
     return {"kernel": operation.window, "stride": operation.stride, "tile": operation.padding}
 
 
 def normalisation(operation: Load, channels: int) -> np.ndarray:
-    """Means, then standard deviations, per channel."""
+    """The means of all channels, then the standard deviations, (2 * channels,)."""
     mean = np.zeros(1) if operation.mean is None else operation.mean
     std = np.ones(1) if operation.std is None else operation.std
     return np.concatenate([np.broadcast_to(mean, channels), np.broadcast_to(std, channels)])

@@ -1,8 +1,8 @@
-"""The gradient with respect to the images, as a program of the same steps.
+"""The program of the gradient with respect to the images, made of the same kinds of steps.
 
-A network in eval mode is linear between its ReLUs and pools, so the gradient needs one bit for each rectified value and two for
-each maximum: no activations are kept. The gradient of a convolution is a convolution with mirrored kernels, whose "filters" are
-the input channels. Where several groups keep a channel, their blocks add up.
+A network in eval mode is linear between its ReLUs and pools, so the gradient needs one bit for each rectified value and the
+position of each maximum; activations are not kept. The gradient of a convolution is a convolution with mirrored kernels, whose
+filters are the input channels. Where several groups read a channel, their contributions are added.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _MASKING = (layout.COMBINE, layout.UNMEAN, layout.UNPOOL)  # steps that multiply
 
 
 def backward(segment: Segment) -> Program:
-    """The program from the gradients of a segment's outputs to those of its inputs, one for each of its loads, in order."""
+    """The program from the gradients of a segment's outputs to the gradients of its inputs, one for each load, in order."""
     return _Backward(segment).run()
 
 
 class _Backward:
-    """Walks a segment from its end. A value's gradient is the sum of what its readers contribute, times its ReLU's."""
+    """Goes through a segment in reverse; a gradient is the sum of its readers' contributions, times the ReLU's derivative."""
 
     def __init__(self, segment: Segment):
         self.segment = segment
@@ -61,7 +61,7 @@ class _Backward:
         return self.builder.program()
 
     def _gradient(self, value: int) -> Buffer | None:
-        """The whole gradient of a value, before its ReLU; None if nothing depends on it."""
+        """The complete gradient of a value before its ReLU; None if nothing depends on it."""
         waiting = self.waiting[value]
         while waiting and (len(waiting) > 1 or value in self.rectified):
             first = waiting.pop()
@@ -70,7 +70,7 @@ class _Backward:
         return waiting.pop() if waiting else None
 
     def _emit(self, value: int, op: int, source: Buffer, other: Buffer | None, **fields: int) -> Buffer:
-        """Append a step that makes a contribution to the gradient of `value`, adding `other`."""
+        """Append a step that adds `other` to a contribution to the gradient of `value`."""
         target = self.builder.buffer(self.segment.layout(value), 1)
         fields |= self._fields(value, other, masks=op in _MASKING)
         self.builder.step(op, source, target, **fields)
@@ -80,7 +80,7 @@ class _Backward:
         return target
 
     def _fields(self, value: int, other: Buffer | None, masks: bool = True) -> dict[str, int]:
-        """The value to add, and the signs to mask with if this contribution is the last and its step can."""
+        """The value to add, and the signs to mask with if this is the last contribution and its step can do so."""
         last = masks and value in self.rectified and self.to_come[value] == 0 and not self.waiting[value]
         if last:
             self.rectified.discard(value)
@@ -98,7 +98,7 @@ class _Backward:
             row[layout.BIAS] = self.builder.constant(normalisation(operation, row[layout.CHANNELS]))
 
     def _pass_on(self, operation: Operation, gradient: Buffer) -> None:
-        """From the gradient of what an operation returns to those of what it reads."""
+        """From the gradient of the output of an operation to those of its inputs."""
         value = operation.inputs[0]
         if len(operation.inputs) > 1:  # the residual: the same gradient
             residual = operation.inputs[1]
@@ -150,7 +150,7 @@ class _Backward:
 
 
 def transposed(conv: Conv, channels: int) -> Weights:
-    """The weights of the gradient of `conv` of stride 1 with respect to its input of so many channels."""
+    """The weights of the gradient of `conv`, as of stride 1, with respect to its input of `channels` channels."""
     mirrored = conv.weight[:, :, ::-1, ::-1]
     kernel, parts = conv.weight.shape[-1], []
     for group, kept in enumerate(conv.kept):

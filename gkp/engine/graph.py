@@ -1,4 +1,4 @@
-"""A network, traced by torch.fx, as the engine's operations: by what its modules compute, whatever its class."""
+"""Translate a network, traced by torch.fx, into operations of the engine, whatever its class."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from gkp.engine.rules import FUNCTIONS, MODULES, Ref, Unknown
 
 
 class Whole(Exception):
-    """The network as a whole must be left to torch; the message says why."""
+    """Torch must run the whole network; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor goes among the arguments of a stock call."""
+    """The position of a tensor among those of a stock call."""
 
     index: int
 
 
 class Translation:
-    """The operations of a traced network, in order. Use `translate`.
+    """The operations of a traced network; made by `translate`.
 
     Attributes:
-        operations: In an order in which each finds its inputs.
+        operations: The operations, each after those of its inputs.
         result: The value that the network returns.
-        fallbacks: Name of each node that stays a stock module -> why.
+        fallbacks: Name of each node that torch runs -> reason.
     """
 
     def __init__(self, module: fx.GraphModule):
@@ -44,7 +44,7 @@ class Translation:
         for node in module.graph.nodes:
             self._known[node] = self._translate(node)
         needed = {self.result}
-        for operation in reversed(self.operations):  # stock modules stay: they may change something in place
+        for operation in reversed(self.operations):  # stock modules stay, because they may change something in place
             if operation.output in needed or isinstance(operation, Stock):
                 needed.update(operation.inputs)
         self.operations = [o for o in self.operations if o.output in needed or isinstance(o, Stock)]
@@ -83,7 +83,7 @@ class Translation:
             return self._stock(node, module, f"{_described(node, module)} with these arguments")
 
     def _stock(self, node: fx.Node, module: nn.Module | None, reason: str) -> Any:
-        """Leave a node to torch."""
+        """Let torch run a node."""
         refs: list[Ref] = []
 
         def place(n: fx.Node) -> Any:
@@ -112,19 +112,25 @@ class Translation:
         return Ref(self._count - 1, kind, len(node.users) == 1)
 
     def add(self, node: fx.Node, kind: str, make: Callable[[int], Operation]) -> Ref:
-        """A new operation, `make(output)`, and its value."""
+        """Append an operation and return its value.
+
+        Args:
+            node: The node that it translates.
+            kind: The kind of its value, as in `Ref`.
+            make: From the number of its output to the operation.
+        """
         ref = self._new(node, kind)
         self.operations.append(make(ref.value))
         return ref
 
     def alias(self, node: fx.Node, ref: Ref) -> Ref:
-        """The same value, seen through a node that does nothing."""
+        """The value of a node that returns its input unchanged."""
         if not isinstance(ref, Ref):
             raise Unknown("its input is not computed from the images")
         return replace(ref, sole=ref.sole and len(node.users) == 1)
 
     def as_map(self, ref: Any, node: fx.Node) -> Ref:
-        """`ref` as a map in the engine's memory, its channels as selected."""
+        """A value as a feature map in the engine's memory, with its selected channels."""
         if not isinstance(ref, Ref) or ref.kind == "vector":
             raise Unknown("its input is no feature map")
         if ref.kind == "outside":
@@ -141,42 +147,45 @@ class Translation:
         return self.add(node, "map", lambda output: Shortcut([source.value], output, channels=channels))
 
     def plain_map(self, ref: Any, node: fx.Node) -> Ref:
-        """As `as_map`, but in memory exactly as it is seen."""
+        """A value as a feature map in the engine's memory that has its selected channels only."""
         return self._materialised(self.as_map(ref, node), node)
 
     def producer(self, ref: Ref, kind: type[Operation]) -> Any:
-        """The operation of this kind that made `ref` and that may still be changed, because nothing else reads it; or None."""
+        """The operation of this kind that made `ref`, if it may still be changed because nothing else reads it; or None."""
         if not ref.sole or ref.channels is not None:
             return None
         return next((o for o in self.operations if o.output == ref.value and isinstance(o, kind)), None)
 
     def open_conv(self, ref: Any) -> Conv | None:
-        """The convolution that made `ref`, if what comes now can become a part of it."""
+        """The convolution that made `ref`, if the next operation can be folded into it; or None."""
         conv = self.producer(ref, Conv) if isinstance(ref, Ref) else None
         return None if conv is None or conv.relu else conv
 
     def rectified(self, value: int) -> bool:
-        """Whether a value has no negative numbers because it comes from a ReLU."""
+        """Whether a value is not negative because it comes from a ReLU."""
         made = next((o for o in self.operations if o.output == value), None)
         if isinstance(made, Shortcut | MaxPool):
             return self.rectified(made.inputs[0])
         return isinstance(made, Conv) and made.relu
 
     def move_to_end(self, operation: Operation) -> None:
-        """An operation that has absorbed a later one is due when that one was."""
+        """Move an operation into which a later one was folded to the place of the later one."""
         self.operations.remove(operation)
         self.operations.append(operation)
 
 
 def translate(net: nn.Module) -> Translation:
-    """The operations of `net`, a network of the engine's own: the stock modules among them are its.
+    """Translate a network into operations.
+
+    Args:
+        net: A network that nothing else uses, because operations that torch runs use its modules.
 
     Raises:
-        Whole: torch.fx cannot trace it, or it cannot be taken apart.
+        Whole: torch.fx cannot trace it, or torch must run it as a whole.
     """
     try:
         module = fx.GraphModule(net, fx.Tracer().trace(net))
-    except Exception as error:  # any error of the network's own code, met with symbolic tensors
+    except Exception as error:  # code of the network may raise anything for symbolic tensors
         raise Whole(f"torch.fx cannot trace it: {' '.join(str(error).split())[:160]}") from error
     with torch.no_grad():
         return Translation(module.eval())

@@ -1,6 +1,9 @@
-"""Convolutions, compiled. See `layout` for the memory, `vectors` for the inner loops.
+"""Compiled convolutions. See `layout` for the memory and `vectors` for the inner loops.
 
-Everything works on addresses: compiled code must not check bounds, and a step finds all it needs in one row of the program.
+All functions take addresses, so that no bounds are checked; a step finds all of its parameters in one row of the program.
+Arguments that they share: p, the address of the step's row; tables, constants, the addresses of the int32 tables and of the
+constants; arena, the address of the images' memory, and slot, the floats of one image; signs, the address of the bits for the
+gradient, and sign_slot, the bytes of one image.
 """
 
 from __future__ import annotations
@@ -14,11 +17,11 @@ from gkp.engine.emitter import LANES, WIDTHS, at, choice, entry, operation, put
 from gkp.engine.vectors import ROWS_OUT
 
 F = 4  # bytes of a float
-ACCUMULATORS = 16 if LANES == 16 else 8  # vectors that a micro-kernel holds in registers: half of what there are
-# By filters, row groups and vectors across; by pixels of a piece.
+ACCUMULATORS = 16 if LANES == 16 else 8  # sums that a micro-kernel holds in registers, half of all registers
+# Micro-kernels by filters, row groups and vectors across; other functions by pixels of a piece.
 _SHAPES = [(f, g, x) for f in (1, 2, 4, 8) for g in (1, 2) for x in (1, 2) if f * g * x <= 16]
-# Three taps at once, which are 1, 2 or 4 floats apart where a vector has as many pieces: for so many filters at most, since
-# more of them hide the loads; a vector of several pieces is a whole row.
+# Pieces of a vector -> the largest number of filters for which taps are taken in threes: with more filters, loads do not
+# matter. The three taps are as many floats apart as a vector has pieces; a vector of several pieces is a whole row.
 IN_THREES = {1: 4, 2: 8, 4: 8} if LANES == 16 else {}
 _THREES = [(reach, *s) for reach, most in IN_THREES.items() for s in _SHAPES if s[0] <= most and (reach == 1 or s[2] == 1)]
 multiply = choice(
@@ -37,7 +40,7 @@ finish = choice({4 * p + 2 * w + r: vectors.finish(p, w, r) for p, w, r in _ENDS
 
 @njit(nogil=True)
 def _transform(p, tables, base, group, target):
-    """One row group of all channels that the step reads -> scratch memory."""
+    """Copy or transform one row group of all channels that the step reads into scratch memory."""
     piece, across, pitch, stride = at(p, L.PIECE), at(p, L.ACROSS), at(p, L.PITCH), at(p, L.STRIDE)
     pieces, scratch_stride = at(p, L.PIECES), at(p, L.SCRATCH_STRIDE)
     scratch_pitch = L.HALO + across * LANES
@@ -64,7 +67,7 @@ def _transform(p, tables, base, group, target):
 
 @njit(nogil=True)
 def _trim(p, target, scratch_pitch):
-    """Zeros beyond the image, where a row of the next is: 3x3 kernels do not reach so far."""
+    """Set the pixels beyond the image to zero, which only kernels larger than 3x3 read."""
     for parity in range(2):
         for i in range((at(p, L.WIDTH) + 1 - parity) // 2 * at(p, L.PIECES), at(p, L.ACROSS) * LANES):
             put(target + F * (parity * L.GROUP * scratch_pitch + i), np.float32(0.0))
@@ -72,7 +75,7 @@ def _trim(p, target, scratch_pitch):
 
 @njit(nogil=True)
 def write(p, constants, residual, target, signs, row, nx, x, channel, sums, sum_stride):
-    """Finish the sums of `nx` vectors of one channel, from vector `x`; row: the first image row."""
+    """Finish the sums of `nx` vectors of one channel, from vector `x` of image row `row`, and write the pixels."""
     rows, piece, sign_pitch = at(p, L.TILE), at(p, L.PIECE), at(p, L.ACROSS) * at(p, L.SIGN_BYTES)
     offset = channel * at(p, L.OUT_PLANE) + (1 + row) * at(p, L.OUT_PITCH)
     sign = signs + (channel * at(p, L.OUT_HEIGHT) + row) * sign_pitch
@@ -103,7 +106,7 @@ def write(p, constants, residual, target, signs, row, nx, x, channel, sums, sum_
 def _sum(
     p, filters, ng, nx, weights, tap_table, taps, rows, stride, scratch_pitch, sums, sum_stride, where, adding, frequencies
 ):
-    """The micro-kernel, for `SUMMED` taps at a time: sums of sums round less than one long sum."""
+    """Run the micro-kernel for `SUMMED` taps at a time, because sums of sums have smaller rounding errors."""
     most = MOST_ALONE if at(p, L.PIECES) == 1 else MOST_TOGETHER
     threes = 1000 * at(p, L.PIECES) if filters <= most and at(p, L.WINOGRAD) else 0
     for first in range(0, taps, L.SUMMED):
@@ -125,7 +128,7 @@ def _sum(
 
 @njit(nogil=True)
 def convolve(p, tables, constants, arena, slot, first, last, scratch, sums, signs, sign_slot):
-    """A convolution of the images first..last-1: row groups in pairs, which may belong to two images."""
+    """Convolve the images first..last-1, in pairs of row groups that may be of two images."""
     across, groups = at(p, L.ACROSS), at(p, L.GROUPS)
     scratch_pitch = L.HALO + across * LANES
     rows = scratch + F * at(p, L.SCRATCH)
@@ -152,7 +155,7 @@ def convolve(p, tables, constants, arena, slot, first, last, scratch, sums, sign
 
 @njit(nogil=True)
 def _blocks(p, tables, constants, rows, sums, base, row, sign, base2, row2, sign2, together):
-    """All blocks of filters for one or two row groups, each finished at once."""
+    """Run all blocks of filters for one or two row groups, finishing each block at once."""
     across, stride, sum_stride = at(p, L.ACROSS), at(p, L.SCRATCH_STRIDE), 8 * 4 * LANES
     scratch_pitch = L.HALO + across * LANES
     for block in range(at(p, L.BLOCK_COUNT)):
@@ -179,7 +182,7 @@ def _blocks(p, tables, constants, rows, sums, base, row, sign, base2, row2, sign
 
 @njit(nogil=True)
 def _add_up(p, tables, constants, rows, sums, base, row, sign, base2, row2, sign2, together):
-    """The blocks for one or two row groups where several add to the same channel; channels are finished at the end."""
+    """Run all blocks for one or two row groups where several add to the same channel; channels are finished at the end."""
     across, stride, sum_stride = at(p, L.ACROSS), at(p, L.SCRATCH_STRIDE), at(p, L.OUT_CHANNELS) * 4 * LANES
     scratch_pitch = L.HALO + across * LANES
     nx = 2 if across & 1 == 0 else 1

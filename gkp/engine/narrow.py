@@ -1,7 +1,7 @@
-"""Convolutions of maps of few pixels, such as VGG's last ones: a vector holds filters, because pixels would not fill it.
+"""Convolutions of maps with few pixels, such as VGG's last ones, whose vectors hold filters instead of pixels.
 
-Taps that fall outside of the image are left out, which is more than half of them for 2x2 pixels. Weights are
-`[channel][tap][filter]`. All images of a run of steps go through a block of filters together, so weights are read once for all.
+Taps outside of the image are left out; for 2x2 pixels these are more than half. Weights are `[channel][tap][filter]`. A block
+of filters is applied to all images of a run of steps, so that its weights are read once. Arguments are as in `kernels`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gkp.engine import layout as L
 from gkp.engine.emitter import I32, LANES, Emit, Emitter, Value, at, choice, entry, get, put, whole
 from gkp.engine.kernels import F, clear, write
 
-AT_ONCE = 4 if LANES == 16 else 2  # places of a micro-kernel: sums of 4 vectors of filters for each fill half of the registers
+AT_ONCE = 4 if LANES == 16 else 2  # pixels in a micro-kernel; with 4 vectors of filters their sums fill half of the registers
 
 
 def _sum_taps(vectors: int, places: int) -> Emit:
@@ -62,7 +62,7 @@ sum_taps = choice({10 * v + places: _sum_taps(v, places) for v, places in _KINDS
 
 @njit(nogil=True)
 def convolve_narrow(p, tables, constants, arena, slot, first, last, sums, signs, sign_slot):
-    """A convolution of the images first..last-1, block of filters by block; what blocks give for one channel adds up."""
+    """Convolve the images first..last-1, block by block of filters; blocks of the same channel are added."""
     images, each = last - first, at(p, L.GROUPS) * at(p, L.ACROSS) * LANES  # floats of one channel of an image
     running = sums + F * at(p, L.OUT_CHANNELS) * images * each
     clear(sums, at(p, L.OUT_CHANNELS) * images * each)
@@ -71,7 +71,7 @@ def convolve_narrow(p, tables, constants, arena, slot, first, last, sums, signs,
         vectors, channels, planes = entry(tables, head), entry(tables, head + 1), tables + 4 * entry(tables, head + 2)
         weights, filters = constants + F * entry(tables, head + 3), entry(tables, head + 4)
         taps = at(p, L.KERNEL) * at(p, L.KERNEL)
-        some = max(1, L.SUMMED // 2 // taps)  # so many channels' weights of four vectors stay in the first-level cache
+        some = max(1, L.SUMMED // 2 // taps)  # channels whose weights for four vectors stay in the first-level cache
         for low in range(0, channels, some):
             here, count = weights + F * low * taps * vectors * LANES, min(some, channels - low)
             _sum_places(p, tables, arena, slot, first, images, vectors, here, planes + 4 * low, count, running, low > 0)
@@ -90,7 +90,7 @@ def convolve_narrow(p, tables, constants, arena, slot, first, last, sums, signs,
 
 @njit(nogil=True)
 def _sum_places(p, tables, arena, slot, first, images, vectors, weights, planes, channels, sums, adding):
-    """The sums of one block of filters over some channels, for all pixels of all images: pixels with the same taps together."""
+    """The sums of one block of filters over some channels, for all pixels of all images, grouped by their taps."""
     floats = at(p, L.KERNEL) * at(p, L.KERNEL) * vectors * LANES
     for kind in range(at(p, L.USED_COUNT)):
         head = at(p, L.USED) + kind * L.PIXEL_FIELDS
@@ -112,7 +112,7 @@ def _sum_places(p, tables, arena, slot, first, images, vectors, weights, planes,
 
 @njit(nogil=True)
 def _place(p, tables, arena, slot, first, images, pixels, place):
-    """The address of a pixel of an image: places go through the images first, then through the pixels."""
+    """The address of a pixel of an image; places are numbered by image first, then by pixel."""
     image, pixel = first + place % images, place // images
     return arena + F * (slot * image + at(p, L.SOURCE) + entry(tables, pixels + 2 * pixel))
 

@@ -1,4 +1,4 @@
-"""The operations that a network is made of, as the engine sees them: numbers and indices, no modules."""
+"""The operations of the engine, as arrays of numbers and indices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ Ints = NDArray[np.int64]
 
 @dataclass(eq=False)
 class Operation:
-    """One operation. `inputs` and `output` number the values that flow between operations."""
+    """An operation; values between operations are numbered.
+
+    Attributes:
+        inputs: The values that it reads.
+        output: The value that it makes.
+    """
 
     inputs: list[int]
     output: int
@@ -23,7 +28,11 @@ class Operation:
 
 @dataclass(eq=False)
 class Load(Operation):
-    """Images from outside, normalised: (x - mean) / std per channel, where there is a mean."""
+    """Copy a tensor into the engine's memory and normalise it: (x - mean) / std.
+
+    Attributes:
+        mean, std: One number, or one for each channel; None for 0 and 1.
+    """
 
     mean: Floats | None = None
     std: Floats | None = None
@@ -31,18 +40,18 @@ class Load(Operation):
 
 @dataclass(eq=False)
 class Conv(Operation):
-    """A convolution with what follows it: BatchNorm folded, residual added, ReLU.
+    """A convolution with BatchNorm folded in, an optional residual, and an optional ReLU.
+
+    The residual is the second input, if there is one. The padding is `k // 2`, and k is odd.
 
     Attributes:
-        weight: `(C_out, K, k, k)`, of the filters in the order of the output's channels.
-        bias: `(C_out,)`.
-        group_of_filter: `(C_out,)`, the filter group of each filter.
-        kept: `(groups, K)`, the input channels that each group reads.
-        stride: 1 or 2; the padding is `k // 2`, and k is odd.
-        relu: whether the result is rectified.
-        takes: how many channels its input must have, None where some were selected.
-
-    The second input, if there is one, is the residual.
+        weight: Weights (C_out, K, k, k), with filters in the order of the output channels.
+        bias: Biases (C_out,).
+        group_of_filter: The filter group of each filter, (C_out,).
+        kept: The input channels that each group reads, (groups, K).
+        stride: 1 or 2.
+        relu: Whether the result is rectified.
+        takes: How many channels its input must have; None where channels were selected.
     """
 
     weight: Floats = field(default_factory=lambda: np.zeros(0))
@@ -54,19 +63,25 @@ class Conv(Operation):
     takes: int | None = None
 
     def scale(self, factor: Floats, shift: Floats) -> None:
-        """Follow this convolution by `factor * y + shift` per channel."""
+        """Fold `factor * y + shift` into this convolution, (C_out,) each."""
         self.weight = self.weight * factor[:, None, None, None]
         self.bias = self.bias * factor + shift
 
     def select(self, channels: Ints) -> None:
-        """Follow this convolution by a selection of its output channels."""
+        """Fold a selection of output channels into this convolution."""
         self.weight, self.bias = self.weight[channels], self.bias[channels]
         self.group_of_filter = self.group_of_filter[channels]
 
 
 @dataclass(eq=False)
 class Shortcut(Operation):
-    """Every `stride`-th pixel, and `before` and `after` channels of zeros around the others; or a choice of channels."""
+    """A shortcut without weights: subsampling, and channels that are padded or selected.
+
+    Attributes:
+        stride: Every `stride`-th pixel is taken.
+        before, after: Channels of zeros before and after the others.
+        channels: The channels selected; None for all.
+    """
 
     stride: int = 1
     before: int = 0
@@ -76,30 +91,41 @@ class Shortcut(Operation):
 
 @dataclass(eq=False)
 class MaxPool(Operation):
-    """Maxima of `window` x `window` pixels, every `stride`-th, with `padding` pixels that never win around the image."""
+    """A maximum pool.
+
+    Attributes:
+        window: Pixels of a side.
+        stride: Pixels between windows.
+        padding: Pixels around the image, which are never the maximum.
+    """
 
     window: int = 2
     stride: int = 2
     padding: int = 0
 
     def side(self, length: int) -> int:
-        """How many maxima a side of so many pixels gives."""
+        """The length of a side after pooling."""
         return (length + 2 * self.padding - self.window) // self.stride + 1
 
 
 @dataclass(eq=False)
 class Mean(Operation):
-    """The mean of each channel: a map becomes a vector."""
+    """The mean of each channel, from a map to a vector."""
 
 
 @dataclass(eq=False)
 class Flatten(Operation):
-    """A map becomes a vector `[channel][row][column]`."""
+    """Flatten a map to a vector `[channel][row][column]`."""
 
 
 @dataclass(eq=False)
 class Linear(Operation):
-    """A fully connected layer: weight `(outputs, inputs)`, bias `(outputs,)`."""
+    """A fully connected layer.
+
+    Attributes:
+        weight: Weights (outputs, inputs).
+        bias: Biases (outputs,).
+    """
 
     weight: Floats = field(default_factory=lambda: np.zeros((0, 0)))
     bias: Floats = field(default_factory=lambda: np.zeros(0))
@@ -107,7 +133,12 @@ class Linear(Operation):
 
 @dataclass(eq=False)
 class Stock(Operation):
-    """An operation that the engine cannot express: `call` takes the inputs as tensors and returns a tensor."""
+    """An operation that torch runs.
+
+    Attributes:
+        call: From the inputs as tensors to the output, a tensor.
+        name: The name of the node.
+    """
 
     call: Callable[..., Any] = lambda x: x
     name: str = ""

@@ -1,7 +1,4 @@
-"""What the steps of `narrow` read: which taps fall inside the image at each pixel, and weights in blocks of filters.
-
-`Weights` of a convolution: see `program`.
-"""
+"""The tables of steps of `narrow`: the taps inside the image at each pixel, and weights in blocks of filters."""
 
 from __future__ import annotations
 
@@ -22,7 +19,13 @@ Pairs = tuple[tuple[int, int], ...]
 
 
 def narrow_pays(source: MapShape, target: MapShape, weights: Weights, winograd: bool) -> bool:
-    """Whether a convolution takes fewer vector products with filters in a vector than with pixels in it."""
+    """Whether a convolution takes fewer vector products with vectors of filters than with vectors of pixels.
+
+    Args:
+        source, target: The maps that it reads and writes.
+        weights: Its weights.
+        winograd: Whether vectors of pixels would use Winograd's algorithm.
+    """
     lanes, kernel = target.lanes, weights.weight.shape[-1]
     if target.height * target.width > 2 * lanes:
         return False
@@ -34,10 +37,15 @@ def narrow_pays(source: MapShape, target: MapShape, weights: Weights, winograd: 
 
 
 def pixel_kinds(source: MapShape, target: MapShape, kernel: int, stride: int) -> dict[Pairs, list[tuple[int, int]]]:
-    """The output pixels, by their taps inside the image.
+    """Group the output pixels of a convolution by their taps inside the image.
+
+    Args:
+        source, target: The maps that it reads and writes.
+        kernel: Pixels of a side of the kernel.
+        stride: 1 or 2.
 
     Returns:
-        Numbers and offsets of the taps -> of each pixel its offset in a plane of the source, and in the sums of a channel.
+        (number, offset) of each tap -> for each pixel its offset in a plane of the source and in the sums of a channel.
     """
     edge, pieces = kernel // 2, target.lanes // target.piece
     kinds = defaultdict(list)
@@ -53,11 +61,15 @@ def pixel_kinds(source: MapShape, target: MapShape, kernel: int, stride: int) ->
 
 
 def filter_blocks(weights: Weights, lanes: int) -> Iterator[tuple[int, Ints, Floats, Ints]]:
-    """Blocks of filters of one group that fill vectors.
+    """Split the filters of each group into blocks that fill vectors.
 
-    Returns:
-        Of each: its vectors, the channels that it reads, its weights `[channel][tap][filter]`, the filters' channels, -1 for
-        those that only fill a vector.
+    Args:
+        weights: The weights of a convolution.
+        lanes: Floats in a vector.
+
+    Yields:
+        For each block its number of vectors, the channels that it reads, its weights `[channel][tap][filter]`, and the output
+        channel of each filter, -1 for padding.
     """
     for group, kept in enumerate(weights.kept):
         members = np.flatnonzero(weights.group_of_filter == group)

@@ -1,4 +1,4 @@
-"""The segments of a network for images of one size."""
+"""Plan how a network runs for images of one size: segments of the engine, and operations that torch runs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from gkp.engine.graph import Translation
 from gkp.engine.operations import Conv, Linear, Load, MaxPool, Operation, Stock
 from gkp.errors import BadInput
 
-PROBE = 2  # images that the stock modules are asked about to learn the shapes of what they return
+PROBE = 2  # images that stock modules are run on to find the shapes of their outputs
 
 
 class Part:
-    """A segment that runs.
+    """A segment that can be called.
 
     Args:
-        segment: Its operations for images of one size.
+        segment: The operations for images of one size.
     """
 
     def __init__(self, segment: Segment):
@@ -34,7 +34,7 @@ class Part:
         self._backward: Runner | None = None
 
     def __call__(self, inputs: tuple[Tensor, ...], threads: int) -> tuple[Tensor, ...]:
-        """The outputs for contiguous float32 `inputs`."""
+        """The outputs for contiguous float32 inputs, on at most `threads` threads; differentiable in the inputs."""
         for x, value in zip(inputs, self.segment.inputs, strict=True):
             if x.dtype != torch.float32 or tuple(x.shape) != (len(inputs[0]), *self.segment.shapes[value]):
                 raise BadInput(f"a stock module gave {x.dtype} {tuple(x.shape)} where it gave another shape before")
@@ -43,7 +43,16 @@ class Part:
         return self.forward(inputs, threads, keep=False)[0]
 
     def forward(self, inputs: tuple[Tensor, ...], threads: int, *, keep: bool) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Outputs, and the bits that the gradient needs if `keep`."""
+        """Run the segment.
+
+        Args:
+            inputs: Contiguous float32 tensors (N, ...).
+            threads: The largest number of threads.
+            keep: Whether to keep the bits that the gradient needs.
+
+        Returns:
+            The outputs, and the bits or None.
+        """
         segment, images = self.segment, len(inputs[0])
         outputs = tuple(torch.empty(images, *segment.shapes[value]) for value in segment.outputs)
         signs = torch.empty(images * segment.sign_slot, dtype=torch.uint8) if keep else None
@@ -52,7 +61,14 @@ class Part:
         return outputs, signs
 
     def backward(self, gradients: tuple[Tensor, ...], signs: Tensor, images: int, threads: int) -> tuple[Tensor, ...]:
-        """The gradients of the inputs, from those of the outputs and the bits that `forward` kept."""
+        """The gradients with respect to the inputs.
+
+        Args:
+            gradients: The gradients with respect to the outputs.
+            signs: The bits that `forward` kept.
+            images: The number of images.
+            threads: The largest number of threads.
+        """
         segment = self.segment
         if self._backward is None:
             self._backward = Runner(backward(segment), segment.sign_slot)
@@ -62,7 +78,7 @@ class Part:
 
 
 class _Pass(torch.autograd.Function):
-    """A segment forward, and its input gradient."""
+    """A segment with its input gradient, for autograd."""
 
     @staticmethod
     def forward(ctx, part, threads, *inputs):
@@ -77,10 +93,17 @@ class _Pass(torch.autograd.Function):
 
 
 def plan(translation: Translation, size: tuple[int, ...]) -> list[Part | Stock]:
-    """The programs and stock modules that run in order for images of this size (C, H, W).
+    """Plan how a network runs for images of one size.
+
+    Args:
+        translation: The operations of the network.
+        size: (C, H, W) of an image.
+
+    Returns:
+        Segments and operations of torch, in order.
 
     Raises:
-        BadInput: They do not fit the network.
+        BadInput: The network does not take images of this size.
     """
     shapes: dict[int, tuple[int, ...]] = {0: size}
     samples: dict[int, Any] = {0: torch.zeros(PROBE, *size)}
@@ -122,7 +145,7 @@ def _segment(run: list[Operation], translation: Translation, shapes: dict[int, t
 
 
 def _check_input(operation: Operation, shapes: dict[int, tuple[int, ...]], sample: Any) -> None:
-    """Raise BadInput where an operation does not take what it reads."""
+    """Raise BadInput where an operation does not fit its input."""
     shape, problem = shapes[operation.inputs[0]], None
     if isinstance(operation, Load):
         channels = {len(values) for values in (operation.mean, operation.std) if values is not None} - {1}
@@ -142,7 +165,7 @@ def _check_input(operation: Operation, shapes: dict[int, tuple[int, ...]], sampl
 
 
 def _check_output(operation: Operation, shapes: dict[int, tuple[int, ...]]) -> None:
-    """Raise BadInput where what is added does not have the shape of what an operation makes."""
+    """Raise BadInput where a residual does not have the shape of the output that it is added to."""
     made = shapes[operation.output]
     other = shapes[operation.inputs[1]] if len(operation.inputs) > 1 else made
     _refuse(None if other == made else f"a sum of maps of shapes {made} and {other}", shapes)

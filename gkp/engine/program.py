@@ -1,4 +1,4 @@
-"""Programs: rows of numbers that the compiled loop runs, with the memory, tables and constants that they point to."""
+"""Programs of the compiled loop: rows of numbers, with the memory, tables and constants that they refer to."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ from gkp.engine.operations import Floats, Ints
 from gkp.engine.packing import filter_blocks, narrow_pays, pixel_kinds
 
 _POINTS = (0.0, layout.NEAR, -layout.NEAR, layout.FAR, -layout.FAR)
-# Weights -> frequencies of Winograd's F(4, 3): 1, p, p^2 over the product of p's distances from the other points.
+# The matrix from weights to frequencies of Winograd's F(4, 3): (1, p, p^2) / product of the distances of p from other points.
 G = np.array([np.array([1, p, p * p]) / np.prod([p - q for q in _POINTS if q != p]) for p in _POINTS] + [[0, 0, 1]])
-BLOCK_IMAGES = 8  # images that a thread claims at once
-CACHE_FLOATS = 512 * 1024 // 4  # of the second-level cache for the maps of one run of steps
-SUM_VECTORS = 4  # a micro-kernel has at most so many vectors a filter
-NO_FLOOR = 1  # place of -inf in the constants; ReLU's 0 is at place 0
+BLOCK_IMAGES = 8  # images that a thread takes at once
+CACHE_FLOATS = 512 * 1024 // 4  # floats of the second-level cache for the maps of one run of steps
+SUM_VECTORS = 4  # the largest number of vectors that a micro-kernel has for one filter
+NO_FLOOR = 1  # the place of -inf in the constants; 0, for ReLU, is at place 0
 
 
 @dataclass(eq=False)
 class Buffer:
-    """A place in an image's memory. shape: of the map, or the number of features of a vector."""
+    """A place in the memory of an image.
+
+    Attributes:
+        place: The place, in floats.
+        shape: The shape of the map, or the number of features of a vector.
+        capacity: The number of channels or features that fit.
+        readers: The number of steps that still read it.
+    """
 
     place: int
     shape: MapShape | int
@@ -34,13 +41,16 @@ class Buffer:
 
 @dataclass(eq=False)
 class Weights:
-    """A convolution's weights for a step: see `operations.Conv`; `adding` where several groups add to one output channel.
+    """The weights of a convolution step.
 
     Attributes:
-        weight: `(filters, K, k, k)` of all groups together.
-        channels: `(filters,)` the output channel of each filter.
-        group_of_filter: `(filters,)`.
-        kept: of each group, the input channels that it reads.
+        weight: Weights (filters, K, k, k) of all groups.
+        bias: The bias of each output channel.
+        channels: The output channel of each filter, (filters,).
+        group_of_filter: The group of each filter, (filters,).
+        kept: For each group the input channels that it reads.
+        stride: 1 or 2.
+        adding: Whether several groups add to the same output channel.
     """
 
     weight: Floats
@@ -57,8 +67,11 @@ class Program:
     """The arguments of `steps.run`, apart from addresses.
 
     Attributes:
-        steps: `(steps, fields)`. tables: int32. constants: float32.
-        slot: floats of an image's memory. scratch, sums: floats of a thread's.
+        steps: The steps (steps, fields), see `layout`.
+        tables: Whole numbers that steps refer to.
+        constants: Floats that steps refer to.
+        slot: Floats of memory for each image.
+        scratch, sums: Floats of memory for each thread.
     """
 
     steps: NDArray[np.int64]
@@ -69,7 +82,7 @@ class Program:
     sums: int
 
     def without_signs(self) -> Program:
-        """The same, keeping nothing for the gradient."""
+        """The same program, keeping no bits for the gradient."""
         steps = self.steps.copy()
         steps[:, layout.WRITTEN] = -1
         return Program(steps, self.tables, self.constants, self.slot, self.scratch, self.sums)
@@ -77,7 +90,7 @@ class Program:
 
 @dataclass
 class _Region:
-    """Scratch memory of all convolutions of one geometry."""
+    """The scratch memory of all convolutions of one geometry."""
 
     rows: int
     pitch: int
@@ -87,7 +100,11 @@ class _Region:
 
 @dataclass(eq=False)
 class Builder:
-    """Collects the steps of a program."""
+    """Builds a program step by step.
+
+    Attributes:
+        lanes: Floats in a vector.
+    """
 
     lanes: int
     _rows: list[dict[int, int]] = field(default_factory=list)
@@ -102,19 +119,19 @@ class Builder:
     _span: int = BLOCK_IMAGES
 
     def __post_init__(self) -> None:
-        self.table([i * SUM_VECTORS * self.lanes for i in range(8)])  # where a block's sums lie, in a step that does not add
+        self.table([i * SUM_VECTORS * self.lanes for i in range(8)])  # places of a block's sums, if it does not add
         self.constant([0.0, -np.inf])
 
     # Memory
 
     def table(self, numbers: Any) -> int:
-        """Append whole numbers to the tables; their place."""
+        """Append whole numbers to the tables, and return their place."""
         place = len(self._tables)
         self._tables.extend(int(n) for n in numbers)
         return place
 
     def constant(self, numbers: Any) -> int:
-        """Append numbers to the constants, from the start of a cache line; their place."""
+        """Append numbers to the constants at the start of a cache line, and return their place."""
         values = np.asarray(numbers, dtype=np.float64).astype(np.float32).ravel()
         place = self._length
         self._constants.append(np.pad(values, (0, -len(values) % layout.LINE)))
@@ -122,7 +139,7 @@ class Builder:
         return place
 
     def buffer(self, shape: MapShape | int, readers: int) -> Buffer:
-        """Memory for a map or a vector. Halos must stay zero, so only maps of the same size take turns."""
+        """Memory for a map or vector. It is reused for maps of the same size only, because halos must stay zero."""
         channels = shape.channels if isinstance(shape, MapShape) else shape
         free = [b for b in self._free if _size(b.shape) == _size(shape) and b.capacity >= channels]
         if free:
@@ -135,7 +152,7 @@ class Builder:
         return made
 
     def release(self, buffer: Buffer) -> None:
-        """One reader less; after the last one the memory is free."""
+        """Count one reader less; after the last one the memory is free."""
         buffer.readers -= 1
         if buffer.readers <= 0:
             self._free.append(buffer)
@@ -143,7 +160,16 @@ class Builder:
     # Steps
 
     def step(self, op: int, source: Buffer | None, target: Buffer | None, **fields: int) -> dict[int, int]:
-        """Append a step; `fields` by their lower-case names."""
+        """Append a step.
+
+        Args:
+            op: An operation code of `layout`.
+            source, target: The buffers that it reads and writes; None for none.
+            fields: Further columns of `layout`, by their names in lower case.
+
+        Returns:
+            The row of the step, column -> number, which may be changed.
+        """
         row = {
             layout.OP: op,
             layout.OTHER: -1,
@@ -166,11 +192,17 @@ class Builder:
         return row
 
     def convolution(self, source: Buffer, target: Buffer, weights: Weights, **fields: int) -> None:
-        """Append a convolution. Its tables are made at the end, when the sizes of the scratch regions are known."""
+        """Append a convolution. Its tables are made at the end, when the sizes of the scratch regions are known.
+
+        Args:
+            source, target: The maps that it reads and writes.
+            weights: Its weights.
+            fields: As in `step`.
+        """
         shape = target.shape
         assert isinstance(shape, MapShape) and isinstance(source.shape, MapShape)
         kernel = weights.weight.shape[-1]
-        fewer = 6 * shape.groups(4) < kernel * shape.groups(1)  # products a weight; Winograd's tiles may stand out of the image
+        fewer = 6 * shape.groups(4) < kernel * shape.groups(1)  # products a weight; tiles may exceed the image
         winograd = kernel == 3 and weights.stride == 1 and fewer
         if narrow_pays(source.shape, shape, weights, winograd):
             self._narrow(source, target, weights, fields)
@@ -193,7 +225,7 @@ class Builder:
         self._convs.append((row, weights, shape))
 
     def _narrow(self, source: Buffer, target: Buffer, weights: Weights, fields: dict[str, int]) -> None:
-        """Append a convolution whose vectors hold filters."""
+        """Append a convolution with vectors of filters."""
         shape, old, kernel = target.shape, source.shape, weights.weight.shape[-1]
         assert isinstance(shape, MapShape) and isinstance(old, MapShape)
         self._span = BLOCK_IMAGES  # together they read the weights once
@@ -225,7 +257,7 @@ class Builder:
         steps = np.zeros((len(self._rows), layout.FIELDS), np.int64)
         for step, row in zip(steps, self._rows, strict=True):
             step[list(row)] = list(row.values())
-        slack = 4096  # what vectors at the end of a map read beyond it
+        slack = 4096  # floats that vectors at the end of a map may read beyond it
         constants = np.concatenate(self._constants)
         return Program(
             steps, np.array(self._tables, np.int32), constants, round_up(self._slot + slack, 16), scratch + slack, self._sums
@@ -235,7 +267,7 @@ class Builder:
         return region.used * region.pitch + layout.HALO  # the last row's right halo
 
     def _pack(self, row: dict[int, int], weights: Weights, shape: MapShape) -> None:
-        """Tables and weights of one convolution: blocks of filters of one group, `[frequency][tap][filter]`."""
+        """Add the tables and weights of a convolution: blocks of filters of one group, `[frequency][tap][filter]`."""
         kernel, stride, winograd = weights.weight.shape[-1], weights.stride, bool(row[layout.WINOGRAD])
         pitch = (layout.HALO + shape.across * self.lanes) * layout.GROUP
         region = self._regions[(6 if winograd else kernel, pitch * stride, stride)]
@@ -265,7 +297,7 @@ class Builder:
 
 
 def _columns(kernel: int, stride: int, pieces: int, pitch: int) -> list[int]:
-    """The offsets of a kernel's columns in scratch memory; even and odd pixels lie in two planes if the stride is 2."""
+    """The offsets of a kernel's columns in scratch memory; for stride 2, even and odd pixels are in two planes."""
     columns = range(-(kernel // 2), kernel // 2 + 1)
     return [pieces * x for x in columns] if stride == 1 else [pitch * (x & 1) + pieces * (x >> 1) for x in columns]
 
@@ -281,6 +313,6 @@ def _dimensions(shape: MapShape | int) -> tuple[int, int, int, int, int]:
 
 
 def _span(floats: int) -> int:
-    """Images whose three maps of so many floats fit the cache: a power of two, at most a block."""
+    """How many images, with three maps of `floats` floats each, fit the cache: a power of two, at most a block."""
     fitting = max(1, CACHE_FLOATS // (3 * floats))
     return min(BLOCK_IMAGES, 1 << (fitting.bit_length() - 1))

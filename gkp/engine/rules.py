@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from gkp.engine.graph import Translation
 
 
-MOST_POOLED = 16  # pixels of a side: the place of a maximum is kept in a byte
+MOST_POOLED = 16  # pixels of a side of a pool, because the position of a maximum is kept in a byte
 
 
 class Unknown(Exception):
-    """The engine cannot express this node; the message says why."""
+    """The engine cannot run this node; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Ref:
-    """A value as a node of the graph sees it.
+    """A value, as the output of a node of the graph.
 
     Attributes:
-        value: Its number.
-        kind: "outside" (a tensor that was handed in), "map" or "vector".
-        sole: Whether nothing else reads it.
-        channels: The ones selected, in order; None for all.
+        value: The number of the value.
+        kind: "outside" (a tensor outside the engine's memory), "map" or "vector".
+        sole: Whether only one node reads it.
+        channels: The selected channels, in order; None for all.
     """
 
     value: int

@@ -1,4 +1,4 @@
-"""The compiled steps that are no convolutions, and the loop that runs a program."""
+"""The compiled steps other than convolutions, and the loop that runs a program. Arguments are as in `kernels`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ pool_row = choice({width: vectors.pool_row(width) for width in WIDTHS}, 4)
 
 @njit(nogil=True)
 def _source(p, base, channel, row):
-    """The address of a row of the map that a step reads, behind its halo."""
+    """The address of a row of the map that a step reads, without the halo."""
     return base + F * (at(p, L.SOURCE) + channel * at(p, L.PLANE) + (row + 1) * at(p, L.PITCH))
 
 
 @njit(nogil=True)
 def _target(p, base, channel, row):
-    """The address of a row of the map that a step writes."""
+    """The address of a row of the map that a step writes, without the halo."""
     return base + F * (at(p, L.TARGET) + channel * at(p, L.OUT_PLANE) + (row + 1) * at(p, L.OUT_PITCH))
 
 
@@ -39,7 +39,7 @@ def _masked(signs, bits, row, across, piece, x, value):
 
 @njit(nogil=True)
 def _load(p, constants, base, outside):
-    """An image `[channel][row][column]` -> a map, normalised if there are means; or a vector as it is."""
+    """Copy an image `[channel][row][column]` into a map, normalised if there are means; or a vector as it is."""
     for c in range(at(p, L.CHANNELS)):
         mean, std = ZERO, np.float32(1.0)
         if at(p, L.BIAS) >= 0:
@@ -55,7 +55,7 @@ def _load(p, constants, base, outside):
 
 @njit(nogil=True)
 def _store(p, constants, base, outside):
-    """The reverse of `_load`; a gradient of normalised pixels becomes one of pixels."""
+    """Copy a map or vector into a tensor; a gradient of normalised pixels is turned into one of pixels."""
     for c in range(at(p, L.CHANNELS)):
         std = get(constants + F * (at(p, L.BIAS) + at(p, L.CHANNELS) + c)) if at(p, L.BIAS) >= 0 else np.float32(1.0)
         for y in range(at(p, L.HEIGHT)):
@@ -69,7 +69,7 @@ def _store(p, constants, base, outside):
 
 @njit(nogil=True)
 def _shortcut(p, tables, base):
-    """Every `stride`-th pixel of every second map, and channels of zeros: `tables` has the source of each, or -1."""
+    """Copy every `stride`-th pixel of some channels; `tables` has the source of each output channel, -1 for zeros."""
     for c in range(at(p, L.OUT_CHANNELS)):
         channel = entry(tables, at(p, L.USED) + c)
         for y in range(at(p, L.OUT_HEIGHT)):
@@ -87,7 +87,7 @@ def _shortcut(p, tables, base):
 
 @njit(nogil=True)
 def _spread(p, tables, base):
-    """The gradient of `_shortcut`: zeros, and every `stride`-th pixel from the gradient; `tables` has the source of each."""
+    """The gradient of `_shortcut`: pixels go to every `stride`-th pixel, others are zero; `tables` has the source channels."""
     for c in range(at(p, L.OUT_CHANNELS)):
         channel = entry(tables, at(p, L.USED) + c)
         for y in range(at(p, L.OUT_HEIGHT)):
@@ -103,7 +103,7 @@ def _spread(p, tables, base):
 
 @njit(nogil=True)
 def _max_pool(p, base, signs):
-    """Maxima of squares; which pixel of it, a byte a maximum, if the gradient will want it. NaN counts as the largest."""
+    """Maxima of squares, and a byte with the position of each if the gradient needs it. NaN counts as the largest."""
     window, stride, padding = at(p, L.KERNEL), at(p, L.STRIDE), at(p, L.TILE)
     quick = window == 2 and stride == 2 and padding == 0 and at(p, L.WRITTEN) < 0
     for c in range(at(p, L.CHANNELS)):
@@ -131,7 +131,7 @@ def _max_pool(p, base, signs):
 
 @njit(nogil=True)
 def _unpool(p, base, signs, across, piece):
-    """The gradient of `_max_pool`: to the pixel that was the largest; times ReLU's. Source: the gradient of the maxima."""
+    """The gradient of `_max_pool`: from each maximum to its pixel, times the derivative of the ReLU."""
     window, stride, padding = at(p, L.KERNEL), at(p, L.STRIDE), at(p, L.TILE)
     for c in range(at(p, L.OUT_CHANNELS)):
         for y in range(at(p, L.OUT_HEIGHT)):
@@ -150,7 +150,7 @@ def _unpool(p, base, signs, across, piece):
 
 @njit(nogil=True)
 def _mean(p, base):
-    """Map -> vector of the channels' means."""
+    """The mean of each channel of a map, as a vector."""
     for c in range(at(p, L.CHANNELS)):
         total = ZERO
         for y in range(at(p, L.HEIGHT)):
@@ -162,7 +162,7 @@ def _mean(p, base):
 
 @njit(nogil=True)
 def _unmean(p, base, signs, across, piece):
-    """The gradient of `_mean`, times ReLU's."""
+    """The gradient of `_mean`, times the derivative of the ReLU."""
     for c in range(at(p, L.OUT_CHANNELS)):
         value = get(base + F * (at(p, L.SOURCE) + c)) / np.float32(at(p, L.OUT_HEIGHT) * at(p, L.OUT_WIDTH))
         for y in range(at(p, L.OUT_HEIGHT)):
@@ -175,7 +175,7 @@ def _unmean(p, base, signs, across, piece):
 
 @njit(nogil=True)
 def _combine(p, base, signs, across, piece):
-    """The sum of two gradients (or one), times ReLU's if they are of maps."""
+    """The sum of one or two gradients; for maps times the derivative of the ReLU."""
     if at(p, L.OUT_PITCH) == 0:  # vectors
         for c in range(at(p, L.OUT_CHANNELS)):
             other = get(base + F * (at(p, L.OTHER) + c)) if at(p, L.OTHER) >= 0 else ZERO
@@ -194,7 +194,7 @@ def _combine(p, base, signs, across, piece):
 
 @njit(nogil=True)
 def _flatten(p, base, back):
-    """Map -> vector `[channel][row][column]`, or back."""
+    """Copy a map into a vector `[channel][row][column]`, or back."""
     for c in range(at(p, L.CHANNELS)):
         for y in range(at(p, L.HEIGHT)):
             in_map = at(p, L.SOURCE) + c * at(p, L.PLANE) + (y + 1) * at(p, L.PITCH)
@@ -223,12 +223,21 @@ def _linear(p, constants, base):
 
 
 def run(program, steps, tables, constants, arena, slot, images, scratch, sums, signs, sign_slot, outside, first):
-    """Run a program on some images, of which the first is number `first` of its batch; all numbers are int64.
+    """Run a program on some images of a batch. All arguments are int64; addresses are in bytes.
 
-    program, tables, constants: addresses of int64 `(steps, fields)`, of int32 and of float32. arena, slot: address of the first
-    image's memory, and its floats. scratch, sums: addresses of the thread's memory. signs, sign_slot: address of the bits kept
-    for the gradient, of the batch's first image, and their bytes an image. outside: address of the addresses of the batch's
-    inputs and outputs.
+    Args:
+        program: Address of the steps, int64 (steps, fields).
+        steps: The number of steps.
+        tables: Address of the int32 tables.
+        constants: Address of the float32 constants.
+        arena: Address of the memory of the first of these images.
+        slot: Floats of memory for each image.
+        images: The number of images.
+        scratch, sums: Addresses of the memory of this thread.
+        signs: Address of the bits for the gradient of the first image of the batch.
+        sign_slot: Bytes of these bits for each image.
+        outside: Address of the addresses of the batch's inputs and outputs.
+        first: The position in the batch of the first of these images.
     """
     step, signs = 0, signs + sign_slot * first
     while step < steps:
@@ -256,7 +265,7 @@ def run(program, steps, tables, constants, arena, slot, images, scratch, sums, s
 
 @njit(nogil=True)
 def _step(p, tables, constants, base, bits, io):
-    """One step of one image."""
+    """Run one step on one image."""
     op = at(p, L.OP)
     if op == L.LOAD:
         _load(p, constants, base, io)

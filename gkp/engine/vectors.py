@@ -1,12 +1,12 @@
-"""Vector operations as LLVM IR: the parts of a convolution that plain compiled loops leave 1.4 to 2.5 times slower.
+"""Vector operations in LLVM IR for the parts of a convolution where plain compiled loops are 1.4 to 2.5 times slower.
 
-Addresses are int64 (bytes), strides and offsets are counted in float32 numbers. A vector holds LANES floats: 16 where the
-processor has AVX-512, else 8. An image row narrower than a vector does not fill it, so a vector is made of `LANES // width`
-pieces, each of one tile row. In the scratch memory, the pieces are interleaved pixel by pixel, so that the neighbouring pixel
-is `pieces` floats away for all of them and one load serves all.
+Addresses are int64 (bytes); strides and offsets are counted in float32 numbers. A vector holds LANES floats: 16 with AVX-512,
+else 8. Where an image row is narrower than a vector, a vector consists of `LANES // width` pieces, each of one tile row. In
+scratch memory the pieces are interleaved pixel by pixel, so that the neighbouring pixel is `pieces` floats away in all pieces
+and one load is enough.
 
-Winograd's F(4, 3) down the rows: 6 input rows become 6 frequencies, each a 1x3 convolution; 6 sums become 4 output rows. The
-products are half those of a direct 3x3 convolution, and no transform needs a shuffle.
+Winograd's F(4, 3) is applied along the rows: 6 input rows become 6 frequencies, each with a 1x3 convolution, and 6 sums become
+4 output rows. That halves the products of a direct 3x3 convolution, and the transforms need no shuffles.
 """
 
 from __future__ import annotations
@@ -21,14 +21,20 @@ ROWS_IN, ROWS_OUT = 6, 4  # of a Winograd tile
 
 
 def multiply(filters: int, groups: int, across: int, reach: int = 0) -> Emit:
-    """The micro-kernel: sums over taps for `filters` filters and `groups` x `across` vectors, all in registers.
+    """The micro-kernel: sums over taps in registers.
 
-    Taps that are neighbours in a row read vectors that straddle cache lines. If they come in threes, left, middle and right,
-    `reach` floats apart, the outer ones are put together from the aligned vectors of the middle one; reach 0: single taps.
+    Vectors of neighbouring taps cross cache lines. If taps come in threes (left, middle and right), the outer vectors are put
+    together from the aligned vectors of the middle one.
 
-    Arguments: weights (address; `[frequency][tap][filter]`), taps (address; int32, the offset of each tap's row), number of
-    taps, rows (address of the first vector), their frequency stride, their group stride, sums (address), their frequency
-    stride, rows of sums (address; int32, the offset of each filter's), whether to add to what is there, number of frequencies.
+    Arguments of the function: weights (address; `[frequency][tap][filter]`), taps (address; int32, the offset of each tap's
+    row), number of taps, rows (address of the first vector), their frequency stride, their group stride, sums (address), their
+    frequency stride, rows of sums (address; int32, the offset of each filter), whether to add to the sums, number of
+    frequencies.
+
+    Args:
+        filters: The number of filters.
+        groups, across: The numbers of row groups and of vectors in a row.
+        reach: The distance of taps that come in threes, in floats; 0 for single taps.
     """
     positions = [(group, x) for group in range(groups) for x in range(across)]
     columns = 3 if reach else 1
@@ -100,7 +106,7 @@ def multiply(filters: int, groups: int, across: int, reach: int = 0) -> Emit:
 
 
 def _columns(e: Emitter, here: Value, stride: Value, groups: int, across: int, reach: int) -> list[list[Value]]:
-    """The vectors of each column, group by group, around that at `here`."""
+    """The vectors of each tap of a row, group by group, around the one at `here`."""
     starts = [e.b.mul(stride, whole(group)) for group in range(groups)]
     edge = 1 if reach else 0
     rows = [[e.load(here, e.b.add(start, whole(x * LANES))) for x in range(-edge, across + edge)] for start in starts]
@@ -114,7 +120,7 @@ def _columns(e: Emitter, here: Value, stride: Value, groups: int, across: int, r
 
 
 def clear() -> Emit:
-    """Zeros. Arguments: target, number of floats, a multiple of LANES."""
+    """Set memory to zero. Arguments of the function: target, number of floats (a multiple of LANES)."""
 
     def clear_(e: Emitter, target: Value, floats: Value) -> None:
         pointer = e.pointer(target)
@@ -130,7 +136,7 @@ def _load_pieces(e: Emitter, source: Value, offset: Value, gap: Value, width: in
 
 
 def rows_to_frequencies(width: int) -> Emit:
-    """B^T of Winograd's F(4, 3). Arguments: source, row pitch, gap between pieces, target, frequency stride."""
+    """B^T of Winograd's F(4, 3). Arguments of the function: source, row pitch, gap of pieces, target, frequency stride."""
 
     def rows_to_frequencies_(e: Emitter, source: Value, pitch: Value, gap: Value, target: Value, stride: Value) -> None:
         b, pointer, to = e.b, e.pointer(source), e.pointer(target)
@@ -153,7 +159,7 @@ def rows_to_frequencies(width: int) -> Emit:
 
 
 def copy_row(width: int) -> Emit:
-    """Copy one vector of pixels to scratch memory. Arguments: source, gap between pieces, target."""
+    """Copy one vector of pixels to scratch memory. Arguments of the function: source, gap of pieces, target."""
 
     def copy_row_(e: Emitter, source: Value, gap: Value, target: Value) -> None:
         value = _load_pieces(e, e.pointer(source), whole(0), gap, width)
@@ -163,7 +169,7 @@ def copy_row(width: int) -> Emit:
 
 
 def split_row(width: int) -> Emit:
-    """Copy the even and the odd pixels. Arguments: source, gap between pieces, target of the even, target of the odd."""
+    """Copy even and odd pixels. Arguments of the function: source, gap of pieces, target of even pixels, target of odd ones."""
 
     def split_row_(e: Emitter, source: Value, gap: Value, even: Value, odd: Value) -> None:
         pointer, both = e.pointer(source), []
@@ -178,7 +184,7 @@ def split_row(width: int) -> Emit:
 
 
 def pool_row(width: int) -> Emit:
-    """Maxima of 2x2 pixels. Arguments: source, row pitch, target, columns left (from the first maximum on; zeros follow)."""
+    """Maxima of 2x2 pixels. Arguments of the function: source, row pitch, target, maxima left in the row (then zeros)."""
     halves = [range(parity, 2 * width, 2) for parity in (0, 1)]
 
     def pool_row_(e: Emitter, source: Value, pitch: Value, target: Value, columns_left: Value) -> None:
@@ -196,11 +202,17 @@ def pool_row(width: int) -> Emit:
 
 
 def finish(width: int, winograd: bool, residual: bool) -> Emit:
-    """Sums -> pixels: A^T of F(4, 3) if `winograd`, bias, residual, ReLU or its gradient, and the store.
+    """From sums to pixels in memory: A^T of F(4, 3), bias, residual, and ReLU or its derivative.
 
-    Arguments: sums, frequency stride, bias (address of one float), floor (address of one float: 0 for ReLU, else -inf),
-    residual, target, row pitch, gap between pieces, rows left (from the first piece's first row), columns left (from the first
-    lane's), signs read, signs written (addresses of one bit a pixel, 0 for none), signs' row pitch, signs' gap (bytes).
+    Arguments of the function: sums, frequency stride, bias (address of one float), floor (address of one float: 0 for ReLU,
+    else -inf), residual, target, row pitch, gap of pieces, rows left (from the first row of the first piece), columns left
+    (from the first lane), signs read and signs written (addresses of one bit for each pixel, 0 for none), row pitch and gap of
+    signs (bytes).
+
+    Args:
+        width: Pixels in a piece.
+        winograd: Whether the sums are of Winograd's algorithm.
+        residual: Whether a residual is added.
     """
     rows, pieces = (ROWS_OUT if winograd else 1), LANES // width
     bits = ir.IntType(max(width, 8))

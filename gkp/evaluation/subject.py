@@ -112,6 +112,11 @@ def on_device(model: nn.Module, device: str | torch.device | None) -> Iterator[n
     yield model if wanted == here else copy.deepcopy(model).to(wanted)
 
 
+def indices_sha256(indices: np.ndarray) -> str:
+    """The sha256 of positions of images (N,), as little-endian int64."""
+    return hashlib.sha256(np.ascontiguousarray(indices, dtype="<i8").tobytes()).hexdigest()
+
+
 def state_sha256(model: nn.Module) -> str:
     """sha256 (hex) of the network's parameters and buffers: names, types, shapes and bytes, in order of name.
 

@@ -1,11 +1,11 @@
-"""The experiments: cells that are computed once, on one core or on a cluster, and never again.
+"""The experiments: cells, each computed once, on one core or on a cluster.
 
     results = experiments.run(cells)            # 42 cells: 42 cached, 0 computed
     experiments.run(cells, jobs=8)              # eight local workers; scheduler="tcp://..." for a Dask cluster
     experiments.status(cells).to_json()         # finished, running, failed, blocked, missing, minutes left
 
-`cell` says what a cell is, `kinds` and `stages` which there are, `store` and `entry` where results live, `todo` which are
-needed, `compute` how one is made, `run`, `cluster` and `child` how many are made at once.
+`cell` defines a cell; `kinds` and `stages` have the built-in ones; `store` and `entry` keep results; `todo` finds the cells
+that are needed; `compute` computes one of them; `run`, `cluster` and `child` compute many at once.
 """
 
 from gkp.artifact.experiments.cell import Cell, find_kind, select

@@ -1,24 +1,24 @@
-"""A cell: one frozen specification, whose content hash names the folder that holds its result.
+"""A cell: the frozen specification of an experiment, whose hash names the folder of its result.
 
-The hash covers the stage's name and revision number, the parameters, the hash of the data and the parents' hashes. It
-never covers source files or time stamps, so editing a plot retrains nothing. Whoever changes what a stage *computes*
-raises its revision: every cell of that stage, and all its descendants, become new cells.
+The hash covers the name and revision of the stage, the parameters, the hash of the data and the hashes of the parents. It does
+not cover source files or times, so editing a plot retrains nothing. Raise the revision of a stage when it computes something
+else than before: its cells and all their descendants then become new cells.
 
-A kind of cell is a frozen dataclass that names its stage and says how it is computed:
+A kind of cell is a frozen dataclass that names its stage and has a function that computes it:
 
     @dataclass(frozen=True, kw_only=True)
     class Double(Cell):
         stage = "double"
-        revision = 1                                  # raise it when `compute` computes something else than before
+        revision = 1                                  # raise it when `compute` changes
         x: float = 1.0
         source: Cell | None = None                    # a field that holds a cell makes that cell a parent
 
         @staticmethod
         def compute(params, parents, folder, context):
-            return {"value": 2 * params["x"]}         # the values; files written into `folder` are kept with them
+            return {"value": 2 * params["x"]}         # files written into `folder` are kept with these values
 
-`compute` gets the parameters as plain JSON values, role -> finished folder of each parent (read only), an empty folder
-whose files become part of the result, and a `gkp.artifact.experiments.compute.Context`. The built-in kinds have theirs in
+`compute` gets the parameters as plain JSON values, role -> finished folder of each parent (read only), an empty folder whose
+files become part of the result, and a `gkp.artifact.experiments.compute.Context`. The functions of the built-in kinds are in
 `gkp.artifact.experiments.stages`, so that planning needs neither torch nor data.
 
 Cost: about 20 microseconds per cell to hash.
@@ -48,10 +48,10 @@ _KINDS: dict[str, type[Cell]] = {}  # stage -> the class that names it
 
 
 def find_kind(stage: str) -> type[Cell]:
-    """The kind of cell that names this stage.
+    """The kind of cell with this stage.
 
     Raises:
-        BadInput: No class that has been imported names it.
+        BadInput: No imported class has it.
     """
     if stage not in _KINDS:
         raise BadInput(
@@ -62,10 +62,10 @@ def find_kind(stage: str) -> type[Cell]:
 
 
 def later(default: Any) -> Any:
-    """A field added to a kind of cell after cells of that kind were computed.
+    """A field that was added to a kind of cell after some of its cells had been computed.
 
     Args:
-        default: Must mean "as before": at this value the field is left out of the hash, so existing cells keep theirs.
+        default: The value that means "as before"; with it the field is left out of the hash, so existing cells keep their hash.
     """
     return field(default=default, metadata={"left_out": default})
 
@@ -77,20 +77,24 @@ def not_hashed(default: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """The fields that every cell has, whatever its stage.
+    """The fields that all cells have.
 
-    Args:
-        threads: CPU threads to compute with, whatever the number of jobs. Part of the specification because it is part of
-            the result: torch sums weight gradients over threads, and 1 and 2 threads give different last bits. 0 means
-            "cores / jobs", for cells whose bits depend on the machine anyway (those for a GPU).
-        time_limit: Seconds after which the cell is ended; not hashed.
-        memory_limit: MB of resident memory beyond which the cell is ended; not hashed.
+    Attributes:
+        stage: The name of the computation; each kind has its own.
+        revision: The number of the version of the computation.
+        compute: The function that computes the cell, see above; None for built-in kinds.
+        resumable: Whether a new run continues from what a stopped one left in `Context.scratch`.
+        threads: CPU threads to compute with, whatever the number of jobs. It is hashed because the result depends on it: torch
+            sums weight gradients over threads, so 1 and 2 threads differ in the last bits. 0 means "cores / jobs", for cells
+            for a GPU, whose bits depend on the machine anyway.
+        time_limit: Seconds after which the cell is killed; not hashed.
+        memory_limit: MB of resident memory above which the cell is killed; not hashed.
     """
 
     stage: ClassVar[str] = ""
     revision: ClassVar[int] = 1
     compute: ClassVar[Callable[..., Mapping[str, Any]] | None] = None
-    resumable: ClassVar[bool] = False  # does a run go on with what a stopped one left in `Context.scratch`?
+    resumable: ClassVar[bool] = False
     threads: int = 1
     time_limit: float | None = not_hashed(None)
     memory_limit: float | None = not_hashed(None)
@@ -104,17 +108,17 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The readable part of the id; override it to name what distinguishes your cells."""
+        """The readable part of the id; override it with what distinguishes cells of a kind."""
         return self.stage
 
     @property
     def data(self) -> dict[str, str]:
-        """Name and hash of each data set the stage reads."""
+        """Name -> hash of each data set that the stage reads."""
         return {}
 
     @property
     def work(self) -> float:
-        """Duration relative to other cells of the stage, in any unit: scales recorded durations."""
+        """The expected duration relative to other cells of the stage, in any unit."""
         return 1.0
 
     @property
@@ -134,7 +138,7 @@ class Cell:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The facts that the hash covers: stage, revision, params, data, and the parents' hashes by role."""
+        """What the hash covers: stage, revision, params, data, and the hashes of the parents by role."""
         return {
             "stage": self.stage,
             "revision": self.revision,
@@ -145,7 +149,7 @@ class Cell:
 
     @cached_property
     def hash(self) -> str:
-        """64 hex digits: sha256 of the canonical JSON of `spec`.
+        """The sha256 of the canonical JSON of `spec`, 64 hex digits.
 
         Raises:
             BadInput: A parameter is not a plain JSON value.
@@ -160,18 +164,18 @@ class Cell:
 
     @cached_property
     def id(self) -> str:
-        """Label and the first digits of the hash: the name of the cell's folder."""
+        """The label and the first digits of the hash; the name of the cell's folder."""
         return f"{_PLAIN.sub('_', self.label)[:150]}-{self.hash[:HASH_DIGITS]}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}  # without what is cached: a revision may change
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # without cached properties: a revision may change
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
 
 def canonical(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces; equal values give equal bytes. ValueError for NaN and infinity."""
+    """JSON with sorted keys and without spaces; equal values give equal bytes. ValueError for NaN and infinity."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
 
 
@@ -179,9 +183,9 @@ _FIELDS: dict[type[Cell], tuple[tuple[str, bool, Any], ...]] = {}
 
 
 def _hashed_fields(kind: type[Cell]) -> tuple[tuple[str, bool, Any], ...]:
-    """(name, is it declared as a float, value at which it is left out) of each field that the hash covers.
+    """(name, whether it is declared as float, the value with which it is left out) of each hashed field.
 
-    Declared floats are hashed as floats: rate=1 and rate=1.0 are one cell.
+    Declared floats are hashed as floats: rate=1 and rate=1.0 give the same cell.
     """
     if kind not in _FIELDS:
         _FIELDS[kind] = tuple(
@@ -193,14 +197,18 @@ def _hashed_fields(kind: type[Cell]) -> tuple[tuple[str, bool, Any], ...]:
 
 
 def select(cells: Iterable[Cell], only: str | None) -> list[Cell]:
-    """The cells whose id contains one of some words, in their order.
+    """Select cells by words in their ids.
 
     Args:
-        cells: Where to look.
-        only: Words separated by commas; one with the wildcards of a shell must match the whole id. None for all cells.
+        cells: The cells.
+        only: Words separated by commas, of which an id must contain one; a word with shell wildcards must match the whole id.
+            None for all cells.
+
+    Returns:
+        The selected cells, in their order.
 
     Raises:
-        BadInput: Nothing matches.
+        BadInput: No cell matches.
     """
     cells = list(cells)
     if only is None:
@@ -214,10 +222,14 @@ def select(cells: Iterable[Cell], only: str | None) -> list[Cell]:
 
 
 def load_module(name: str, file: str | None) -> None:
-    """Import a module by name, or from its file when the name is not on this process's path.
+    """Import a module by name, or from its file where the name cannot be found.
+
+    Args:
+        name: The name of the module.
+        file: Its source file; None where there is none.
 
     Raises:
-        ImportError: There is neither.
+        ImportError: Neither can be found.
     """
     if name in sys.modules:
         return
@@ -230,7 +242,7 @@ def load_module(name: str, file: str | None) -> None:
 
 
 def load_file(name: str, file: Path) -> ModuleType:
-    """The module of this name, executed anew from its source file; whatever that raises passes through."""
+    """Execute a source file anew as the module of this name; exceptions of the module are passed on."""
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)

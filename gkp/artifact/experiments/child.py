@@ -1,10 +1,9 @@
-"""A worker's side of a run: the process of its own in which it computes cells, ended when a cell passes a limit.
+"""The child process in which a worker computes cells; it is killed when a cell passes a limit.
 
-By hand, for Dask keeps none of this: its workers compute in threads of one process, whose random generators, thread counts
-and output the cells would share, and its nanny ends whole workers. A Dask worker runs `supervise`; the work happens in the
-child, so a cell that hangs, eats memory or crashes in C costs its own process and never the worker, on a local cluster and
-on a remote one alike. A child stays for many cells, so libraries are imported and data sets loaded once per worker; it ends
-with the worker, however that ends.
+Dask does not provide this: its workers compute in threads of one process, so cells would share random generators, thread counts
+and output, and its nanny kills whole workers. A Dask worker runs `supervise`, and its child computes. A cell that hangs, takes
+too much memory or crashes in C ends the child only, on local and remote clusters alike. A child computes many cells, so
+libraries and data sets are loaded once for each worker; it ends with the worker, however that ends.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from gkp.artifact.experiments.limits import POLL_SECONDS, STOPPED, is_over, too_
 from gkp.artifact.experiments.provenance import resident_mb
 from gkp.artifact.experiments.store import Store
 
-_GRACE = 20.0  # seconds after the deadline of a run until a cell that does not stop by itself is ended
+_GRACE = 20.0  # seconds after the deadline of a run until a cell that does not stop by itself is killed
 _here = threading.local()  # one child for each thread of a worker
 
 
 def supervise(job: Job) -> Outcome:
-    """The outcome of the job, computed by this worker's child process; never raises for what the cell does."""
+    """Compute a job in the child process of this worker; failures of the cell become an outcome."""
     child: Child | None = getattr(_here, "child", None)
     if child is None or not child.alive():
         child = _here.child = Child(main)
@@ -59,7 +58,7 @@ def _end(child: Child, job: Job, kind: str, message: str, seconds: float) -> Out
     child.kill()
     _here.child = None
     store = Store(Path(job.root))
-    if not job.recompute and store.lookup(job.id, job.hash, whole=True) is not None:  # the end came after the cell was finished
+    if not job.recompute and store.lookup(job.id, job.hash, whole=True) is not None:  # it was finished before
         return Outcome(job.id, "computed", seconds=seconds)
     if kind == STOPPED:
         store.clear(job.id)
@@ -82,10 +81,10 @@ class Child:
 
     def __init__(self, function: Callable[[int], None], *, quiet: bool = False) -> None:
         self.pipe, theirs = Pipe()
-        # Threads that wait should sleep: on a machine whose cores are all taken, OpenMP's default (to spin) made an epoch
-        # with two threads take 17.6 s instead of 0.8 s.
-        # Dask tells its workers to give memory back to the system at once (MALLOC_TRIM_THRESHOLD_); networks take the same
-        # hundred megabytes again in every step, and getting them page by page made a step 1.4 times slower.
+        # Waiting threads should sleep: on a machine with all cores in use, spinning, OpenMP's default, made an epoch with two
+        # threads take 17.6 s instead of 0.8 s.
+        # Dask makes its workers return memory to the system at once (MALLOC_TRIM_THRESHOLD_). Networks need the same hundred
+        # megabytes again in each step, and getting them page by page made a step 1.4 times slower.
         environment = {
             "OMP_WAIT_POLICY": "PASSIVE",
             **os.environ,
@@ -95,14 +94,14 @@ class Child:
         }
         module, name, output = function.__module__, function.__name__, subprocess.DEVNULL if quiet else None
         with theirs:
-            self._process = subprocess.Popen(  # not multiprocessing: Dask's workers are daemons, which may not have children
+            self._process = subprocess.Popen(  # not multiprocessing: Dask's workers are daemons, which cannot have children
                 [sys.executable, "-P", "-c", f"from {module} import {name}; {name}({theirs.fileno()})"],
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C is the runner's to handle
+                start_new_session=True,  # Ctrl-C is handled by the runner
             )
 
     @property
@@ -111,25 +110,25 @@ class Child:
         return self._process.pid
 
     def alive(self) -> bool:
-        """Whether the process still runs."""
+        """Whether the process is running."""
         return self._process.poll() is None
 
     def is_ready(self) -> bool:
-        """Wait for a new process to say so; False when it ends instead."""
+        """Wait until a new process is ready; False if it ends before."""
         try:
             return self.pipe.recv() == "ready"
         except (EOFError, OSError):
             return False
 
     def kill(self) -> None:
-        """End the process and those it started."""
+        """Kill the process and those that it started."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # the session's leader is the child itself
         self._process.wait()
         self.pipe.close()
 
     def how_it_ended(self) -> str:
-        """The signal or exit status of a process whose pipe is closed."""
+        """The signal or exit status of a process that has closed its pipe, as text."""
         try:
             status = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -145,14 +144,14 @@ def main(descriptor: int) -> None:
     pipe = Connection(descriptor)
     jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
 
-    def receive() -> None:  # in a thread, to notice the worker's death during a cell
+    def receive() -> None:  # in a thread, to notice during a cell that the worker has ended
         with suppress(EOFError, OSError):
             while True:
                 jobs.put(pipe.recv())
         os._exit(1)
 
     _prefer_oom_kill()
-    import_module("torch")  # seconds that are not the first cell's
+    import_module("torch")  # takes seconds, which do not count for the first cell
     threading.Thread(target=receive, daemon=True).start()
     pipe.send("ready")
     while True:

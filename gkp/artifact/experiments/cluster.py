@@ -1,8 +1,8 @@
-"""Jobs on the workers of a Dask scheduler: of local ones that are started for the run, or of a cluster that is there.
+"""Run jobs on the workers of a Dask scheduler, local ones started for the run or those of an existing cluster.
 
-The runner submits one future per free worker thread, and no parent futures. Tried with everything submitted at once: Dask
-assigns cells to workers ahead of time, counts the death of a worker against every cell assigned to it (so three deaths give
-up innocent cells with the one that kills), and lets short cells wait behind a long one.
+The runner submits one future for each free worker thread, without dependencies. Submitting all cells at once was tried: Dask
+then assigns cells to workers ahead of time, counts the death of a worker against all cells assigned to it (so that three deaths
+fail innocent cells too), and lets short cells wait behind a long one.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from gkp.artifact.experiments.provenance import cores
 from gkp.errors import BadInput
 
 CONNECT_SECONDS = 10
-ATTEMPTS = 3  # workers that may die with a cell before it is given up
-_QUIET = {  # Dask's watching of itself took a tenth of a core from the cells
+ATTEMPTS = 3  # workers that may die while computing a cell before it has failed
+_QUIET = {  # Dask's monitoring of itself took a tenth of a core
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "10s",
@@ -37,12 +37,12 @@ _QUIET = {  # Dask's watching of itself took a tenth of a core from the cells
 
 
 class Cluster:
-    """Computes cells on the workers of a scheduler, as many at once as these have threads.
+    """Computes cells on the workers of a scheduler, one for each of their threads.
 
     Args:
-        client: Connected to the scheduler.
-        local: The workers to end with this object, if it owns some.
-        threads: CPU threads of a cell that asks for cores / jobs; None for as many as the worker's environment says.
+        client: A client connected to the scheduler.
+        local: Workers that are closed with this object; None if it owns none.
+        threads: CPU threads of a cell with threads=0; None for the number in the worker's environment.
     """
 
     def __init__(self, client: Client, local: LocalCluster | None = None, *, threads: int | None = None) -> None:
@@ -53,7 +53,7 @@ class Cluster:
         self._slots, self._slots_at = 0, 0.0
 
     def slots(self) -> int:
-        """The number of cells that can be computed at once; workers come and go."""
+        """The number of cells that can be computed at once now."""
         if time.monotonic() - self._slots_at > 2:
             try:
                 self._slots = sum(self._client.nthreads().values())
@@ -63,7 +63,7 @@ class Cluster:
         return self._slots
 
     def submit(self, job: Job) -> None:
-        """Hand out a cell; its outcome comes from `wait`."""
+        """Submit a cell; `wait` returns its outcome."""
         self._submitted += 1
         try:
             future = self._client.submit(supervise, job, key=f"{job.id}-{os.getpid()}-{self._submitted}", pure=False)
@@ -72,7 +72,7 @@ class Cluster:
         future.add_done_callback(lambda ended: self._ended.put((job.id, ended)))  # which also keeps the future alive
 
     def wait(self, seconds: float) -> list[Outcome]:
-        """The outcomes that have come in, after at most so many seconds."""
+        """Wait for outcomes for at most `seconds`, and return those that have arrived."""
         ended = []
         with suppress(queue.Empty):
             ended.append(self._ended.get(timeout=seconds))
@@ -83,7 +83,7 @@ class Cluster:
         return [_outcome(cell_id, future) for cell_id, future in ended]
 
     def close(self) -> None:
-        """Let go of the scheduler, and end the workers that this object owns."""
+        """Disconnect from the scheduler, and end the workers that this object owns."""
         logger = logging.getLogger("distributed")
         level = logger.level
         logger.setLevel(logging.CRITICAL)  # it complains about being closed
@@ -98,7 +98,7 @@ def _outcome(cell_id: str, future: Any) -> Outcome:
     if future.status == "finished":
         try:
             return future.result(timeout=60)
-        except (CancelledError, OSError, TimeoutError) as error:  # between its end and now, worker or scheduler died
+        except (CancelledError, OSError, TimeoutError) as error:  # the worker or scheduler died in the meantime
             raise SchedulerLost(f"cell {cell_id} ended, but nobody has its outcome") from error
     if future.status != "error":
         raise SchedulerLost(f"cell {cell_id} was {future.status}")
@@ -109,7 +109,7 @@ def _outcome(cell_id: str, future: Any) -> Outcome:
 
 
 def start_local(jobs: int) -> Cluster:
-    """A cluster of `jobs` single-threaded worker processes on the loopback interface, gone with this process.
+    """Start `jobs` single-threaded worker processes on the loopback interface, which end with this process.
 
     Raises:
         BadInput: They do not start.
@@ -140,13 +140,13 @@ def start_local(jobs: int) -> Cluster:
 
 
 def connect(scheduler: str | Path) -> Cluster:
-    """The workers of a running scheduler.
+    """Connect to a running scheduler.
 
     Args:
-        scheduler: Its address, or its scheduler file.
+        scheduler: Its address or scheduler file.
 
     Raises:
-        BadInput: None answers within CONNECT_SECONDS.
+        BadInput: It does not answer within CONNECT_SECONDS.
     """
     address = _address(str(scheduler))
     try:

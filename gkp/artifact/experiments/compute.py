@@ -1,14 +1,13 @@
-"""Computing one cell in this process: lock, run the stage, publish.
+"""Compute one cell in this process: lock it, run its stage, publish the result.
 
-What can leak from one cell into the next is fenced off: thread counts and the global random generators are set from the
-cell before the stage runs, and restored after it. So a cell gives the same bytes whichever process computes it and
-whatever that process did before.
+Thread counts and the global random generators are set from the cell before the stage runs and restored afterwards. So a cell
+gives the same bytes whichever process computes it and whatever that process did before.
 
 Threads. A cell computes with `cell.threads` threads, never with "cores / jobs": measured with torch 2.14.1 on CPU, 1 and
 2 threads give different last bits in the weight gradients of every convolution (they are summed over threads), and 1, 2, 3
 and 4 threads also in the input gradients of convolutions at small batches and in wide linear layers; forward
-convolutions agreed. `jobs` decides only how many cells run at once, and with one thread per cell, jobs = cores fills the
-machine. A cell whose bits may depend on the machine (on a GPU) says threads=0 and gets cores / jobs.
+convolutions agreed. `jobs` is only the number of cells computed at once; with one thread per cell, jobs = cores uses the
+whole machine. A cell whose bits may depend on the machine (on a GPU) has threads=0 and gets cores / jobs.
 """
 
 from __future__ import annotations
@@ -34,15 +33,19 @@ from gkp.errors import BadInput, OutOfTime
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs to compute one cell; plain values, so that it travels between machines.
+    """What a worker needs to compute one cell, as plain values that can be sent to other machines.
 
-    Args:
-        module: Where the kind of cell is defined.
+    Attributes:
+        id, hash, stage, spec, work: Of the cell.
+        module: The module that defines the kind of cell.
         file: The source file of `module`, for a worker that cannot import it by name.
-        parents: Role -> finished folder.
-        threads: None for as many as the worker's environment says.
-        recompute: Compute the cell although it is finished.
-        deadline: Time, as `time.time` counts it, at which the cell is stopped, to be resumed by another run.
+        parents: Role -> folder of the finished parent.
+        root: The root of the store.
+        threads: CPU threads; None for the number in the worker's environment.
+        recompute: Whether to compute the cell although it is finished.
+        time_limit: Seconds after which the cell is killed; None for no limit.
+        memory_limit: MB of resident memory above which the cell is killed; None for no limit.
+        deadline: When the cell is stopped, to be resumed by another run, by `time.time`; None for no deadline.
     """
 
     id: str
@@ -62,9 +65,13 @@ class Job:
 
     @classmethod
     def of(cls, cell: Cell, store: Store, parents: Mapping[str, Path], **options: Any) -> Job:
-        """The job for a cell whose parents are finished in these folders; `options` are the last fields of a Job.
+        """The job for a cell.
 
-        `threads` and the limits among them are for cells that set none of their own.
+        Args:
+            cell: The cell.
+            store: Where its result is written.
+            parents: Role -> folder of the finished parent.
+            options: Further fields of the job; threads and limits are for cells that do not set their own.
         """
         kind = find_kind(cell.stage)
         for limit in ("time_limit", "memory_limit"):
@@ -86,12 +93,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a job.
+    """The outcome of a job.
 
-    Args:
-        status: computed, cached (finished by another process), busy (locked by another process), stopped (at the deadline of
-            the run) or failed.
-        kind: Of a failure: error, bad input, time limit, memory limit, disk full, crashed or lost.
+    Attributes:
+        id: The id of the cell.
+        status: "computed", "cached" (finished by another process), "busy" (locked by another process), "stopped" (at the
+            deadline of the run) or "failed".
+        kind: For a failure: "error", "bad input", "time limit", "memory limit", "disk full", "crashed" or "lost".
+        message: Why it failed or was stopped.
+        seconds: How long it took.
     """
 
     id: str
@@ -103,16 +113,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Context:
-    """The surroundings of a stage, beside its parameters, parents and folder.
+    """What a stage gets besides its parameters, parents and folder.
 
-    Args:
-        cell_id: The cell's id.
-        threads: How many CPU threads the stage may use (already set for torch and BLAS).
-        notes: Plain values about this run that are not results, such as the seconds of a part: they go to run.json. Its
-            "seconds" include the note "taken_over_seconds", if there is one: what killed runs of the cell had spent on
-            what this one found in `scratch`.
-        deadline: When the run ends, as `time.time` counts it; None for a run without end. A stage that can stop at a good
-            moment before raises OutOfTime; what it left in `scratch` is found by the next run.
+    Attributes:
+        cell_id: The id of the cell.
+        threads: CPU threads that the stage may use, already set for torch and BLAS.
+        notes: A dictionary that the stage may fill with plain values about this run that are not results, such as seconds; they
+            are written to run.json. If it sets "taken_over_seconds", the time that stopped runs spent on what this one found
+            in `scratch`, that is added to the recorded seconds.
+        deadline: When the run ends, by `time.time`; None for no deadline. A stage that can stop before raises OutOfTime; the
+            next run finds what it left in `scratch`.
     """
 
     cell_id: str
@@ -124,7 +134,7 @@ class Context:
 
     @property
     def scratch(self) -> Path:
-        """A folder that survives a killed run of this cell, for epoch checkpoints; it is removed with success."""
+        """A folder for checkpoints, which is kept when the run is stopped or killed and removed when the cell is finished."""
         self._scratch.mkdir(parents=True, exist_ok=True)
         return self._scratch
 
@@ -135,18 +145,18 @@ class Context:
 
 
 class SchedulerLost(Exception):
-    """The Dask scheduler went away in the middle of a run."""
+    """The connection to the Dask scheduler was lost during a run."""
 
 
 def compute(job: Job, *, alone: bool) -> Outcome:
-    """Compute the cell and publish it, unless it is finished or locked.
+    """Compute a cell and publish its result, unless it is finished or locked.
 
-    Never raises for what a stage does; KeyboardInterrupt passes through and leaves nothing behind.
+    Exceptions of the stage become an outcome; KeyboardInterrupt is passed on after cleaning up.
 
     Args:
         job: The cell.
-        alone: This process is one of a worker's own, supervised from outside: what it prints, down to C code, goes to the
-            cell's log.txt. Otherwise the stage is interrupted here when it passes a limit and returns to the interpreter.
+        alone: Whether this process only computes cells and is supervised from outside: all that it prints, even from C code,
+            then goes to the cell's log.txt. Otherwise limits are enforced here, when the stage returns to the interpreter.
     """
     store, started = Store(Path(job.root)), time.perf_counter()
     if not store.root.is_dir():
@@ -217,9 +227,9 @@ def _stage_function(job: Job) -> Callable[..., Mapping[str, Any]]:
 
 @contextmanager
 def isolated(threads: int, seed: int) -> Iterator[None]:
-    """Set the CPU threads of torch and BLAS and seed the global generators; afterwards all is as it was before."""
-    # here, for a Dask worker imports this module and has no use for them; and always, for a stage that is the first to
-    # import them would meet generators that nobody has seeded
+    """Set the CPU threads of torch and BLAS and seed the global generators; restore both afterwards."""
+    # imported here, because a Dask worker imports this module without needing them; and always, so that a stage that imports
+    # them first finds seeded generators
     import numpy as np
     import torch
     from threadpoolctl import threadpool_limits
@@ -265,14 +275,22 @@ def _logging_to(path: Path, capture: bool) -> Iterator[TextIO]:
 def failure(
     job: Job, store: Store, kind: str, message: str, *, trace: str = "", log: Path | None = None, seconds: float = 0.0
 ) -> Outcome:
-    """The outcome of a failed job, recorded in the store too."""
+    """Record the failure of a job in the store and return its outcome.
+
+    Args:
+        job: The job.
+        store: The store.
+        kind, message, seconds: As in `Outcome`.
+        trace: The traceback.
+        log: The log of the cell, which is kept; None where there is none.
+    """
     record = {"id": job.id, "hash": job.hash, "kind": kind, "message": message, "traceback": trace}
     store.record_failure(job.id, {**record, "seconds": round(seconds, 3)}, log)
     return Outcome(job.id, "failed", kind, message, seconds)
 
 
 def _reason(error: BaseException, store: Store) -> tuple[str, str]:
-    """The kind and message of the failure that an exception is."""
+    """The kind and message of an exception as a failure."""
     if isinstance(error, LimitExceeded):
         return error.args[0], error.args[1]
     if isinstance(error, OutOfTime):

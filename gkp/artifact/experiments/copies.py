@@ -1,7 +1,7 @@
-"""Copying finished cells to where they are committed (`data/results`), and checking the copies without their specifications.
+"""Copy finished cells to where they are committed (`data/results`), and check the copies without their specifications.
 
-Cells are computed in `build/cells` and copied, not written into `data/results` straight away: networks that begin with somebody
-else's weights are needed there by the cells built on them, and are never committed.
+Cells are computed in `build/cells` and then copied, because networks that start from the weights of others are needed by the
+cells built on them but are never committed.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ PROVENANCE = ("finished", "seconds", "threads", "peak_memory_mb", "git_commit", 
 
 
 def publish(cells: Iterable[Cell], folder: Path, *, without: Iterable[str] = (), store: Store | None = None) -> list[Path]:
-    """Copy finished cells into `folder`, each whole or not at all; those that are there already are left alone.
+    """Copy finished cells into a folder, each atomically; cells that are there already are left alone.
 
     Args:
-        cells: finished cells.
-        folder: where they are committed.
-        without: patterns of names of files to leave out, such as "*.safetensors". Such a copy still serves its numbers, and
-            the cell is computed again when another one is built on what was left out. Logs are never copied.
-        store: where the cells are; by default the usual one.
+        cells: Finished cells.
+        folder: Where they are committed.
+        without: Patterns of file names to leave out, such as "*.safetensors". The values of such a copy can still be used; the
+            cell is computed again when another one needs the files. Logs are never copied.
+        store: Where the cells are; None for `default_store()`.
 
     Returns:
         The folder of each cell.
 
     Raises:
-        BadInput: when a cell is not finished, or not as it was written.
+        BadInput: A cell is not finished, or is damaged.
     """
     store, target_store, published = store or default_store(), Store(folder), []
     plan = make_plan(cells, store)
@@ -57,7 +57,7 @@ def publish(cells: Iterable[Cell], folder: Path, *, without: Iterable[str] = (),
 
 
 def entry_of(folder: Path) -> Entry:
-    """Return the finished cell in this folder, whatever its specification. Raises `Damaged` when it is not what was written."""
+    """The finished cell in a folder, without knowing its specification. Raises `Damaged` where hashes do not match."""
     spec = read_json(folder / "spec.json")
     if spec is None:
         raise Damaged(f"{folder / 'spec.json'}: is missing or no JSON")
@@ -71,7 +71,7 @@ def entry_of(folder: Path) -> Entry:
 
 
 def check_folder(folder: Path) -> list[str]:
-    """Return what is wrong with the finished cell in this folder, a line each: its hashes, and what run.json must say."""
+    """What is wrong with the finished cell in a folder, a line each: wrong hashes, or fields missing from run.json."""
     try:
         run = entry_of(folder).run()
     except Damaged as error:

@@ -1,4 +1,4 @@
-"""A finished cell as it stands in a folder, checked against what was written."""
+"""Read a finished cell from its folder and check its hashes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from gkp.files import file_sha256
 
 
 class Damaged(Exception):
-    """A stored cell is not what was written."""
+    """A stored cell differs from what was written."""
 
 
 @dataclass(frozen=True)
 class Entry:
     """A finished cell on disk.
 
-    Args:
-        folder: Where it is.
+    Attributes:
+        folder: Its folder.
         figures: The values that its stage returned.
-        files: Name -> sha256 and bytes of every file that its stage wrote.
-        absent: Names of those that this copy was kept without.
+        files: Name -> sha256 and bytes of each file that its stage wrote.
+        absent: The names of files that this copy lacks.
     """
 
     folder: Path
@@ -35,17 +35,17 @@ class Entry:
     absent: tuple[str, ...]
 
     def run(self) -> dict[str, Any]:
-        """When, where and how it was computed (run.json); empty when that is not there."""
+        """When, where and how it was computed (run.json); empty where there is no such file."""
         return read_json(self.folder / "run.json") or {}
 
 
 def signature(body: Mapping[str, Any]) -> str:
-    """The sha256 that result.json carries of the rest of itself."""
+    """The sha256 in result.json of the rest of that file."""
     return hashlib.sha256(canonical(body)).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in this file, or None when there is none or it is not a JSON object."""
+    """The JSON object in a file; None where there is none."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -54,23 +54,30 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def figures_of(folder: Path) -> dict[str, Any]:
-    """The figures of a finished cell in this folder, which the store has checked."""
+    """The values of a finished cell in a folder that the store has checked."""
     found = read_json(folder / "result.json")
     assert found is not None
     return found["figures"]
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write indented JSON with sorted keys. ValueError for NaN and infinity, TypeError for what is not a plain value."""
+    """Write indented JSON with sorted keys. ValueError for NaN and infinity, TypeError for values that are not plain."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
 def read_entry(folder: Path, cell_hash: str) -> Entry | None:
-    """The finished cell of this hash in the folder, or None when there is no folder.
+    """Read the finished cell in a folder, checking result.json by its sha256 and the other files by their size.
+
+    Args:
+        folder: The folder.
+        cell_hash: The hash of the cell.
+
+    Returns:
+        The cell; None where the folder does not exist.
 
     Raises:
-        Damaged: It is not what was written: result.json by its own sha256, the other files by their size.
+        Damaged: The cell differs from what was written, or is another cell.
     """
     path = folder / "result.json"
     try:
@@ -103,10 +110,10 @@ def read_entry(folder: Path, cell_hash: str) -> Entry | None:
 
 
 def check_files(entry: Entry) -> None:
-    """Compare every file that is there with its sha256.
+    """Check the sha256 of each file that is there.
 
     Raises:
-        Damaged: One differs.
+        Damaged: A file differs from what was written.
     """
     for name, facts in entry.files.items():
         if name not in entry.absent and file_sha256(entry.folder / name) != facts["sha256"]:

@@ -1,4 +1,4 @@
-"""The epochs of a training, finished or not: what its cell says, or the checkpoint that it resumes from."""
+"""The epochs of a training that is not finished, from the checkpoint that it resumes from."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ TRAINING = "training.pt"  # the checkpoint of a fine-tuning, or of a baseline's 
 
 
 def epochs_so_far(cell: Cell, store: Store | None = None) -> list[dict[str, Any]]:
-    """The rows of the log of a training that is under way or was killed; none where it has not begun.
+    """The log of a training that is running or was stopped; empty where it has not begun.
 
-    They are not a result: they are gone once the cell is finished, whose figures have them.
+    The checkpoint is removed once the cell is finished: its result then has the log.
 
     Args:
-        cell: A network that is trained.
-        store: None for `default_store()`.
+        cell: The cell of the training.
+        store: Where it is; None for `default_store()`.
     """
     from gkp.training.checkpoint import logged_rows  # late: torch comes with it, and plans of cells need none
 

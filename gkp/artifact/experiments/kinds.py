@@ -1,8 +1,8 @@
-"""The kinds of cells of this project: a public checkpoint, a baseline, a pruned and fine-tuned network, an evaluation.
+"""The kinds of cells of this project: public checkpoints, baselines, pruned networks, evaluations, and measured times.
 
-Their stages are in `gkp.artifact.experiments.stages`: planning needs none. Raise the revision of a kind when its stage
-computes something else than before. A field added to a kind whose cells have been computed is declared with
-`later(default)`.
+Their stages are in `gkp.artifact.experiments.stages`, which planning does not import. Raise the revision of a kind when its
+stage computes something else than before. Declare a field with `later(default)` when cells of the kind have been computed
+already.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from gkp.training.recipe import Hyperparameters
 
 @dataclass(frozen=True, kw_only=True)
 class Network(Cell):
-    """A cell that leaves a network in its folder `model`.
+    """A cell that writes a network into its folder `model`.
 
-    Args:
+    Attributes:
         dataset: The data set that the network is for.
         model: Its architecture, a name of `gkp.networks.build`.
     """
@@ -35,7 +35,11 @@ class Network(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedCell(Network):
-    """A public checkpoint, as `gkp.load_model(model, weights=weights)` gives it."""
+    """A public checkpoint, as `gkp.load_model(model, weights=weights)` loads it.
+
+    Attributes:
+        weights: The name of the public weights.
+    """
 
     stage = "pretrained"
     revision = 1
@@ -48,13 +52,14 @@ class PretrainedCell(Network):
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Hyperparameters):
-    """The fields of `gkp.training.recipe.Recipe` and the data of a training.
+    """The fields of a training: those of `gkp.training.recipe.Recipe`, and the following.
 
-    Args:
+    Attributes:
         split: The part of the data set that is trained on.
-        log_examples: After each epoch the first so many test images are scored in the paper protocol, for tables that show
-            what choosing the best epoch on the test set does; nothing is chosen by it here.
-        log_epochs: The epochs after which they are; None for each. Those of a search of a method's own always are.
+        log_examples: How many test images, the first ones, are scored in the paper's protocol after an epoch. The scores are
+            for tables that show the effect of choosing the best epoch on the test set; nothing is chosen by them here.
+        log_epochs: The epochs after which they are scored; None for all. Epochs in which a method searches always are.
+        seed: The seed of the order of images, of augmentation, and of a method or initialisation.
     """
 
     resumable = True
@@ -73,7 +78,11 @@ class Training(Hyperparameters):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCell(Training, Network):
-    """A network trained from scratch: the baseline that methods prune. seed: of the initialisation and of the batches."""
+    """A network trained from scratch, the baseline that methods prune.
+
+    Attributes:
+        lr: The learning rate at the start.
+    """
 
     stage = "train"
     revision = 1
@@ -94,19 +103,18 @@ class TrainCell(Training, Network):
 
 @dataclass(frozen=True, kw_only=True)
 class PruneCell(Training, Cell):
-    """A network pruned by one method, then fine-tuned; epochs=0 leaves it as pruned, by one-shot methods only.
+    """A network that is pruned by one method and then fine-tuned; with epochs=0 only pruned, by one-shot methods.
 
-    Leaves the small network in `compact`, an unpruned one in `model`.
+    It writes the compact network into its folder `compact`, or an unpruned network into `model`.
 
-    Args:
+    Attributes:
         net: The network to prune.
         method: A name of `gkp.methods()`, or "none" for the unpruned network under the same fine-tuning.
-        rate: As in `gkp.prune`.
-        groups: As in `gkp.prune`.
-        options: The method's own.
-        soft_epochs: How many of the epochs a method that prunes while it trains gets for that, the rest being fine-tuning;
-            None for half of them, rounded up, or for all of them where it trains for robustness, which others would undo.
-        scratch: Throw the weights away after pruning and train the pruned shape anew.
+        rate, groups: As in `gkp.prune`.
+        options: Options of the method.
+        soft_epochs: How many of the epochs are given to a method that prunes while it trains; the others are fine-tuning. None
+            for half of them, rounded up, or for all where the method trains on adversarial images.
+        scratch: Whether to train the pruned shape from new weights instead of fine-tuning it.
     """
 
     stage = "prune"
@@ -126,7 +134,7 @@ class PruneCell(Training, Cell):
 
     @property
     def finetuned(self) -> int:
-        """The epochs after those that were given to a search of the method's own (`soft_epochs`)."""
+        """The epochs of fine-tuning: all but `soft_epochs`."""
         return self.epochs - (self.soft_epochs or 0)
 
     @property
@@ -157,15 +165,19 @@ class PruneCell(Training, Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCell(Cell):
-    """A network's outcome matrix, in the protocol "paper" or "pixel" (see `gkp.benchmark`, whose options these are).
+    """The outcome matrix of a network, as `gkp.benchmark` computes it.
 
-    Args:
-        net: A cell that leaves a network.
-        examples: Number of test images; None for all.
-        eps: Radii; None for the protocol's own.
-        attacks: Names, or dictionaries of the fields of `gkp.evaluation.outcomes.AttackSpec`; None for the protocol's own.
-        variant: A changed test set, such as "high-frequency-0.3": a name of `gkp.data.variants`, BadInput for another.
-        engine: What computes it, "torch" or "fast".
+    Attributes:
+        net: The cell of the network.
+        protocol: "paper" or "pixel".
+        examples: The number of test images; None for all.
+        seed: The seed of random starts.
+        batch_size: Images in one pass; it matters for attacks whose outcome depends on the batch.
+        eps: Radii; None for those of the protocol.
+        attacks: Names, or dictionaries of the fields of `gkp.evaluation.outcomes.AttackSpec`; None for those of the protocol.
+        true_labels: Whether the paper's protocol also has FGSM with true labels.
+        variant: A changed test set, a name of `gkp.data.variants` such as "high-frequency-0.3"; "" for the plain one.
+        engine: "torch", or "fast" for `gkp.compile`.
         purpose: A word for the id.
     """
 
@@ -186,16 +198,18 @@ class EvaluateCell(Cell):
 
     def __post_init__(self) -> None:
         if self.variant:
-            parse_variant(self.variant)  # a misspelt one is refused here, not hours later in a worker
+            parse_variant(self.variant)  # to refuse a misspelt name now instead of hours later in a worker
         if self.engine not in ("torch", "fast"):
             raise BadInput(f"unknown engine {self.engine!r} of an evaluation; known: torch, fast")
 
     @property
     def part(self) -> str:
-        """The role in tables and claims: "paper" or "pixel", or `purpose` where a protocol's own attacks have one ("start");
-        "frequency" without attack, on the plain test set and on its high frequencies; the name of another changed test set;
-        or the attacks asked for, such as "cascade" or "autoattack". With "-fast" behind it where the engine computes what
-        has no purpose of its own."""
+        """The role of the evaluation in tables and claims.
+
+        For the attacks of a protocol: `purpose` ("start"), or the protocol where there is none. For given attacks: their names,
+        such as "cascade". Without attack, on the plain test set or its high frequencies: "frequency". On another changed test
+        set: its name. "-fast" is appended for `engine` "fast", except to a purpose.
+        """
         return self._asked if self.engine == "torch" or self._asked == self.purpose else f"{self._asked}-{self.engine}"
 
     @property
@@ -225,13 +239,14 @@ class EvaluateCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class TimingCell(Cell):
-    """The measured cost of pruning a network, and what it saves: seconds, so two runs differ.
+    """The measured seconds of grouping and pruning a network, and its latency.
 
-    Args:
+    Attributes:
         net: The network whose layers are grouped, pruned and run.
+        rate, groups: As in `gkp.prune`.
         seconds: How long each latency is measured.
-        clustered: How many layers TMI-GKP's clusterings are timed on, from the first; None for all.
-        batch_sizes: For latency.
+        clustered: How many layers, the first ones, are clustered by TMI-GKP; None for all.
+        batch_sizes: Images per forward pass.
     """
 
     stage = "timing"
@@ -254,9 +269,9 @@ class TimingCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyCell(Cell):
-    """The speed of a pruned network relative to the dense one: seconds, of which the quotient can be compared.
+    """The measured latency of a pruned network and of the dense one; only their ratio can be compared between machines.
 
-    Args:
+    Attributes:
         net: A pruned network.
         seconds: How long each of the two is measured at each batch size.
         batch_sizes: Images per forward pass.
@@ -279,11 +294,13 @@ class LatencyCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedCell(Cell):
-    """The speed of a network, dense and pruned, in stock engines and in `gkp.compile`: seconds, whose ratios can be compared.
+    """The measured speed of a network, dense and pruned, in stock engines and in `gkp.compile`.
 
-    Args:
+    Only ratios can be compared between machines.
+
+    Attributes:
         net: The network that is run and pruned.
-        rates: Shares of kernels removed; each also by filters, at the same MACs.
+        rates: Shares of kernels removed; filters are removed to the same MACs.
         groups: Number of filter groups.
         batch_sizes: Images per forward pass.
         rounds: Measurements of each form in each engine.
@@ -307,7 +324,7 @@ class SpeedCell(Cell):
 
 
 def network_in(folder: Path) -> str:
-    """The folder, in that of a finished network, that holds it: "compact" where something was pruned, else "model"."""
+    """The name of the folder with the network of a finished cell: "compact" where something was pruned, else "model"."""
     return "compact" if (folder / "compact").exists() else "model"
 
 

@@ -1,4 +1,4 @@
-"""The limits of a cell that is being computed: its seconds and memory, and the deadline of the run."""
+"""The limits of a cell that is being computed: seconds, memory, and the deadline of the run."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ from gkp.artifact.experiments.provenance import resident_mb
 if TYPE_CHECKING:
     from gkp.artifact.experiments.compute import Job
 
-POLL_SECONDS = 0.1  # between two looks at a cell's limits
-STOPPED = "stopped"  # the kind of an end that is no failure: the deadline of the run
+POLL_SECONDS = 0.1  # between two checks of the limits
+STOPPED = "stopped"  # the outcome at the deadline of the run, which is no failure
 
 
 class LimitExceeded(BaseException):
-    """Raised inside a stage that has passed a limit: (kind, message). Not an Exception: stages must not swallow it."""
+    """A stage has passed a limit: (kind, message). Not an Exception, so that stages do not catch it by accident."""
 
 
 @contextmanager
 def interrupted_at_limits(job: Job, *, alone: bool) -> Iterator[None]:
-    """Raises LimitExceeded in the body when it passes a limit of the job; memory is what the process has gained since.
+    """Raise LimitExceeded in the body when it passes a limit of the job.
 
-    Does nothing outside the main thread. A call that does not return to the interpreter is not interrupted: with two jobs
-    or more, its process is killed. alone: the process is supervised from outside, which leaves the deadline to be seen to here.
+    Memory is counted from the start of the body. Nothing is done outside the main thread, and a call that does not return to
+    the interpreter is not interrupted; with two jobs or more its process is killed instead.
+
+    Args:
+        job: The job.
+        alone: Whether the process is supervised from outside; then only the deadline is enforced here.
     """
     limited = not alone and (job.time_limit, job.memory_limit) != (None, None)
     if not (limited or job.deadline is not None) or threading.current_thread() is not threading.main_thread():
@@ -65,15 +69,15 @@ def is_over(job: Job, *, grace: float = 0.0) -> bool:
 
 
 def too_late() -> tuple[str, str]:
-    """The kind and message of the end of a job at the deadline of its run."""
+    """The kind and message of a job that is stopped at the deadline of its run."""
     return STOPPED, "stopped at the deadline of the run"
 
 
 def too_long(job: Job) -> tuple[str, str]:
-    """The kind and message of the failure of a job that passed its time limit."""
+    """The kind and message of a job that passed its time limit."""
     return "time limit", f"ran longer than its limit of {job.time_limit:g} s"
 
 
 def too_large(job: Job) -> tuple[str, str]:
-    """The kind and message of the failure of a job that passed its memory limit."""
+    """The kind and message of a job that passed its memory limit."""
     return "memory limit", f"used more than its limit of {job.memory_limit:g} MB"

@@ -1,9 +1,8 @@
-"""Measure in about 20 seconds what a GPU does: images a second of each network, and how many processes are best at once.
+"""Measure the speed of a GPU in about 20 seconds: images per second of each network, and the best number of processes.
 
-The processes of a run do not share Python, so the probe starts some too: one measures each network alone, then two, four and
-eight train side by side as long as that raises their throughput and memory lasts. Small networks share a GPU best under
-NVIDIA's multi-process service (`nvidia-cuda-mps-control -d`), without which they take turns; whichever there is is measured.
-The result is kept for this machine in the user's cache folder.
+The probe starts processes as a run does: one measures each network alone, then two, four and eight train at once as long as
+that raises the throughput and memory suffices. Small networks share a GPU best under NVIDIA's multi-process service
+(`nvidia-cuda-mps-control -d`); without it they take turns. The result is kept for this machine in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -29,24 +28,27 @@ from gkp.artifact.experiments.rates import Rates, images_of
 from gkp.errors import BadInput, RunFailed
 from gkp.files import cache_folder, json_sha256, one_line, replace_file
 
-_MOST = 8  # processes side by side
-_WORTH = 1.05  # a doubling of the processes that gains less ends the search
+_MOST = 8  # processes at once
+_WORTH = 1.05  # the search ends when doubling the processes gains less
 _SECONDS = 0.5  # of each measurement
-_PATIENCE = 120.0  # seconds after which a probe is given up
+_PATIENCE = 120.0  # seconds after which the probe fails
 
 
 def has_gpu() -> bool:
-    """Whether there seems to be a GPU that this process may use; torch is not asked, since it takes seconds to load."""
+    """Whether there seems to be a GPU that this process may use, without importing torch, which takes seconds."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     return not hidden and bool(glob("/dev/nvidia[0-9]*") or glob("/dev/dxg"))
 
 
 def rates_for(cells: Iterable[Cell], asked: bool | None) -> Rates | None:
-    """The rates of this machine for the networks of these cells, measured if they are not known.
+    """The rates of this machine for the networks of some cells, measured if they are not known.
 
     Args:
-        cells: Those to be computed.
-        asked: Whether to probe; None: where there is a GPU and all cells are meant for one.
+        cells: The cells to be computed.
+        asked: Whether to measure; None: if there is a GPU and all cells are meant for one.
+
+    Returns:
+        The rates; None where they are not wanted.
     """
     found = list(cells)
     models = sorted({images.model for cell in found if (images := images_of(replace(cell, threads=0))) is not None})
@@ -55,7 +57,7 @@ def rates_for(cells: Iterable[Cell], asked: bool | None) -> Rates | None:
 
 
 def cached(models: Sequence[str], device: str) -> Rates:
-    """The rates for these networks, from the cache of this machine as far as it has them."""
+    """The rates for some architectures on a device ("cuda" or "cpu"), from the cache as far as it has them."""
     path = None
     with suppress(BadInput):  # without a home folder every probe is the first
         path = cache_folder() / f"probe-{json_sha256(_machine(device))[:16]}.json"
@@ -86,22 +88,22 @@ def _machine(device: str) -> dict[str, Any]:
 
 
 def probe(models: Sequence[str], *, device: str, most: int = 1) -> Rates:
-    """Measure these networks one by one, and the first of them in several processes side by side.
+    """Measure some networks one by one, and the first of them in several processes at once.
 
     Args:
         models: Names of `gkp.networks.build`.
         device: "cuda" or "cpu".
-        most: Processes side by side at most.
+        most: The largest number of processes.
 
     Raises:
-        RunFailed: A process did not answer, or could not train the network.
+        RunFailed: A process did not answer or could not train the network.
     """
     children = [Child(serve, quiet=True) for _ in range(max(1, min(most, cores())))]
     until = time.monotonic() + _PATIENCE
     try:
         request = {"device": device, "seconds": _SECONDS}
         for child in children[1:]:
-            ask(child, model="", **request)  # loads what it needs while the first one measures
+            ask(child, model="", **request)  # imports torch while the first one measures
         alone = {}
         for model in models:
             ask(children[0], model=model, **request)
@@ -132,14 +134,14 @@ def ask(child: Child, **request: Any) -> None:
 
 
 def answer(child: Child, until: float) -> dict[str, Any]:
-    """What `measure` returned in the process.
+    """The result of `measure` in a process.
 
     Args:
         child: A process that was asked.
-        until: When it is given up, by `time.monotonic`.
+        until: When to stop waiting, by `time.monotonic`.
 
     Raises:
-        RunFailed: It failed, or there is no answer.
+        RunFailed: The measurement failed, or there is no answer.
     """
     found = {"error": f"no answer within {_PATIENCE:.0f} s"}
     with suppress(EOFError, OSError):
@@ -158,13 +160,24 @@ def serve(descriptor: int) -> None:
             request = pipe.recv()
             try:
                 found = measure(**request)
-            except Exception as error:  # to be told where it is read
+            except Exception as error:  # reported by `answer`
                 found = {"error": f"{type(error).__name__}: {one_line(error)[:200]}"}
             pipe.send(found)
 
 
 def measure(model: str, *, device: str, seconds: float, train_only: bool = False) -> dict[str, Any]:
-    """Rates of one network in this process; without a name nothing but the libraries and the device are made ready."""
+    """Measure the rates of one network in this process.
+
+    Args:
+        model: A name of `gkp.networks.build`; "" only loads the libraries and initialises the device.
+        device: "cuda" or "cpu".
+        seconds: How long to train for the measurement.
+        train_only: Whether to leave out evaluation.
+
+    Returns:
+        Images per second "trained" and "evaluated", the name of the "device", "steps" as in `Rates`, and "processes", the
+        number that fits the memory of the device.
+    """
     import torch
 
     from gkp.data.dataset import Dataset
@@ -188,12 +201,12 @@ def measure(model: str, *, device: str, seconds: float, train_only: bool = False
     trained = len(data) * len(log.rows) / sum(row["seconds"] for row in log.rows) if epochs else len(data) / log.last["seconds"]
     found = {"device": name, "trained": trained, "steps": log.steps, "processes": _MOST}
     if gpu:
-        own = torch.cuda.max_memory_reserved() + 2**29  # what CUDA itself takes of a process, about
-        found["processes"] = max(1, int(torch.cuda.mem_get_info()[1] * 0.9 / (2 * own)))  # evaluations take more than trainings
+        own = torch.cuda.max_memory_reserved() + 2**29  # about what CUDA itself takes in each process
+        found["processes"] = max(1, int(torch.cuda.mem_get_info()[1] * 0.9 / (2 * own)))  # evaluations need more than trainings
     if not train_only:
         data = data if gpu else data.first(16)
         size, spent = attack_batch(net, data, device), 0.0
-        for _ in range(2 if gpu else 1):  # the second time libraries have chosen their kernels
+        for _ in range(2 if gpu else 1):  # libraries choose their kernels in the first pass
             spent = benchmark(net, data, protocol="paper", true_labels=True, batch_size=size, progress=False).seconds
         found["evaluated"] = len(data) / max(spent, 1e-6)
     return found

@@ -1,4 +1,4 @@
-"""When, where and how a cell was computed: the contents of its run.json. Nothing here reaches result.json."""
+"""When, where and how a cell was computed: the contents of its run.json. Nothing of it gets into result.json."""
 
 from __future__ import annotations
 
@@ -26,7 +26,15 @@ PACKAGES = (
 
 
 def describe_run(*, seconds: float, threads: int, peak: PeakMemory, work: float, notes: Mapping[str, Any]) -> dict[str, Any]:
-    """The run.json of a cell that has just been computed in this process; `notes` is what its stage measured of this run."""
+    """The contents of run.json for a cell that has just been computed in this process.
+
+    Args:
+        seconds: How long it took.
+        threads: CPU threads that it used.
+        peak: The memory since it was started.
+        work: As in `Cell.work`.
+        notes: What its stage measured, see `gkp.artifact.experiments.compute.Context`.
+    """
     return {
         **notes,
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -42,7 +50,7 @@ def describe_run(*, seconds: float, threads: int, peak: PeakMemory, work: float,
 
 @cache
 def git_commit() -> str:
-    """The commit of the checkout this package runs from, "+changes" when its code differs from it; "unknown" outside one."""
+    """The commit of this checkout, with "+changes" if its code was changed; "unknown" outside a checkout."""
     root = checkout()
     if root is None or not (root / ".git").exists():
         return "unknown"
@@ -59,7 +67,7 @@ def git_commit() -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Python's version and those of the installed packages that values can depend on."""
+    """The versions of Python and of installed packages that results can depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -68,8 +76,8 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores this process may use, memory in GB, and the GPU if torch is loaded and sees one."""
-    torch = _torch_with_gpu()  # looked up anew: torch may have been loaded since
+    """Processor, cores that this process may use, memory in GB, and the GPU if torch is loaded and sees one."""
+    torch = _torch_with_gpu()  # not cached: torch may have been loaded since
     return {**_machine(), **({"gpu": torch.cuda.get_device_name(0)} if torch else {})}
 
 
@@ -88,12 +96,12 @@ def _machine() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """The CPU cores this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resident_mb(pid: int) -> float:
-    """The resident memory of a process in MB; 0 when it has ended."""
+    """The resident memory of a process in MB; 0 if it has ended."""
     try:
         return psutil.Process(pid).memory_info().rss / 2**20
     except psutil.Error:
@@ -101,9 +109,9 @@ def resident_mb(pid: int) -> float:
 
 
 class PeakMemory:
-    """The largest resident memory of this process, and GPU memory held by torch, since the object was made.
+    """The peak resident memory of this process, and peak GPU memory of torch, since the object was made.
 
-    Where the system cannot reset its mark, the resident memory is the largest since the process began.
+    Where the system cannot reset its peak, the resident memory is the peak since the start of the process.
     """
 
     def __init__(self) -> None:

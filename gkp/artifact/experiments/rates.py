@@ -1,6 +1,6 @@
-"""Images a second that a GPU trains and evaluates, from `gkp.artifact.experiments.probe`, and the seconds of cells by them.
+"""The rates of a GPU in images per second, as `gkp.artifact.experiments.probe` measures them, and estimates from them.
 
-Needs no torch: a dry run with measured rates is a plan like any other.
+It does not import torch, so that a dry run stays fast.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import EvaluateCell, PruneCell, TrainCell
 from gkp.artifact.experiments.work import PASSES, SIZE, pixels_of, training_work
 
-_ENOUGH = 0.95  # of the highest throughput: for the rest no further process is started
+_ENOUGH = 0.95  # share of the highest throughput that is worth no further process
 
 
 class Images(NamedTuple):
     """The work of a cell on a GPU, in images of 32x32 pixels.
 
-    Args:
-        model: The network, a name of `gkp.networks.build`.
+    Attributes:
+        model: The architecture, a name of `gkp.networks.build`.
         trained: Images in forward and backward passes of a training.
-        evaluated: Images evaluated in the paper's protocol, or as many as take as long.
+        evaluated: Images evaluated in the paper's protocol, or the number that would take as long.
     """
 
     model: str
@@ -46,7 +46,7 @@ def images_of(cell: Cell) -> Images | None:
 
 
 def part_of(params: Mapping[str, Any]) -> str:
-    """The part of an evaluation, as far as its cost goes: a key of PASSES."""
+    """The kind of an evaluation that decides its cost, a key of PASSES."""
     if params.get("variant"):
         return "unattacked"
     if params["attacks"] is None:
@@ -57,14 +57,14 @@ def part_of(params: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Rates:
-    """What one device does a second.
+    """The rates of one device.
 
-    Args:
+    Attributes:
         device: Its name.
-        trained: Images a second in training, batches of 64, by network.
-        evaluated: Images a second in the paper's protocol, by network.
-        together: Number of processes that train side by side -> throughput of all, relative to that of one alone.
-        steps: How a step of the training was made, "graph" or "eager" with the reason.
+        trained: Architecture -> images per second in training, in batches of 64.
+        evaluated: Architecture -> images per second in the paper's protocol.
+        together: Number of processes that train at once -> their total throughput relative to one process.
+        steps: How training steps were executed: "graph", or "eager" with the reason.
     """
 
     device: str
@@ -74,24 +74,24 @@ class Rates:
     steps: str
 
     def seconds(self, images: Images) -> float | None:
-        """Seconds of a cell that has the device to itself; None for a network that was not measured."""
+        """Seconds of a cell that uses the device alone; None for an architecture that was not measured."""
         if images.model not in self.trained:
             return None
         return images.trained / self.trained[images.model] + images.evaluated / self.evaluated[images.model]
 
     @property
     def jobs(self) -> int:
-        """The fewest processes side by side that come near the highest throughput measured."""
+        """The smallest number of processes with nearly the highest throughput."""
         most = max(self.together.values())
         return min(count for count, gain in self.together.items() if gain >= _ENOUGH * most)
 
     def gain(self, jobs: int) -> float:
-        """How much faster so many processes are than one, by the nearest smaller number measured."""
+        """The throughput of `jobs` processes relative to one, by the nearest smaller number that was measured."""
         return self.together[max(count for count in self.together if count <= max(1, jobs))]
 
     @property
     def line(self) -> str:
-        """The rates for people."""
+        """The rates as a line of text."""
         trained = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.trained.items())
         evaluated = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.evaluated.items())
         return (

@@ -1,4 +1,4 @@
-"""The outcome of a run: results in the order of the cells, and failures."""
+"""The results of a run, in the order of the cells, and its failures."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from gkp.errors import BadInput, RunFailed
 
 @dataclass(frozen=True)
 class Result:
-    """A finished cell: its values, its files, and whether it came from the cache.
+    """A finished cell.
 
-    Args:
-        cell: The specification.
-        figures: The values that the stage returned.
+    Attributes:
+        cell: Its specification.
+        figures: The values that its stage returned.
         folder: Where its files are.
-        cached: False when it was computed just now.
+        cached: Whether it was finished before this run.
     """
 
     cell: Cell
@@ -31,7 +31,7 @@ class Result:
     cached: bool
 
     def __getitem__(self, name: str) -> Any:
-        """One of the values by name."""
+        """A value by name."""
         return self.figures[name]
 
     @cached_property
@@ -40,10 +40,10 @@ class Result:
         return Entry(self.folder, {}, {}, ()).run()
 
     def file(self, name: str) -> Path:
-        """The path of a file or folder the stage wrote.
+        """The path of a file or folder that the stage wrote.
 
         Raises:
-            BadInput: This copy of the cell was kept without it.
+            BadInput: This copy of the cell does not have it.
         """
         path = self.folder / name
         if not path.exists():
@@ -56,18 +56,18 @@ class Result:
 
 @dataclass(frozen=True)
 class Report(Sequence[Result]):
-    """The results of a run in the order of the cells asked for; those without a result are left out of the sequence.
+    """The results of a run, a sequence in the order of the requested cells without those that have no result.
 
-    Args:
-        results: Those of the finished cells.
-        computed: How many of the cells asked for were computed now.
-        extra: How many others were, as parents of these.
-        failures: The outcome of each failed cell.
-        blocked: Id -> the failed ancestor's id.
-        missing: Cells asked for without a result: failed, blocked, or not to be computed.
+    Attributes:
+        results: The results of finished cells.
+        computed: The number of requested cells that were computed now.
+        extra: The number of other cells that were computed now, as parents.
+        failures: The outcomes of failed cells.
+        blocked: Id -> id of the failed ancestor.
+        missing: Requested cells without a result: failed, blocked, or not computed.
         damaged: Id -> why a stored cell was refused.
-        stopped: Ids of the cells that were stopped at the deadline of the run, or not begun because of it.
-        lines: One per cell of a dry run.
+        stopped: Ids of cells that were stopped at the deadline, or not started because of it.
+        lines: The lines of a dry run.
         failed_folder: Where the logs of failed cells are.
     """
 
@@ -97,12 +97,12 @@ class Report(Sequence[Result]):
 
     @property
     def cached(self) -> int:
-        """How many of the cells asked for came from the cache."""
+        """The number of requested cells that were finished before this run."""
         return sum(result.cached for result in self.results)
 
     @property
     def exit_status(self) -> int:
-        """0 when nothing failed, 1 otherwise: the status for the command line."""
+        """The exit status of the command line: 0 if nothing failed, else 1."""
         return 1 if self.failures else 0
 
     @property
@@ -121,7 +121,7 @@ class Report(Sequence[Result]):
         return f"{_count(total, 'cell')}: {', '.join(parts)}" + (f" ({'; '.join(notes)})" if notes else "")
 
     def failure_lines(self) -> list[str]:
-        """One line per failed cell, with the reason and the place of its log, and one for the blocked ones."""
+        """A line for each failed cell, with the reason and the path of its log, and one for blocked cells."""
         lines = [
             f"failed: {outcome.id}: {outcome.kind}: {outcome.message} (log: {self.failed_folder / outcome.id})"
             for outcome in self.failures
@@ -131,7 +131,7 @@ class Report(Sequence[Result]):
         return lines
 
     def compared_with(self, before: Iterable[Result]) -> Iterator[str]:
-        """Yield a line for each result that there was before: whether it is the same again, and what differs."""
+        """Yield a line for each result that existed before: whether it is the same, or what differs."""
         old = {result.cell.hash: result for result in before}
         for new in self.results:
             if (known := old.get(new.cell.hash)) is None:
@@ -151,7 +151,7 @@ def _count(number: int, thing: str) -> str:
 
 
 class CellsFailed(RunFailed):
-    """Some cells failed; everything else was computed. `report` has the results and the reasons."""
+    """Some cells failed and all others were computed; `report` has the results and the reasons."""
 
     def __init__(self, report: Report) -> None:
         self.report = report

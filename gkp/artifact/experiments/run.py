@@ -1,8 +1,8 @@
-"""run(): compute the missing ones of some cells, in this process, on local workers or on a Dask cluster.
+"""Compute missing cells, in this process, on local workers or on a Dask cluster.
 
-A cell goes out as soon as its parents are finished. One that fails is recorded with its traceback, its descendants are
-blocked, everything else goes on. Cells that another runner is computing on the same store are waited for, not repeated.
-Whatever is killed, finished cells stay and the rest is computed by the next run.
+A cell is submitted as soon as its parents are finished. A failure is recorded with its traceback, the descendants of the cell
+are blocked, and everything else goes on. A cell that another runner is computing on the same store is waited for. When a run is
+killed, finished cells are kept and the next run computes the others.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from gkp.errors import BadInput
 if TYPE_CHECKING:
     from gkp.artifact.experiments.cluster import Cluster
 
-_ASK_AGAIN = 0.5  # seconds until a cell that another runner has locked is looked at again
-_TO_BEGIN = 10.0  # seconds before the deadline of a run within which nothing is begun any more
+_ASK_AGAIN = 0.5  # seconds until a cell that another runner has locked is tried again
+_TO_BEGIN = 10.0  # seconds before the deadline in which no cell is started
 _UNTIL_SEEN = 15.0  # seconds a network folder may take to show a cell that another machine wrote
 
 
@@ -58,36 +58,38 @@ def run(
     probe: bool | None = None,
     skip_absent: bool = False,
 ) -> Report:
-    """The results of the cells, in their order; those that no store has are computed first, with their parents.
+    """Compute the missing ones among some cells and their parents, and return the results of all.
 
     Args:
-        cells: Those asked for.
-        jobs: Cells computed at once; 1 for this very process, 0 to compute nothing; None for one per core, or as many as the
-            probe of a GPU found best.
-        shard: "i/n", this runner's share; see `gkp.artifact.experiments.todo.take_shard`.
-        only: See `gkp.artifact.experiments.cell.select`.
+        cells: The requested cells.
+        jobs: Cells computed at once; 1 for this process alone, 0 to compute nothing; None for one for each core, or the best
+            number that the probe of a GPU found.
+        shard: "i/n", the share of this runner, see `gkp.artifact.experiments.todo.take_shard`.
+        only: As in `gkp.artifact.experiments.cell.select`.
         scheduler: Address or scheduler file of a Dask cluster to use instead of local workers; None for
             DASK_SCHEDULER_ADDRESS, if set.
-        dry_run: Only say what would be done, in `Report.lines`.
-        recompute: Compute the cells asked for although they are finished.
-        progress: A bar (on a terminal) or a line per cell on stderr; False for neither.
-        quiet: Print no headline.
-        check: Raise CellsFailed in the end when a cell has failed; otherwise see `Report.failures`.
+        dry_run: Whether only to report what would be computed, in `Report.lines`.
+        recompute: Whether to compute the requested cells again although they are finished.
+        progress: Whether to show a bar (on a terminal) or a line for each cell on stderr.
+        quiet: Whether to print no headline.
+        check: Whether to raise CellsFailed in the end when a cell has failed; otherwise see `Report.failures`.
         store: None for `default_store()`.
         time_limit: Seconds, for cells without a limit of their own.
         memory_limit: MB, for cells without a limit of their own.
-        seconds: How long the run may take, as on a machine that is lent for a time. No cell is begun that can neither be
-            finished by then nor be resumed; trainings and evaluations that are not finished keep what they have in the store
-            and are gone on with by the next run.
-        probe: Whether to measure first what this machine does (`gkp.artifact.experiments.probe`), for estimates and the number
-            of jobs; None: where there is a GPU and all missing cells are meant for one.
-        skip_absent: Leave cells missing whose images or public weights are not here and cannot be downloaded, with a line that
-            says so, instead of failing by them. Workers of a cluster are always asked.
+        seconds: How long the run may take; None for no deadline. A cell is started only if it can be finished or resumed;
+            unfinished trainings and evaluations keep their checkpoints, and the next run continues them.
+        probe: Whether to measure the speed of this machine first (`gkp.artifact.experiments.probe`), for estimates and the
+            number of jobs; None: if there is a GPU and all missing cells are meant for one.
+        skip_absent: Whether to leave cells missing whose images or public weights are not here and cannot be downloaded, with a
+            line for each reason, instead of letting them fail. Not used with a cluster, whose workers may have them.
+
+    Returns:
+        The results in the order of the cells, with failures.
 
     Raises:
-        BadInput: The store cannot be written while something must be computed, the scheduler does not answer, or a
-            specification is not made of plain values.
-        CellsFailed: A cell has failed; everything else was computed.
+        BadInput: The store cannot be written although cells must be computed, the scheduler does not answer, or a parameter of
+            a cell is not a plain value.
+        CellsFailed: A cell has failed; all others were computed.
     """
     if jobs is not None and jobs < 0:
         raise BadInput(f"jobs is {jobs}; give 1 or more, or 0 to compute nothing")
@@ -118,13 +120,13 @@ def run(
 
 
 def load(cells: Iterable[Cell], *, store: Store | None = None) -> Report:
-    """The stored results of the cells, computing nothing; `Report.missing` lists those that are not there."""
+    """The stored results of some cells, without computing any; `Report.missing` lists those that are not finished."""
     store = store or default_store()
     return _report(make_plan(cells, store), store)
 
 
 class _InProcess:
-    """Computes one cell after the other in this process: no Dask, no other process, breakpoints work."""
+    """Computes one cell after the other in this process, without Dask, so that breakpoints work."""
 
     def __init__(self) -> None:
         self.threads: int | None = cores()
@@ -155,7 +157,7 @@ def _executor(jobs: int, cells: int, scheduler: str | Path | None) -> _InProcess
 
 
 class _Run:
-    """The state of one run: the cells that are ready, those that are out, and what came back, by hash."""
+    """The state of one run: cells that are ready, submitted, and done, by hash."""
 
     def __init__(
         self,
@@ -169,7 +171,7 @@ class _Run:
         rates: Rates | None = None,
     ) -> None:
         self.plan, self.store, self.limits, self.deadline = plan, store, limits, deadline
-        self.stopped: set[str] = set()  # hashes of cells that met the deadline, or were not begun because of it
+        self.stopped: set[str] = set()  # hashes of cells that were stopped at the deadline, or not started because of it
         self.recompute = {cell.hash for cell in plan.cells} if recompute else set()
         self.computed: set[str] = set()
         self.failures: dict[str, Outcome] = {}
@@ -181,7 +183,7 @@ class _Run:
         self._with_children = {parent for parents in waits_for.values() for parent in parents}
         self._sorter = TopologicalSorter(waits_for)
         self._sorter.prepare()
-        self._ready: list[tuple[int, str]] = []  # a heap: cells go out in the order of the plan
+        self._ready: list[tuple[int, str]] = []  # a heap: cells are submitted in the order of the plan
         self._out: dict[str, str] = {}  # id -> hash of the cells that a worker has
         self._elsewhere: dict[str, float] = {}  # when to ask again for a cell that another runner has
 
@@ -218,14 +220,14 @@ class _Run:
                 self._settle(self._out.pop(outcome.id), outcome)
 
     def _in_time(self, cell: Cell) -> bool:
-        """Whether the cell is worth beginning before the deadline: it will be finished by then, or can be resumed."""
+        """Whether to start a cell before the deadline: it will be finished by then, or can be resumed."""
         if self.deadline is None:
             return True
         left, needed = self.deadline - time.time(), self._durations.estimate(cell)
         return left > _TO_BEGIN and (cell.resumable or (needed is not None and needed < left))
 
     def _gather(self) -> bool:
-        """Whether a cell is ready: its parents are finished, or it is time to ask again for one that was locked."""
+        """Collect cells whose parents are finished, and locked ones to be tried again; returns whether there are any."""
         again = [key for key, when in self._elsewhere.items() if when <= time.monotonic()]
         for key in (*self._sorter.get_ready(), *again):
             self._elsewhere.pop(key, None)

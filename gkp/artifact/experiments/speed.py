@@ -1,7 +1,7 @@
-"""The stage "speed": how fast a network runs, dense and pruned, in stock engines and in `gkp.compile` (Table 7's neighbour).
+"""The stage "speed": the speed of a network, dense and pruned, in stock engines and in `gkp.compile`.
 
-Seconds differ from run to run and machine to machine: what can be compared is the ratios, which are taken within a round, in
-which all forms and engines take turns. About a minute for ResNet-20 and three for ResNet-56, of which half is export.
+Seconds differ between runs and machines. Only ratios can be compared; they are taken within a round, in which all forms and
+engines are measured in turn. Cost: about a minute for ResNet-20 and three for ResNet-56, half of it for export.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from gkp.pruning.prune import prune
 if TYPE_CHECKING:
     from gkp.artifact.experiments.compute import Context
 
-BLOCK = 0.02  # seconds that one measurement takes at least, by repeating the pass
-FASTEST = "gkp"  # the engine of this project; all others are stock
+BLOCK = 0.02  # seconds of one measurement at least, in which the pass is repeated
+FASTEST = "gkp"  # the engine of this project; all others are stock engines
 Pass = Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True)
 class Form:
-    """A network in eval mode, ready for every engine.
+    """A network prepared for every engine.
 
-    Args:
-        net: The network.
-        images: `(N, C, H, W)`, as many as the largest batch.
-        onnx: The bytes of its ONNX file, or None where the extra "onnx" is missing.
+    Attributes:
+        net: The network, in eval mode.
+        images: Images (N, C, H, W), as many as the largest batch.
+        onnx: The bytes of its ONNX file; None where the extra "onnx" is not installed.
     """
 
     net: nn.Module
@@ -64,7 +64,7 @@ def _onnxruntime(form: Form, threads: int) -> Pass:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # or its idle threads disturb whoever is next
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads disturb others
     session = onnxruntime.InferenceSession(form.onnx, options, providers=["CPUExecutionProvider"])
     return lambda x: session.run(None, {"images": x.numpy()})[0]
 
@@ -83,7 +83,7 @@ def _gkp(form: Form, threads: int) -> Pass:
 
 
 ONNX = ("onnx", "onnxscript")
-ENGINES: dict[str, tuple[tuple[str, ...], Callable[[Form, int], Pass]]] = {  # name -> packages it needs, its maker
+ENGINES: dict[str, tuple[tuple[str, ...], Callable[[Form, int], Pass]]] = {  # name -> packages needed, preparing function
     "torch": ((), _torch),
     "torch, folded": ((), _torch_folded),  # channels_last, BatchNorm folded, grouped kernels dense
     "ONNX Runtime": ((*ONNX, "onnxruntime"), _onnxruntime),
@@ -93,14 +93,15 @@ ENGINES: dict[str, tuple[tuple[str, ...], Callable[[Form, int], Pass]]] = {  # n
 
 
 def installed(packages: Iterable[str]) -> bool:
-    """Whether all of these packages are there."""
+    """Whether all of these packages are installed."""
     return all(map(find_spec, packages))
 
 
 def speed(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
-    """Seconds of a forward pass of every form in every engine that is installed, on one thread and on `context.threads`.
+    """Time a forward pass of every form in every installed engine, on one thread and on `context.threads`.
 
-    "speed": the rows of `measure`; "versions": of the engines; "missing": engines that are not installed.
+    Returns:
+        "speed": the rows of `measure`; "versions" of the engines; "missing": engines that are not installed.
     """
     net, parent = load_model(parents["net"] / "model"), figures_of(parents["net"])
     forms = forms_of(net, params["rates"], params["groups"], tuple(parent["input_shape"]))
@@ -117,7 +118,17 @@ def speed(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, 
 
 
 def forms_of(net: nn.Module, rates: Iterable[float], groups: int, shape: tuple[int, ...]) -> dict[str, nn.Module]:
-    """The network dense, and at each rate with grouped kernels and with fewer filters at the same MACs, all small."""
+    """The compact forms of a network: dense, and at each rate with grouped kernels and with fewer filters of the same MACs.
+
+    Args:
+        net: The dense network.
+        rates: Shares of kernels removed.
+        groups: Number of filter groups.
+        shape: (C, H, W) of an image.
+
+    Returns:
+        Name, such as "dense" or "grouped, 7/16" or "filters, 7/16" -> network in eval mode.
+    """
     forms = {"dense": net}
     for rate in rates:
         name = f"{16 * rate:g}/16"
@@ -129,7 +140,7 @@ def forms_of(net: nn.Module, rates: Iterable[float], groups: int, shape: tuple[i
 def measure(
     forms: Mapping[str, nn.Module], shape: tuple[int, ...], batch_sizes: Iterable[int], threads: Iterable[int], rounds: int
 ) -> list[dict[str, Any]]:
-    """Time every form in every engine that is installed.
+    """Time every form in every installed engine.
 
     Args:
         forms: Name -> network in eval mode; one of them is "dense".
@@ -139,9 +150,9 @@ def measure(
         rounds: Measurements of each.
 
     Returns:
-        A row for each: form, engine, threads, batch_size; seconds, the median over the rounds, and fastest, their least;
-        ratio, the median of its quotient with the best stock engine's dense network in the same round; difference, the largest
-        of its logits to those of torch.
+        A row for each form, engine, threads and batch_size, with seconds (median over rounds), fastest (minimum), ratio (median
+        over rounds of its time to that of the dense network in the best stock engine), and difference (largest difference of
+        its logits to those of torch).
     """
     rows: list[dict[str, Any]] = []
     sizes = tuple(batch_sizes)
@@ -171,7 +182,7 @@ def _onnx_file(net: nn.Module, shape: tuple[int, ...]) -> bytes:
 
 
 def _in_turn(made: Mapping[tuple[str, str], Pass], x: Tensor, rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds of a pass of each, a measurement a round."""
+    """Seconds of a pass of each in each round, measured in turn."""
     repeats = {}
     for key, run in made.items():
         run(x)  # warm up
@@ -191,7 +202,7 @@ def _seconds(run: Pass, x: Tensor, repeats: int) -> float:
 
 
 def _ratio(seconds: list[float], took: Mapping[tuple[str, str], list[float]]) -> float:
-    """The median over the rounds of its seconds by those of the dense network in the best stock engine of the round."""
+    """The median over rounds of the time relative to the dense network in the best stock engine of the round."""
     stock = [times for (form, engine), times in took.items() if form == "dense" and engine != FASTEST]
     return statistics.median(mine / min(theirs) for mine, *theirs in zip(seconds, *stock, strict=True))
 

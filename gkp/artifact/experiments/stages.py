@@ -1,11 +1,13 @@
-"""What the built-in kinds of cells compute: `STAGES`, a table that only workers import.
+"""The computations of the built-in kinds of cells; only workers import this module.
 
 Raise the revision of a kind (`gkp.artifact.experiments.kinds`) when its stage computes something else than before.
 
-Everything runs on the GPU when the worker has one, in full precision, and attacks in batches as large as its memory allows.
-Files: `model` and `compact` as `gkp.save_model` writes them, `outcomes.npz` and `outcomes.json` as `Outcomes.save` does.
-Nothing that depends on the clock is written among them: seconds go to run.json, so that the same cell gives the same bytes
-again on one machine.
+Every stage is a function `stage(params, parents, folder, context)`: the parameters of the cell, role -> folder of each finished
+parent, the folder for its files, and a `gkp.artifact.experiments.compute.Context`. It returns the values of result.json.
+
+Stages run on the GPU if there is one, in full precision, and attack in batches as large as its memory allows. They write
+`model` and `compact` by `gkp.save_model`, and `outcomes.npz` and `outcomes.json` by `Outcomes.save`. Times go to run.json only,
+so that the same cell gives the same bytes again on one machine.
 """
 
 from __future__ import annotations
@@ -51,11 +53,11 @@ from gkp.training.recipe import Recipe
 if TYPE_CHECKING:
     from gkp.artifact.experiments.compute import Context
 
-TRACE = "trace.safetensors"  # how far each filter moved during training: TMI-GKP groups by it
+TRACE = "trace.safetensors"  # how far each filter moved during training, by which TMI-GKP groups filters
 
 
 def pretrained(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
-    """A public checkpoint in our format; figures: what it costs and the hash of its state."""
+    """Write a public checkpoint in our format; returns its cost and the hash of its state."""
     net = load_model(params["model"], weights=params["weights"])
     save_model(net, folder / "model")
     side = INPUT_SIDE.get(params["model"], 32)
@@ -76,12 +78,15 @@ def train_baseline(params: Mapping[str, Any], parents: Mapping[str, Path], folde
 def prune_and_finetune(
     params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context
 ) -> dict[str, Any]:
-    """The parent network pruned, then fine-tuned; figures: every epoch, what is left, seed, n. run.json: seconds of each.
+    """Prune and fine-tune the parent network.
 
-    Figures have "off_budget", a fraction, only where the method could not meet the budget: `PrunedModel.off_budget`.
+    The masked twin is fine-tuned, or the compact network where only whole filters are removed (`Plan.only_cuts`): both compute
+    the same function, and the faster one is taken. The compact network is written; `gkp.pruning.twin.masked_twin` makes the
+    masked twin from it.
 
-    What is fine-tuned is the faster one of two networks of the same function: the masked twin, and where only filters go the
-    compact one (`Plan.only_cuts`). Only the compact one is kept; `gkp.pruning.twin.masked_twin` has the other one from it.
+    Returns:
+        The log of all epochs, the cost of the network, seed and n; "off_budget" (`PrunedModel.off_budget`, a fraction) where
+        the method could not meet the budget. The seconds of pruning and fine-tuning go to run.json.
     """
     parent = figures_of(parents["net"])
     dataset, shape = parent["dataset"], tuple(parent["input_shape"])
@@ -105,7 +110,7 @@ def prune_and_finetune(
 def _pruned(
     net: nn.Module, params: Mapping[str, Any], parent: Mapping[str, Any], trace: Path, context: Context
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """The network after pruning, and the rows of the epochs that went into it (none for a one-shot method)."""
+    """The pruned network, and the rows of the epochs of the search (none for one-shot methods)."""
     if params["method"] == "none":
         return net, []
     info = method_info(params["method"])
@@ -154,11 +159,11 @@ def _soft_epochs(params: Mapping[str, Any]) -> int:
 
 
 def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
-    """The parent network's outcome matrix; figures: accuracy and interval under each attack, as fractions, with n and seed."""
+    """Evaluate the parent network; returns accuracy and interval under each attack, as fractions, with n and seed."""
     net, engine = load_model(parents["net"] / network_in(parents["net"])), params.get("engine", "torch")
     data = variant(load_pinned(figures_of(parents["net"])["dataset"], "test"), params.get("variant", ""))
     device = "cpu" if engine == "fast" else _device()
-    net = net if engine == "fast" else masked_twin(net)  # in torch grouped convolutions take longer than dense ones
+    net = net if engine == "fast" else masked_twin(net)  # in torch, grouped convolutions are slower than dense ones
     outcomes = benchmark(
         net,
         data.to(device),
@@ -188,7 +193,7 @@ def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Pat
 
 
 def _batch_size(net: nn.Module, data: Dataset, params: Mapping[str, Any], device: str) -> int:
-    """The batch of the cell where an attack depends on it, else what suits the device."""
+    """The batch size of the cell where an attack depends on it, else one that suits the device."""
     given = {name: params[name] for name in ("eps", "attacks", "true_labels")}
     rows = attack_rows(params["protocol"], dataset=data.name, **given)
     asked = params["batch_size"]
@@ -196,7 +201,15 @@ def _batch_size(net: nn.Module, data: Dataset, params: Mapping[str, Any], device
 
 
 def load_pinned(dataset: str, split: str) -> Dataset:
-    """The split, one copy a process. Raises BadInput when it is not the set that its name stands for."""
+    """Load a split of a data set, once for each process.
+
+    Args:
+        dataset: The name of the data set.
+        split: The split.
+
+    Raises:
+        BadInput: It is not the data set that its name stands for.
+    """
     data, name = load_dataset(dataset, split), f"{dataset}/{split}"
     if name in PINNED and data.sha256 != PINNED[name][0]:
         labels = hashlib.sha256(data.labels.cpu().contiguous().numpy().data).hexdigest()
@@ -211,7 +224,7 @@ def load_pinned(dataset: str, split: str) -> Dataset:
 def _fit(
     net: nn.Module, params: Mapping[str, Any], dataset: str, context: Context, callbacks: Sequence[Callback] = ()
 ) -> dict[str, Any]:
-    """Trains `net` in place as the parameters say, going on where a killed run left off; the figures of the training."""
+    """Train `net` in place by the parameters, continuing a stopped run; returns the values of the training."""
     data, started = load_pinned(dataset, params["split"]), time.perf_counter()
     score, some = _scores(dataset, params["log_examples"]), params.get("log_epochs")
     log = train(
@@ -234,7 +247,7 @@ def _fit(
 
 
 class _AtEpochs(Callback):
-    """Scores the network after these epochs, for their rows of the log."""
+    """Scores the network after some epochs and adds the scores to their rows of the log."""
 
     def __init__(self, score: Callable[[nn.Module], dict[str, float]], epochs: Sequence[int]) -> None:
         self._score, self._epochs, self._found = score, frozenset(epochs), dict[str, float]()
@@ -251,13 +264,13 @@ def _recipe(params: Mapping[str, Any]) -> Recipe:
 
 
 def _rows(log: TrainingLog, context: Context) -> list[dict[str, Any]]:
-    """The epochs of a training without their seconds, which go to run.json."""
+    """The rows of a training without seconds, which go to run.json."""
     context.notes.setdefault("epoch_seconds", []).extend(round(row["seconds"], 3) for row in log.rows)
     return [{name: value for name, value in row.items() if name != "seconds"} for row in log.rows]
 
 
 def _scores(dataset: str, examples: int) -> Callable[[nn.Module], dict[str, float]] | None:
-    """What is logged after each epoch: accuracies in the paper protocol, or nothing."""
+    """The function that scores a network in the paper's protocol after an epoch; None where nothing is scored."""
     if not examples:
         return None
     device = _device()

@@ -1,8 +1,8 @@
-"""Where a run stands and how long the rest takes: `gkp status`, dry runs, and the progress of a run.
+"""The state of cells and how long the rest will take: `gkp status`, dry runs, and the progress of a run.
 
-Durations are weighed by work: the seconds that a cell is expected to take on one core, by the rates below, times how much
-longer cells took where they were recorded (the run.json files of the stores), above all those of the same kind. So there is an
-estimate before the first cell has been computed, and quick kinds of cells do not speak for slow ones.
+The estimate for a cell is its expected seconds on one core, by the rates below, times the ratio of recorded to expected seconds
+of finished cells (from the run.json files of the stores), mainly those of the same kind. So there is an estimate before the
+first cell has been computed, and fast kinds of cells do not distort the estimate for slow ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gkp.artifact.experiments.rates import PASSES, Images, Rates, images_of, par
 from gkp.artifact.experiments.store import Store, default_store
 from gkp.artifact.experiments.todo import blocked_by, family, make_plan
 
-AT_MOST = 2000  # stored cells read; more would not change a median
+AT_MOST = 2000  # stored cells that are read; more would not change a median
 _EVERY = 0.5  # seconds between updates of a bar's estimate
 # units of `Cell.work` that one core does per second: training images of ResNet-20, passes of an image through it or
 # through all engines, layers timed
@@ -34,23 +34,23 @@ _PER_SECOND = {
     **{"train": 170.0, "prune": 170.0, "evaluate": 400.0, "pretrained": 1.0},
     **{"timing": 1 / 45, "latency": 0.4, "speed": 75.0},
 }
-# recorded by stated seconds, by part of an evaluation or else by stage: medians of the committed results
+# ratio of recorded to stated seconds, by part of an evaluation or by stage: medians of the committed results
 _USUAL = {
     **{"train": 0.9, "prune": 0.55, "timing": 0.8, "latency": 1.15, "speed": 1.0},
     **{"paper": 0.8, "pixel": 0.65, "cascade": 0.15, "autoattack": 0.25, "unattacked": 0.5},
 }
 _EVERYTHING = ("", "")  # the group of all cells of stages with a stated rate
-_UNSURE = 2  # recorded cells of a group for which its own pace counts as much as that of everything
+_UNSURE = 2  # with so many recorded cells, the pace of a group has the same weight as that of all cells
 
 
 class Kind(NamedTuple):
-    """What two cells share when one should take as long as the other.
+    """The kind of a cell for estimates: cells of one kind should take equally long.
 
-    Args:
-        like: Stage, parameters but for the seed, and work, as canonical JSON.
-        group: Stage, and for an evaluation its part: cells whose durations scale with their work.
-        expected: Seconds, as the cells of this project usually took; work in any unit for a stage without a stated rate.
-        on_gpu: The images of a training or an evaluation that is meant for a GPU.
+    Attributes:
+        like: Stage, parameters except the seed, and work, as canonical JSON.
+        group: Stage, and for an evaluation its part; within a group, durations are proportional to work.
+        expected: Seconds, from the rates and usual ratios above; the work itself for a stage without a rate.
+        on_gpu: The images of a training or an evaluation that is meant for a GPU; None for other cells.
     """
 
     like: bytes
@@ -60,7 +60,13 @@ class Kind(NamedTuple):
 
     @classmethod
     def of(cls, stage: str, params: Mapping[str, Any], work: float) -> Kind:
-        """The kind of a cell of this stage, with these parameters and this `Cell.work`."""
+        """The kind of a cell, by what a store has recorded of it.
+
+        Args:
+            stage: The stage.
+            params: The parameters, as in `Cell.params`.
+            work: As in `Cell.work`.
+        """
         part = part_of(params) if stage == "evaluate" else ""
         seedless = {name: value for name, value in params.items() if name != "seed"}
         usual = _USUAL.get(part or stage, 1.0)
@@ -79,25 +85,25 @@ def _stated_seconds(stage: str, params: Mapping[str, Any], work: float) -> float
 
 
 def for_gpu(cells: Iterable[Cell]) -> bool:
-    """Whether these cells are all meant for a GPU, as those of the profile "paper" are: minutes of a core say nothing then."""
+    """Whether these cells are all meant for a GPU, as in the profile "paper"; minutes on a core say nothing about them."""
     found = list(cells)
     return bool(found) and all(cell.threads == 0 for cell in found)
 
 
 def stated_minutes(cells: Iterable[Cell]) -> float:
-    """Minutes for these cells and all they are built on, one after the other, by the stated rates."""
+    """Minutes for these cells and their ancestors, one after the other, by the rates of this module."""
     return sum(_stated_seconds(cell.stage, cell.params, cell.work) for cell in family(cells).values()) / 60
 
 
 class Durations:
     """Recorded seconds by kind of cell, and estimates from them.
 
-    The estimate is the median of the cells of the same kind; else the expected seconds times the pace of the group, mixed with
-    that of everything while few cells of the group are recorded. A pace is a median of recorded by expected seconds, weighted
-    by the latter: hundreds of small cells, which take seconds to start, would else double the estimate of a few large ones.
+    The estimate is the median over cells of the same kind; else the expected seconds times the pace of the group, mixed with
+    the pace of all cells while few cells of the group are recorded. A pace is the median ratio of recorded to expected seconds,
+    weighted by expected seconds: otherwise many small cells, dominated by start-up, would double the estimate of large ones.
 
     Args:
-        rates: Of a GPU, if they were measured: they say how long cells take that are meant for one.
+        rates: Measured rates of a GPU, for cells that are meant for one; None where they were not measured.
     """
 
     def __init__(self, rates: Rates | None = None) -> None:
@@ -108,7 +114,7 @@ class Durations:
 
     @classmethod
     def of(cls, store: Store, rates: Rates | None = None) -> Durations:
-        """The durations of the cells of this store, those of its read-only roots included."""
+        """The durations recorded in a store, including its read-only roots."""
         found = cls(rates)
         for root in (*store.read_only, store.root):
             folders = sorted(path for path in root.iterdir() if not path.name.startswith(".")) if root.is_dir() else []
@@ -119,7 +125,7 @@ class Durations:
         return found
 
     def add(self, cell: Cell, seconds: float) -> None:
-        """Take a cell that has just been computed into account."""
+        """Add a cell that has just been computed."""
         self._add(Kind.of_cell(cell), seconds)
 
     def _add(self, kind: Kind, seconds: float) -> None:
@@ -129,7 +135,7 @@ class Durations:
             self._paces[group].append((seconds / kind.expected, kind.expected))
 
     def estimate(self, cell: Cell | Kind) -> float | None:
-        """Seconds the cell should take; None when neither a rate nor a recorded cell of its stage is known."""
+        """The expected seconds of a cell; None where its stage has neither a rate nor a recorded cell."""
         kind = Kind.of_cell(cell) if isinstance(cell, Cell) else cell
         if kind.like in self._like:
             return median(self._like[kind.like])
@@ -147,21 +153,21 @@ class Durations:
         return self._known[group]
 
     def total(self, kinds: Mapping[Kind, int]) -> tuple[float, int]:
-        """(seconds of all cells that can be estimated, how many cannot), for a count of each kind."""
+        """(seconds of all cells with an estimate, number of cells without), for a count of each kind."""
         each = [(self.estimate(kind), count) for kind, count in kinds.items()]
         seconds = sum(found * count for found, count in each if found is not None)
         return seconds, sum(count for found, count in each if found is None)
 
 
 def _weighted_median(pairs: Iterable[tuple[float, float]]) -> float:
-    """The lowest value that, with those below it, has half of all weight; of (value, weight)."""
+    """The weighted median of (value, weight): the lowest value that, with those below, has half of the weight."""
     ordered = sorted(pairs)
     half = sum(weight for _, weight in ordered) / 2
     return next(value for (value, _), below in zip(ordered, accumulate(w for _, w in ordered), strict=True) if below >= half)
 
 
 def in_words(seconds: float) -> str:
-    """A duration as people say it: "40 s", "12 min", "3.5 h"."""
+    """A duration as text: "40 s", "12 min", "3.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -169,13 +175,18 @@ def in_words(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Status:
-    """Ids by state: each cell asked for, and each ancestor that still has to be computed for them, is in one of them.
+    """The ids of cells by state: the requested ones, and ancestors that have to be computed for them.
 
-    Args:
+    Attributes:
+        finished: Cells with a result.
+        running: Cells that are being computed.
+        failed: Cells that failed.
+        blocked: Cells with a failed ancestor.
+        missing: All others.
         failures: Id -> kind and message of each failed cell.
-        damaged: Id -> what is wrong with a stored cell; these count as missing.
-        minutes_left: For running and missing cells, from recorded durations.
-        not_timed: How many of them that leaves out, because no cell of their stage has been timed.
+        damaged: Id -> what is wrong with a stored cell; it counts as missing.
+        minutes_left: Estimated minutes for running and missing cells.
+        not_timed: The number of cells without an estimate, which `minutes_left` leaves out.
     """
 
     finished: tuple[str, ...]
@@ -189,7 +200,7 @@ class Status:
     not_timed: int
 
     def to_json(self) -> dict[str, Any]:
-        """Counts and minutes left, the failures with their reasons, and the ids of running cells."""
+        """Counts, minutes left, failures with their reasons, and ids of running cells, as plain JSON types."""
         return {
             **self._counts(),
             "minutes_left": round(self.minutes_left, 1),
@@ -200,7 +211,7 @@ class Status:
         }
 
     def lines(self) -> list[str]:
-        """The same for people."""
+        """The same as lines of text."""
         counts = ", ".join(f"{count} {name}" for name, count in self._counts().items())
         left = f"; about {in_words(60 * self.minutes_left)} left"
         if self.not_timed:
@@ -217,11 +228,11 @@ class Status:
 
 
 def status(cells: Iterable[Cell], *, jobs: int | None = None, store: Store | None = None) -> Status:
-    """The state of each cell, read from the store alone, so it works beside any number of runners; writes nothing.
+    """The state of some cells. It only reads the store, so it works while others run.
 
     Args:
-        cells: Those of interest.
-        jobs: Workers that the minutes left are for; None for one per core.
+        cells: The cells.
+        jobs: Workers for the estimate of minutes left; None for one for each core.
         store: None for `default_store()`.
     """
     store = store or default_store()
@@ -246,12 +257,12 @@ def status(cells: Iterable[Cell], *, jobs: int | None = None, store: Store | Non
 
 
 class Progress:
-    """Shows what is finished and an estimate of what is left: a bar on a terminal, one line per cell elsewhere.
+    """Shows finished cells and an estimate for the rest: a bar on a terminal, else a line for each cell.
 
     Args:
         todo: The cells to compute.
-        durations: What is recorded; the cells of this run are added to it.
-        show: False for nothing at all.
+        durations: Recorded durations, to which the cells of this run are added.
+        show: Whether to show anything.
     """
 
     def __init__(self, todo: Collection[Cell], durations: Durations, *, show: bool) -> None:
@@ -264,14 +275,20 @@ class Progress:
         self._shown_at = 0.0
 
     def update(self, slots: int) -> None:
-        """Show how long the rest takes on this many workers; does nothing more often than twice per second."""
+        """Show how long the rest takes on `slots` workers, at most twice per second."""
         self._slots = max(1, slots)
         if not self._bar.disable and time.monotonic() - self._shown_at > _EVERY:
             self._bar.set_postfix_str(self._rest())
             self._shown_at = time.monotonic()
 
     def settle(self, cell: Cell, outcome: Outcome, *, blocked: Collection[Cell] = ()) -> None:
-        """Take the end of a cell, and the cells that cannot be computed because of it, into account."""
+        """Show the outcome of a cell.
+
+        Args:
+            cell: The cell.
+            outcome: Its outcome.
+            blocked: Cells that cannot be computed because it failed.
+        """
         self._done += 1 + len(blocked)
         if not self._show:
             return
@@ -287,13 +304,13 @@ class Progress:
             self.say(f"failed: {cell.id}: {failed}")
 
     def say(self, message: str) -> None:
-        """A line for the person watching."""
+        """Print a line of text on stderr."""
         if self._show:
             tqdm.write(message, file=sys.stderr)
             sys.stderr.flush()
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Close the bar."""
         self._bar.close()
 
     def _rest(self) -> str:

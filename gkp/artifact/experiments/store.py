@@ -1,26 +1,26 @@
-"""Where finished cells live: one folder per cell, whole or not there at all.
+"""The store of finished cells: one folder for each cell, written atomically.
 
-    <root>/<id>/spec.json      what the id's hash covers
-                result.json    the values and the sha256 of each file below, signed with a sha256 of its own; no times or
-                               machine in it, so that the same cell gives the same bytes again
+    <root>/<id>/spec.json      what the hash covers
+                result.json    the values and the sha256 of each file below, with a sha256 of its own; it has no times and no
+                               machine, so that the same cell gives the same bytes again
                 run.json       when, where and how: git commit, versions, hardware, seconds, peak memory
                 log.txt        what the cell printed
-                ...            the stage's own files: outcome matrix, checkpoint
-    <root>/.failed/<id>/       failure.json and log.txt of a cell that did not finish
-    <root>/.scratch/<id>/      what a long cell keeps to resume from (epoch checkpoints); gone when it is finished
+                ...            the files of the stage: outcome matrix, checkpoint
+    <root>/.failed/<id>/       failure.json and log.txt of a cell that failed
+    <root>/.scratch/<id>/      checkpoints from which a long cell resumes; removed when it is finished
     <root>/.locks/<id>.lock    held while the cell is computed
 
-A folder is written beside (`.<id>.partial-...`), flushed to disk and renamed. A finished cell is checked when it is
-looked up: result.json against its own sha256, the other files by their size, and by their sha256 before a child builds
-on them. Read-only roots (the committed `data/results`) come first, and may leave out large files: their values count,
-and a cell that needs such a file as a parent has it recomputed.
+A folder is written under another name (`.<id>.partial-...`), flushed to disk and renamed. A finished cell is checked when it is
+looked up: result.json by its own sha256, the other files by their size, and by their sha256 before another cell uses them.
+Read-only roots (the committed `data/results`) come first. They may lack large files: their values are used all the same, and
+such a cell is computed again when another one needs its files.
 
-A lock is a `flock` on a small file: the kernel gives it up when its holder's process ends, however it ends (SIGKILL, power
-cut, a node that leaves an NFS server). It works across machines on NFS (Linux turns it into a lock of the server), Lustre
-mounted with `flock`, GPFS and CephFS. Where a file system knows no locks the run goes on without: cells are still published
-by one rename, so two runners can then waste time on the same cell but cannot damage it.
+A lock is a `flock` on a small file, which the kernel releases when its process ends, however it ends (SIGKILL, power cut, a
+node that leaves an NFS server). It works across machines on NFS (where Linux locks on the server), Lustre mounted with `flock`,
+GPFS and CephFS. On file systems without locks cells are still published by one rename, so two runners may compute the same cell
+but cannot damage it.
 
-GKP_CELLS names another folder for new cells than the checkout's `build/cells`.
+GKP_CELLS is the folder for new cells instead of `build/cells` in the checkout.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class Busy(Exception):
 
 @dataclass
 class Store:
-    """One writable root and the read-only ones looked up before it.
+    """A writable root, and read-only roots that are looked up before it.
 
-    Args:
+    Attributes:
         root: Where new cells are written.
         read_only: Where finished cells are looked up first.
-        damaged: Collects, by id, why `lookup` refused a stored cell.
+        damaged: Id -> why `lookup` refused a stored cell.
     """
 
     root: Path
@@ -74,19 +74,19 @@ class Store:
     damaged: dict[str, str] = field(default_factory=dict)
 
     def names(self) -> set[str]:
-        """The ids that have a folder in any root."""
+        """The ids with a folder in any root."""
         found: set[str] = set()
         for root in (*self.read_only, self.root):
             found.update(name for name in _listdir(root) if not name.startswith("."))
         return found
 
     def lookup(self, cell_id: str, cell_hash: str, *, whole: bool = False) -> Entry | None:
-        """The finished cell, or None.
+        """The finished cell; None where there is none.
 
         Args:
-            cell_id: The cell's id.
-            cell_hash: The cell's hash: a result of another cell under this id is refused.
-            whole: Accept only a copy that has all its files, each checked by sha256.
+            cell_id: The id of the cell.
+            cell_hash: The hash of the cell; a result of another cell with this id is refused.
+            whole: Whether all files must be there, with the right sha256.
         """
         for root in (*self.read_only, self.root):
             try:
@@ -103,7 +103,7 @@ class Store:
     # --- writing ----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make the writable root and clear what dead runners left in it.
+        """Make the writable root and remove what killed runners left in it.
 
         Raises:
             BadInput: It cannot be written.
@@ -123,7 +123,7 @@ class Store:
             self.clear(cell_id)
 
     def _left_behind(self) -> set[str]:
-        """The ids with a lock file or a half-written folder, whether or not their writer lives."""
+        """The ids with a lock file or an incomplete folder, whether or not their writer still runs."""
         found = {name.removesuffix(".lock") for name in _listdir(self.root / ".locks")}
         for name in _listdir(self.root):
             for mark in (".partial-", ".old-"):
@@ -132,18 +132,18 @@ class Store:
         return found
 
     def clear(self, cell_id: str) -> None:
-        """Remove what a dead writer of the cell left, its lock and half-written folder; does nothing while it lives."""
+        """Remove the lock and the incomplete folder of a cell, unless its writer still runs."""
         with suppress(Busy, OSError), self.lock(cell_id):
             self._remove_partials(cell_id)
 
     def _remove_partials(self, cell_id: str) -> None:
         for name in _listdir(self.root):
-            if name.startswith((f".{cell_id}.partial-", f".{cell_id}.old-")):  # the lock is ours: their writer is dead
+            if name.startswith((f".{cell_id}.partial-", f".{cell_id}.old-")):  # we hold the lock, so their writer has ended
                 shutil.rmtree(self.root / name, ignore_errors=True)
 
     @contextmanager
     def lock(self, cell_id: str) -> Iterator[None]:
-        """Hold this cell against every other process; the lock file is removed in the end.
+        """Lock this cell against all other processes; the lock file is removed in the end.
 
         Raises:
             Busy: Another process holds it.
@@ -167,12 +167,12 @@ class Store:
             lock.release()
 
     def partial_name(self, cell_id: str, pid: int) -> Path:
-        """The folder in which process `pid` of this machine writes the cell before it is finished."""
+        """The folder in which process `pid` of this machine writes the unfinished cell."""
         return self.root / f".{cell_id}.partial-{socket.gethostname()}-{pid}"
 
     @contextmanager
     def writing(self, cell_id: str) -> Iterator[Path]:
-        """An empty folder to write the cell into, removed when the body fails; call it with the cell locked."""
+        """An empty folder to write the cell into, which is removed if the body fails; the cell must be locked."""
         self._remove_partials(cell_id)
         partial = self.partial_name(cell_id, os.getpid())
         partial.mkdir()
@@ -182,7 +182,16 @@ class Store:
             shutil.rmtree(partial, ignore_errors=True)  # nothing is there when it was published
 
     def publish(self, partial: Path, cell_id: str, cell_hash: str, *, spec: Mapping, figures: Mapping, run: Mapping) -> Path:
-        """Turn the partial folder into the finished cell, in place of a damaged one, and return its folder."""
+        """Turn the partial folder into the finished cell, replacing a damaged one.
+
+        Args:
+            partial: The folder of `writing`, with the files of the stage.
+            cell_id, cell_hash: The id and hash of the cell.
+            spec, figures, run: The contents of spec.json, of result.json (the values), and of run.json.
+
+        Returns:
+            The folder of the finished cell.
+        """
         files = {
             name: {"sha256": file_sha256(partial / name), "bytes": (partial / name).stat().st_size}
             for name in _files_of(partial)
@@ -203,7 +212,7 @@ class Store:
             try:
                 os.rename(partial, final)
             except OSError:
-                if not final.exists():  # where there are no locks, another runner may have been faster: its cell serves
+                if not final.exists():  # without locks another runner may have been faster: its cell is as good
                     raise
         _flush(self.root)
         shutil.rmtree(self.root / ".failed" / cell_id, ignore_errors=True)
@@ -211,13 +220,19 @@ class Store:
         return final
 
     def scratch(self, cell_id: str) -> Path:
-        """A folder that outlives a killed run of the cell, to resume from; it may not exist."""
+        """The folder for checkpoints of the cell; it may not exist."""
         return self.root / ".scratch" / cell_id
 
     # --- failures and who is running --------------------------------------------------------------------------------
 
     def record_failure(self, cell_id: str, failure: Mapping[str, Any], log: Path | None = None) -> None:
-        """Keep why the cell failed, and its log; silent when even that cannot be written (a full disk)."""
+        """Keep why a cell failed, and its log. Does nothing if that cannot be written (a full disk).
+
+        Args:
+            cell_id: The id of the cell.
+            failure: The contents of failure.json.
+            log: The log of the cell; None where there is none.
+        """
         folder = self.root / ".failed" / cell_id
         try:
             shutil.rmtree(folder, ignore_errors=True)
@@ -229,21 +244,21 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     def failures(self) -> dict[str, dict[str, Any]]:
-        """id -> what `record_failure` kept."""
+        """Id -> contents of failure.json."""
         folder = self.root / ".failed"
         found = {name: read_json(folder / name / "failure.json") for name in _listdir(folder)}
         return {name: failure for name, failure in found.items() if failure is not None}
 
     def running(self) -> set[str]:
-        """The ids that a living process is computing now, on whatever machine."""
+        """The ids of the cells that are being computed now, on any machine."""
         folder = self.root / ".locks"
         return {name.removesuffix(".lock") for name in _listdir(folder) if _is_held(folder / name)}
 
 
 def default_store() -> Store:
-    """The checkout's `data/results` (read only) and `build/cells`, or the folder of GKP_CELLS instead of the latter.
+    """The store of a checkout: `data/results` (read only), and `build/cells` or the folder of GKP_CELLS.
 
-    Outside a checkout, cells go to `build/cells` below the current folder.
+    Outside a checkout, cells are written to `build/cells` below the current folder.
     """
     home = checkout()
     root = os.environ.get("GKP_CELLS") or (home or Path.cwd()) / "build" / "cells"
@@ -251,19 +266,19 @@ def default_store() -> Store:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether this is the operating system saying that nothing more can be stored."""
+    """Whether an exception means that the disk or a quota is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _is_held(path: Path) -> bool:
-    """Whether a living process holds this lock file. Changes nothing, so that readers of a read-only store can ask."""
+    """Whether a process holds this lock file; nothing is written, so that it works on read-only stores."""
     try:
         with open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
-        pass  # it is gone, or there are no locks here: nobody can be seen to hold it
+        pass  # it has been removed, or the file system has no locks
     return False
 
 
@@ -286,7 +301,7 @@ def _flush_tree(folder: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Waits until the file or folder is on the disk, so that a power cut cannot leave a renamed but empty file."""
+    """Flush a file or folder to disk, so that a power cut cannot leave a renamed but empty file."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""The stages "timing", what grouping and pruning a network costs, and "latency", how fast a pruned one runs (Tables 7, 8).
+"""The stages "timing", the cost of grouping and pruning a network (Table 7), and "latency", the speed of a pruned network.
 
-Their figures are seconds, so they differ from run to run: what can be compared is their ratios, which are taken within one
-process, the two sides in turn. Cost for ResNet-20 on one core: a minute, of which TMI-GKP's clusterings take half; a
-latency takes `seconds` for each of two networks at each batch size.
+They measure seconds, which differ between runs. Only ratios can be compared; they are taken within one process, both sides in
+turn. Cost for ResNet-20 on one core: a minute, half of it for TMI-GKP's clusterings; a latency takes `seconds` for each of two
+networks at each batch size.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from gkp.pruning.sr_gkp.grouping import smoothness_snaking
 if TYPE_CHECKING:
     from gkp.artifact.experiments.compute import Context
 
-METHODS = ("sr-gkp", "greedy-gkp", "l2-gkp", "l1norm-b")  # weights only: what "data-free, one-shot" costs
+METHODS = ("sr-gkp", "greedy-gkp", "l2-gkp", "l1norm-b")  # which need weights only
 ROUNDS = 5  # repetitions of what takes well under a second
 
 
 def timing(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
-    """Seconds of grouping, of whole pruning by each of METHODS, and of inference in every form, on `context.threads` threads.
+    """Time grouping, pruning by each of METHODS, and inference of each form, on `context.threads` threads.
 
-    "grouping": the same layers grouped by smoothness snaking and by each clustering of TMI-GKP; "pruning": method -> median
-    seconds; "latency": rows of form, batch_size, median and interquartile range in seconds, number of measurements.
+    Returns:
+        "grouping": seconds to group the same layers by smoothness snaking and by each clustering of TMI-GKP; "pruning": method
+        -> median seconds; "latency": rows of form, batch_size, median and iqr in seconds, number of measurements.
     """
     net = load_model(parents["net"] / "model")
     parent = figures_of(parents["net"])
@@ -56,10 +57,11 @@ def timing(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path,
 
 
 def latency_of(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
-    """How long the compact network takes, relative to the dense one that it was, on `context.threads` threads.
+    """Time a compact network and the dense network of its architecture, on `context.threads` threads.
 
-    "latency": a row a batch size: seconds of both (medians of ROUNDS rounds, taken in turn), and the median, lowest and
-    highest quotient of a round.
+    Returns:
+        "latency": a row for each batch size with the seconds of both (medians of ROUNDS rounds, in turn) and the median, lowest
+        and highest ratio of a round.
     """
     parent = figures_of(parents["net"])
     shape = tuple(parent["input_shape"])
@@ -78,7 +80,7 @@ def latency_of(params: Mapping[str, Any], parents: Mapping[str, Path], folder: P
 
 
 def _grouping(weights: list[Tensor], groups: int) -> dict[str, float]:
-    """Seconds to group these layers in each way; the clusterings, which take long, once."""
+    """Seconds to group these layers in each way; the clusterings, which are slow, are measured once."""
     found = {"snaking": _seconds(lambda: [smoothness_snaking(weight, groups) for weight in weights], ROUNDS)}
     for name in CLUSTERINGS:
         found[name] = _seconds(partial(_cluster_all, name, weights, groups), 1)
@@ -106,7 +108,7 @@ def _latency(
 
 
 def _seconds(work: Callable[[], object], rounds: int) -> float:
-    """The median over `rounds`."""
+    """The median seconds over `rounds`."""
     times = []
     for _ in range(rounds):
         started = time.perf_counter()

@@ -1,7 +1,7 @@
-"""The cells that have to be computed: driven by demand, as make is.
+"""Find the cells that have to be computed, on demand as make does.
 
-The cells asked for need their figures. A cell that must be computed needs its parents whole, files included. An ancestor
-that nobody needs is left alone: figures whose networks were not kept are still figures.
+Requested cells need their values. A cell that must be computed needs its parents with all their files. Other ancestors are left
+alone: values can be used although the networks behind them were not kept.
 
 Cost: 100,000 cells in about 3 s and 130 MB with an empty store (tests/bench_grid.py measures it).
 """
@@ -20,12 +20,12 @@ from gkp.errors import BadInput
 
 @dataclass
 class Plan:
-    """The course of a run. Cells are keyed by hash; every dictionary lists parents before children.
+    """The plan of a run. Dictionaries are keyed by hash and list parents before children.
 
-    Args:
-        cells: Those asked for, in the caller's order.
-        finished: Those with a stored result.
-        todo: Those to compute, ancestors that nobody asked for among them.
+    Attributes:
+        cells: The requested cells, in the caller's order.
+        finished: Cells with a stored result.
+        todo: Cells to compute, including ancestors.
     """
 
     cells: list[Cell]
@@ -34,7 +34,7 @@ class Plan:
 
 
 def family(cells: Iterable[Cell]) -> dict[str, Cell]:
-    """Every distinct cell of these and their ancestors by hash, parents first.
+    """Hash -> cell of these cells and all their ancestors, parents first.
 
     Raises:
         BadInput: Two of them share an id.
@@ -59,12 +59,12 @@ def family(cells: Iterable[Cell]) -> dict[str, Cell]:
 
 
 def make_plan(cells: Iterable[Cell], store: Store, *, recompute: bool = False) -> Plan:
-    """The plan for these cells given what the store holds. Reads the store, writes nothing.
+    """Plan the computation of some cells. The store is only read.
 
     Args:
-        cells: Those asked for.
+        cells: The requested cells.
         store: Where finished cells are looked up.
-        recompute: As if none of the cells asked for were finished; their ancestors are taken from the store as usual.
+        recompute: Whether to ignore stored results of the requested cells; those of their ancestors are used.
     """
     plan = Plan(list(cells))
     everything = family(plan.cells)
@@ -87,10 +87,10 @@ def make_plan(cells: Iterable[Cell], store: Store, *, recompute: bool = False) -
 
 
 def leave_out_absent(plan: Plan) -> tuple[str, ...]:
-    """Take the cells out of `plan.todo` whose images or public weights are not here and cannot be downloaded.
+    """Remove the cells from `plan.todo` whose images or public weights are not here and cannot be downloaded.
 
     Returns:
-        For each reason one line that says how many cells, what is missing, and where it was looked for.
+        A line for each reason: how many cells, what is missing, and where it was looked for.
     """
     from gkp.data import folders  # late: planning needs no torch
     from gkp.networks import public
@@ -106,7 +106,7 @@ def leave_out_absent(plan: Plan) -> tuple[str, ...]:
 
 
 def _needs(cell: Cell) -> set[tuple[str, ...]]:
-    """What a cell and its ancestors use: (data set,), and (architecture, public weights)."""
+    """The needs of a cell and its ancestors: (data set,) and (architecture, public weights)."""
     found: set[tuple[str, ...]] = {(name.rpartition("/")[0],) for name in cell.data}
     if isinstance(cell, PretrainedCell):
         found |= {(cell.dataset,), (cell.model, cell.weights)}
@@ -114,7 +114,7 @@ def _needs(cell: Cell) -> set[tuple[str, ...]]:
 
 
 def blocked_by(todo: Mapping[str, Cell], failed: Container[str]) -> dict[str, str]:
-    """Hash -> hash of a failed ancestor, for each cell of `todo` (parents first) that is built on a failed one."""
+    """Hash -> hash of a failed ancestor, for each cell of `todo` (parents first) that has one."""
     found: dict[str, str] = {}
     for key, cell in todo.items():
         for parent in cell.parents.values():
@@ -124,13 +124,13 @@ def blocked_by(todo: Mapping[str, Cell], failed: Container[str]) -> dict[str, st
 
 
 def take_shard(cells: Iterable[Cell], shard: str | None) -> list[Cell]:
-    """A share of the cells; the shares are disjoint, and their union is all cells.
+    """One of n disjoint shares of some cells.
 
-    The division depends on nothing but the cells, so shards started at different times agree. Cells that share parents
-    stay together as far as equal shares allow; a parent that two shards need is computed by the first of them.
+    The division depends on the cells only, so shards that are started at different times agree. Cells with common parents stay
+    together as far as equal shares allow; a parent that two shards need is computed by the first of them.
 
     Args:
-        cells: What is divided.
+        cells: The cells to divide.
         shard: "i/n", i from 1 to n; None for all cells.
 
     Raises:

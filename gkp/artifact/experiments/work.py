@@ -1,8 +1,8 @@
-"""The work of trainings and evaluations, by which recorded durations are scaled: images that pass through a ResNet-20."""
+"""The work of trainings and evaluations, by which durations are scaled: passes of an image through a ResNet-20."""
 
 from __future__ import annotations
 
-# How long a pass over one image takes relative to ResNet-20 at 32x32 pixels, to scale estimates; multiply-accumulates.
+# Multiply-accumulates for one image relative to ResNet-20, at 32x32 pixels.
 SIZE = {
     "resnet20": 1.0,
     "resnet32": 1.7,
@@ -27,7 +27,7 @@ _SCORED = 2.0  # images trained on that take as long as scoring one in the paper
 
 
 def pixels_of(dataset: str) -> float:
-    """The pixels of its images, relative to 32x32."""
+    """The pixels of an image of a data set, relative to 32x32."""
     return _IMAGES.get(dataset, _OTHER)[1]
 
 
@@ -35,16 +35,25 @@ def training_work(dataset: str, model: str, epochs: int, scored: int = 0) -> flo
     """The work of a training.
 
     Args:
-        dataset, model: What is trained on what.
+        dataset: The data set.
+        model: The architecture.
         epochs: Passes over the training images.
-        scored: Images scored in the paper's protocol meanwhile, over all epochs.
+        scored: Images scored in the paper's protocol during the training, summed over epochs.
     """
     images, pixels = _IMAGES.get(dataset, _OTHER)
     return max(1.0, (epochs * images + _SCORED * scored) * pixels * SIZE.get(model, 1.0))
 
 
 def evaluation_work(dataset: str, model: str, examples: int | None, protocol: str, engine: str = "torch") -> float:
-    """The work of an evaluation of so many test images, None for all, under the attacks of a protocol, by this engine."""
+    """The work of an evaluation.
+
+    Args:
+        dataset: The data set.
+        model: The architecture.
+        examples: The number of test images; None for all.
+        protocol: "paper" or "pixel", or another key of PASSES.
+        engine: "torch" or "fast".
+    """
     images, pixels = _IMAGES.get(dataset, _OTHER)
     passes = PASSES[protocol] / (2 if engine == "fast" and protocol == "pixel" else 1)
     return (examples or images / 5) * pixels * SIZE.get(model, 1.0) * passes

@@ -1,12 +1,12 @@
-"""`audit`: 22 checks, on one card, of whether the robust accuracy of a network can be believed.
+"""`audit`: 22 checks of whether a robust accuracy is reliable, reported on a card.
 
 | module | content |
 |---|---|
-| `evidence` | everything measured, as plain data |
-| `measure`, `probing` | the measurement: outcomes of attacks, once for all checks; the network itself |
-| `checks`, `verdict` | the judgement: 22 pure functions; the statistics of small samples |
-| `planted` | the audit's test of itself on a network that is known to be masked |
-| `card` | Markdown and JSON, and evaluating again from that JSON |
+| `evidence` | all measurements, as plain data |
+| `measure`, `probing` | measuring: outcomes of attacks, made once for all checks; probes of the network |
+| `checks`, `verdict` | judging: 22 pure functions; statistics of small samples |
+| `planted` | a self-test on a network that is known to mask its gradients |
+| `card` | the card as Markdown and JSON, and evaluating again from the JSON |
 
 Cost: see `gkp.evaluation.audit.measure`; the less robust a network, the cheaper its audit.
 """
@@ -50,27 +50,27 @@ def audit(
     batch_size: int = 200,
     progress: bool | None = None,
 ) -> Card:
-    """Audit `model` on its first `n_examples` images under Linf attacks of radius `eps`.
+    """Audit a network under Linf attacks of one radius.
 
     Args:
-        model: Takes float [0, 1] (N, C, H, W) images, returns logits; evaluated in eval mode and left as it was.
-        dataset: A name, for its test split, or a Dataset.
-        n_examples: By default those of `outcomes`, else 100.
-        eps: Above 0 and below 0.5, 8 / 255 or "8/255"; a radius at which some images are still classified correctly is more
-            informative than one at which none is.
-        seed: Of random starts and noise.
+        model: A network from images (N, C, H, W) in [0, 1] to logits (N, K). It is evaluated in eval mode and left as it was.
+        dataset: The name of a data set, of which the test split is taken, or a Dataset.
+        n_examples: The number of images, the first ones; None for those of `outcomes`, or 100.
+        eps: The radius, 8 / 255 or "8/255", above 0 and below 0.5. A radius at which some images are still classified correctly
+            is more informative.
+        seed: The seed of random starts and noise.
         parent: The dense network that this one was pruned from, for check 11.
-        reference_accuracy: A fraction, the known accuracy without attack, for check 5.
-        outcomes: What `benchmark` returned for this network, data set and seed: rows that the audit needs are taken from there;
-            other Linf rows of this radius join the worst case; a matrix of the paper's protocol is only used for checks 16 and
-            17.
-        selection: How the checkpoint was chosen: "last epoch", "validation" or "test", for check 19; None: not stated.
-        effort: See `gkp.evaluation.audit.measure.Effort`.
+        reference_accuracy: The known accuracy without attack, a fraction, for check 5.
+        outcomes: Outcomes of `benchmark` for this network, data set and seed. Rows that the audit needs are taken from them;
+            other Linf rows of this radius count for the worst case; a matrix of the paper's protocol is only used for checks 16
+            and 17.
+        selection: How the checkpoint was chosen, for check 19: "last epoch", "validation" or "test"; None if not stated.
+        effort: How hard the audit tries, see `gkp.evaluation.audit.measure.Effort`.
         batch_size: Images in one pass.
-        progress: A bar on stderr; None: only when that is a terminal.
+        progress: Whether to show a bar on stderr; None for only on a terminal.
 
     Raises:
-        BadInput: for whatever does not fit; the message says what and how to mend it.
+        BadInput: An argument is out of range, or does not fit the network or the data.
     """
     data = as_dataset(dataset)
     eps = _checked_eps(eps)
@@ -109,7 +109,7 @@ def _check_facts(reference_accuracy: float | None, selection: str | None) -> Non
 
 
 def _check_outcomes(outcomes: Outcomes, model: nn.Module, data: Dataset, n_examples: int, seed: int) -> None:
-    """Raises BadInput unless these are outcomes of this network on the first images of these data, with this seed."""
+    """Raise BadInput unless these are outcomes of this network on the first images of these data, with this seed."""
     for what, theirs, ours in (
         ("another network", outcomes.model_sha256, state_sha256(model)),
         ("other images", outcomes.data_sha256, data.sha256),

@@ -1,4 +1,4 @@
-"""The card of an audited network, as Markdown and JSON, and its evaluation again from that JSON alone."""
+"""The card of an audited network as Markdown and JSON, and evaluating again from the JSON alone."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Card:
 
     Attributes:
         checks: The 22 checks, in order.
-        facts: What was attacked and every outcome (`Evidence.to_json`), enough for `reevaluate`.
-        accuracies, tests: As `gkp.evaluation.audit.evidence.accuracies` and `paired_tests` give them.
-        reported: The robust accuracy, a fraction: right without attack and under every attack.
+        facts: What was attacked and all outcomes (`Evidence.to_json`), as `reevaluate` needs them.
+        accuracies, tests: As returned by `gkp.evaluation.audit.evidence.accuracies` and `paired_tests`.
+        reported: The robust accuracy, the fraction of images classified correctly without attack and under all attacks.
     """
 
     checks: tuple[Check, ...]
@@ -49,7 +49,7 @@ class Card:
 
     @property
     def status(self) -> str:
-        """The worst of "pass", "warn", "fail" among the checks that ran; "not run" if none did."""
+        """The worst status among the checks that ran: "fail", "warn" or "pass"; "not run" if none did."""
         found = {check.status for check in self.checks}
         return next((status for status in (FAIL, WARN, PASS) if status in found), NOT_RUN)
 
@@ -60,11 +60,11 @@ class Card:
 
     @property
     def masked(self) -> bool:
-        """Whether a check for gradient masking failed: the robust accuracy is then only an upper bound."""
+        """Whether a check for gradient masking failed, so that the robust accuracy is only an upper bound."""
         return any(check.status == FAIL and check.number in MASKING for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as plain JSON types."""
+        """The whole card as plain JSON types."""
         return {
             "format": FORMAT, "status": self.status, "flags": list(self.flags), "masked": self.masked,
             "robust_accuracy": self.reported, **self.facts, "checks": [check.to_json() for check in self.checks],
@@ -76,7 +76,7 @@ class Card:
         return pd.DataFrame([check.to_json() for check in self.checks], columns=list(_COLUMNS)).set_index("number")
 
     def to_markdown(self) -> str:
-        """The card for people: YAML front matter (JSON values, one a line), then tables."""
+        """The card as Markdown: YAML front matter (a JSON value in each line), then tables."""
         threat = self.facts["threat_model"]
         front = {"status": self.status, "flags": list(self.flags), "robust_accuracy": self.reported, **threat}
         head = ["---", *(f"{name}: {json.dumps(value)}" for name, value in front.items()), "---"]
@@ -109,10 +109,10 @@ class Card:
         return "\n\n".join(parts) + "\n"
 
     def save(self, folder: str | Path) -> Path:
-        """Write `card.md` and `card.json` into the folder, atomically, and return the folder.
+        """Write `card.md` and `card.json` into a folder, atomically, and return the folder.
 
         Raises:
-            BadInput: It cannot be written; nothing is left half done.
+            BadInput: It cannot be written.
         """
         numbers = json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
         return replace_files(Path(folder), {"card.md": self.to_markdown(), "card.json": numbers}, "the card")
@@ -126,23 +126,23 @@ def reevaluate(
     parent: nn.Module | None = None,
     images: int = 4,
 ) -> dict[str, tuple[int, int]]:
-    """Attack some images again from a card's JSON alone.
+    """Attack some images again from the JSON of a card alone.
 
-    Cost: for each attack up to four misclassified images and, unless it is a query attack, four others.
+    For each attack some misclassified images are tried and, unless it makes queries, as many others. Attacks whose outcome
+    depends on the batch (AutoAttack) are left out.
 
     Args:
-        facts: What `Card.to_json` or `json.load` of a card.json gives.
+        facts: `Card.to_json()`, or the contents of card.json.
         model: The network of the card.
-        dataset: The split it was made on; by default loaded by the name in `facts`.
-        parent: For the images made for the parent; without it they are left out, as are attacks whose outcome depends on the
-            batch (AutoAttack).
-        images: How many of each outcome, at most.
+        dataset: The split it was made on; None to load it by its name.
+        parent: The dense parent; None to leave out the images attacked for it.
+        images: The largest number of images of each outcome.
 
     Returns:
         Attack -> (images with the recorded outcome, images tried).
 
     Raises:
-        BadInput: for another network or data set than the card's, and for facts that lack something.
+        BadInput: The network or data set is not that of the card, or `facts` is not the JSON of a card.
     """
     try:
         threat, clean = facts["threat_model"], of_text(facts["clean"])
@@ -156,7 +156,7 @@ def reevaluate(
         for name, row in facts["attacks"].items():
             spec, right = AttackSpec(**row["spec"]), of_text(row["right"])
             chosen = np.flatnonzero(clean & ~right)[:images]
-            if "queries" not in spec.options:  # an image that is never misclassified takes every one of them
+            if "queries" not in spec.options:  # images that are never misclassified take all queries
                 chosen = np.union1d(chosen, np.flatnonzero(clean & right)[:images])
             if spec.together or (row["source"] == "parent" and parent is None):
                 continue

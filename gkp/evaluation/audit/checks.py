@@ -1,7 +1,7 @@
-"""The 22 checks, each a pure function of an `Evidence` that returns a `Check`; `verdict` says how small samples are judged.
+"""The 22 checks, each a pure function from an `Evidence` to a `Check`; see `verdict` for how small samples are judged.
 
-1 to 5: the attacks were given the right network and kept to the rules. 6 to 12: they see the gradient. 13 to 22: the right
-accuracy is reported and can be reproduced.
+Checks 1 to 5: the attacks had the right network and kept to the threat model. 6 to 12: gradients are not masked. 13 to 22: the
+right accuracy is reported and can be reproduced.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from gkp.evaluation.audit.verdict import (
 from gkp.evaluation.outcomes import AttackSpec
 from gkp.evaluation.statistics import upper_bound, wilson
 
-MASKING = (6, 7, 8, 9, 10, 11, 12)  # the checks whose failure means that the attacks see no gradient to follow
+MASKING = (6, 7, 8, 9, 10, 11, 12)  # the checks whose failure means that gradients are masked
 SELECTIONS = ("last epoch", "validation", "test")
 MILD = ("gaussian noise 0.01", "shift +1,+0", "shift -1,+0", "shift +0,+1", "shift +0,-1", "rotation -5", "rotation +5")
 _THREAT = ("norm", "eps", "space", "bounds", "labels", "dataset", "split", "n", "indices_sha256", "data_sha256", "model_sha256",
            "seed", "versions")  # fmt: skip
-CHECKS: dict[int, Judge] = {}  # the functions of this file
+CHECKS: dict[int, Judge] = {}  # number -> function of this module
 
 
 def run_checks(evidence: Evidence) -> tuple[Check, ...]:
@@ -46,20 +46,20 @@ def run_checks(evidence: Evidence) -> tuple[Check, ...]:
 
 
 def _check(number: int, name: str) -> Callable[[Judge], Judge]:
-    """Enter the function in CHECKS."""
+    """Add the decorated function to CHECKS."""
     return lambda judge: CHECKS.setdefault(number, numbered(number, name, judge))
 
 
 @_check(1, "threat model recorded")
 def threat_model_recorded(evidence: Evidence) -> Check:
-    """Check 1: norm, eps, space, clip box, n, the hash of the indices, seed, versions are recorded. Value: how many are not."""
+    """Check 1: norm, eps, space, clip box, n, hashes, seed and versions are recorded. Value: how many are missing."""
     absent = [name for name in _THREAT if evidence.threat.get(name) in (None, "", [], {})]
     return invariant(len(absent), evidence.n, f"not recorded: {', '.join(absent)}")
 
 
 @_check(2, "eps = 0 changes nothing")
 def zero_radius_is_clean(evidence: Evidence) -> Check:
-    """Check 2: at eps = 0 every attack returns its images, bit for bit, hence clean accuracy exactly. Value: images changed."""
+    """Check 2: with eps = 0 every attack returns its images bit for bit. Value: images changed."""
     probes, n = evidence.conduct()
     moved = {name: probe.moved_at_zero for name, probe in probes.items()}
     return invariant(sum(moved.values()), n, named("changed at eps = 0 by", moved))
@@ -67,7 +67,7 @@ def zero_radius_is_clean(evidence: Evidence) -> Check:
 
 @_check(3, "perturbations within eps and range")
 def within_the_ball(evidence: Evidence) -> Check:
-    """Check 3: no perturbation exceeds eps + 1e-6, none leaves [0, 1], none holds NaN. Value: the farthest, in units of eps."""
+    """Check 3: perturbations are within eps + 1e-6, images within [0, 1] and finite. Value: the largest, in units of eps."""
     (probes, n), eps = evidence.conduct(), evidence.threat["eps"]
     far = {name: p.outside + p.not_finite + (not p.farthest <= eps + 1e-6) for name, p in probes.items()}  # NaN fails
     farthest, note = max(probe.farthest for probe in probes.values()), named("outside the ball or the range:", far)
@@ -76,8 +76,11 @@ def within_the_ball(evidence: Evidence) -> Check:
 
 @_check(4, "network unchanged and deterministic")
 def network_stands_still(evidence: Evidence) -> Check:
-    """Check 4: weights and buffers have the same hash after the attacks; logits are the same when computed again, and classes
-    for any batch size. Value: images for which they are not (all of them if the hash changed)."""
+    """Check 4: the network is not changed by attacks and is deterministic.
+
+    Weights and buffers have the same hash afterwards, logits are the same when computed again, and classes for any batch size.
+    Value: images for which they are not; all if the hash changed.
+    """
     changed = evidence.states[0] != evidence.states[1]
     reason = "weights or buffers changed while being attacked" if changed else "logits or classes changed when asked again"
     return invariant(evidence.probed if changed else evidence.unstable, evidence.probed, reason)
@@ -85,12 +88,12 @@ def network_stands_still(evidence: Evidence) -> Check:
 
 @_check(5, "normalises inside")
 def normalises_inside(evidence: Evidence) -> Check:
-    """Check 5: the network on [0, 1] images equals the loader-normalised path, and [0, 1] is what it expects.
+    """Check 5: the network expects images in [0, 1] and normalises them itself.
 
-    Fails when the network's own entrance for normalised images gives other logits (by more than 1e-4 of the largest); when
-    normalising images beforehand makes it significantly better (McNemar); and when a reference accuracy is given that lies
-    outside the 99 % Wilson interval of the accuracy found. Not run where none of the three can be decided. Value: accuracy on
-    [0, 1] images, threshold: the reference, else the accuracy on images normalised beforehand.
+    It fails if `from_normalised` gives other logits for normalised images (by more than 1e-4 of the largest), if normalising
+    images before makes the network significantly better (McNemar), or if a given reference accuracy is outside the 99 % Wilson
+    interval of the accuracy. It is not run where none of these can be decided. Value: the accuracy on [0, 1] images; threshold:
+    the reference, or the accuracy on images normalised before.
     """
     path, clean, n = evidence.path, evidence.clean, evidence.n
     ours, theirs = clean.mean(), path.right.mean()
@@ -115,14 +118,16 @@ def normalises_inside(evidence: Evidence) -> Check:
 
 @_check(6, "PGD at least as strong as FGSM")
 def pgd_beats_fgsm(evidence: Evidence) -> Check:
-    """Check 6: PGD leaves no more images right than FGSM. Value: points that it leaves more; McNemar."""
+    """Check 6: accuracy under PGD is not above accuracy under FGSM. Value: the difference in points; McNemar."""
     return at_least_as_strong("PGD", evidence.row("pgd"), "FGSM", evidence.row("fgsm"))
 
 
 @_check(7, "accuracy falls to zero with eps")
 def accuracy_falls_to_zero(evidence: Evidence) -> Check:
-    """Check 7: under PGD accuracy never rises with eps (McNemar between neighbouring radii) and ends at 1 % or less at eps 0.5,
-    where every image can turn into the same grey. Value: accuracy there."""
+    """Check 7: accuracy under PGD never rises with eps and is at most 1 % at eps 0.5.
+
+    There every image can become the same grey. Neighbouring radii are compared by McNemar's test. Value: accuracy at eps 0.5.
+    """
     evidence.row("pgd")
     radii = sorted(evidence.ladder)
     if radii[-1] < 0.5:
@@ -138,8 +143,10 @@ def accuracy_falls_to_zero(evidence: Evidence) -> Check:
 
 @_check(8, "more steps or restarts change little")
 def attack_has_converged(evidence: Evidence) -> Check:
-    """Check 8: twice the steps, or twice the restarts, of PGD move accuracy by at most 1 point. Value: the larger move, in
-    points; binomial test on the net number of images."""
+    """Check 8: doubling the steps or the restarts of PGD changes accuracy by at most 1 point.
+
+    Value: the larger change, in points; binomial test on the net number of images.
+    """
     base, n = int(evidence.row("pgd").sum()), evidence.n
     moves = {name: abs(int(evidence.row(f"pgd-2x-{name}").sum()) - base) for name in ("steps", "restarts")}
     name, move = max(moves.items(), key=lambda item: item[1])
@@ -150,9 +157,11 @@ def attack_has_converged(evidence: Evidence) -> Check:
 
 @_check(9, "black-box attacks add little")
 def black_box_adds_little(evidence: Evidence) -> Check:
-    """Check 9: the gradient-free attack, images made for the parent, and noise together break at most 0.2 points of images that
-    every white-box attack left right; else the gradient is masked. Value: those points; binomial test on their number, so that
-    one image of 64 is "warn" and two are "fail"; the note gives the share that the sample cannot exclude."""
+    """Check 9: black-box attacks lower the accuracy under all white-box attacks by at most 0.2 points.
+
+    They are the gradient-free attack, images attacked for the parent, and noise. Value: the points; binomial test on the number
+    of images, so that one image of 64 is "warn" and two are "fail". The note gives the upper confidence bound of the share.
+    """
     evidence.row("square")
     whole = evidence.survivors(WHITE)
     count, n = int((whole & ~evidence.survivors(BLACK)).sum()), evidence.n
@@ -165,23 +174,26 @@ def black_box_adds_little(evidence: Evidence) -> Check:
 
 @_check(10, "noise weaker than FGSM")
 def noise_is_weak(evidence: Evidence) -> Check:
-    """Check 10: random noise in the ball (the best of a few draws) breaks no more images than FGSM. Value: points; McNemar."""
+    """Check 10: random noise (the best of a few draws) is not stronger than FGSM. Value: the difference in points; McNemar."""
     return at_least_as_strong("FGSM", evidence.row("fgsm"), "noise", evidence.row("noise"))
 
 
 @_check(11, "transfer weaker than white-box")
 def transfer_is_weaker(evidence: Evidence) -> Check:
-    """Check 11: images made for the dense parent break no more than the white-box attacks do. Value: points more; McNemar."""
+    """Check 11: images attacked for the dense parent are not stronger than white-box attacks. Value: points; McNemar."""
     transferred = evidence.row("transfer-fgsm") & evidence.row("transfer-pgd")
     return at_least_as_strong("white-box", evidence.survivors(WHITE), "transfer from the parent", transferred)
 
 
 @_check(12, "gradients usable")
 def gradients_usable(evidence: Evidence) -> Check:
-    """Check 12: no input gradient is NaN, at most 1 % are zero, and cross-entropy finds within 1 point what DLR finds (APGD)
-    and what it finds itself on scaled logits (PGD): a saturated softmax blinds neither. Only cross-entropy being the weaker
-    is "fail"; a weaker DLR says nothing about masking and is "warn". Pairs that could not be run (DLR needs three classes)
-    are left out, and named. Value: the largest of these among the worst status, in points."""
+    """Check 12: input gradients are usable.
+
+    No gradient is NaN or infinite, at most 1 % are zero, and a saturated softmax does not weaken the attacks: accuracy under
+    APGD with cross-entropy is within 1 point of that with DLR, and accuracy under PGD within 1 point of that on scaled logits.
+    A weaker DLR is only "warn", because it does not indicate masking. Pairs that could not be run (DLR needs three classes) are
+    named in the note. Value: the largest of these numbers with the worst status, in points.
+    """
     n, seen = evidence.n, evidence.gradients
     if not seen.n:
         raise Missing("no image is classified correctly without attack, so there is no gradient to look at")
@@ -192,13 +204,13 @@ def gradients_usable(evidence: Evidence) -> Check:
     pairs = (("apgd-ce", "apgd-dlr"), ("pgd", "pgd-scaled"))
     ran = [pair for pair in pairs if set(pair) <= set(evidence.rows)]
     for plain, other in ran:
-        more = int(evidence.row(plain).sum()) - int(evidence.row(other).sum())  # what the plain cross-entropy misses
+        more = int(evidence.row(plain).sum()) - int(evidence.row(other).sum())  # images that plain cross-entropy does not break
         status = share_status(abs(more), n, 0.01)
         status = WARN if status == FAIL and more < 0 else status
         sign = "more" if more > 0 else "fewer"
         found.append((status, abs(more) / n, f"{other} breaks {abs(more)} images {sign} than {plain}"))
     status = worst_of(status for status, _, _ in found)
-    if status != FAIL and not ran:  # zero gradients alone condemn a network; usable ones alone do not clear it
+    if status != FAIL and not ran:  # zero gradients alone fail a network; usable ones alone do not pass it
         raise Missing("; ".join(f"{name}: {evidence.missing.get(name, 'was not run')}" for pair in pairs for name in pair))
     value = max(share for s, share, _ in found if s == status)
     notes = [text for s, _, text in found if s == status and status != PASS]
@@ -208,8 +220,10 @@ def gradients_usable(evidence: Evidence) -> Check:
 
 @_check(13, "union reported")
 def union_is_reported(evidence: Evidence) -> Check:
-    """Check 13: the robust accuracy on the card is the share of images that every attack left right, never a mean of attacks.
-    Value: what the card reports, threshold: the union."""
+    """Check 13: the robust accuracy on the card is the worst case over all attacks for each image, not a mean of attacks.
+
+    Value: the accuracy on the card; threshold: the worst case.
+    """
     if not evidence.rows:
         raise Missing("no attack could be run")
     union = int(evidence.survivors().sum()) / evidence.n
@@ -220,7 +234,7 @@ def union_is_reported(evidence: Evidence) -> Check:
 
 @_check(14, "gradient-free attack included")
 def gradient_free_attack_included(evidence: Evidence) -> Check:
-    """Check 14: at least one attack does without gradients and searches (noise alone does not count). Value: how many."""
+    """Check 14: at least one attack searches without gradients; noise does not count. Value: how many."""
     count = sum(row.kind == BLACK and row.spec.attack not in ("fgsm", "pgd") for row in evidence.rows.values())
     note = "" if count else f"square: {evidence.missing.get('square', 'was not run')}"
     return finding(PASS if count else FAIL, count, 1, evidence.n, note)
@@ -228,8 +242,10 @@ def gradient_free_attack_included(evidence: Evidence) -> Check:
 
 @_check(15, "planted network recognised")
 def planted_network_is_recognised(evidence: Evidence) -> Check:
-    """Check 15: a toy network whose gradients were rounded away fails checks 9 and 12, its honest twin no masking check
-    (`gkp.evaluation.audit.planted`, through the same code). Value: of these two verdicts, how many were wrong."""
+    """Check 15: a toy network with masked gradients fails checks 9 and 12, and the same network without masking fails none.
+
+    See `gkp.evaluation.audit.planted`. Value: how many of the two results are wrong.
+    """
     if not evidence.self_test:
         raise Missing("the self-test was not run")
     missed = [number for number in (9, 12) if number not in evidence.self_test["planted"]]
@@ -240,8 +256,10 @@ def planted_network_is_recognised(evidence: Evidence) -> Check:
 
 @_check(16, "true labels used")
 def true_labels_used(evidence: Evidence) -> Check:
-    """Check 16: attacks were given true labels, and no image that was misclassified counts as right after an attack. Covers
-    every outcome matrix, those the caller gave included. Value: images that became right."""
+    """Check 16: attacks had true labels, and no misclassified image counts as correctly classified after an attack.
+
+    All outcome matrices are checked, including those of the caller. Value: images that became correct.
+    """
     revived = {int(i) for m in evidence.matrices for i in m.indices[~m.right[0] & m.right[1:].any(0)]}
     rows = [*(row.spec for row in evidence.rows.values()), *(spec for matrix in evidence.matrices for spec in matrix.attacks)]
     predicted = sorted({spec.key for spec in rows if spec.labels != "true"})
@@ -252,7 +270,7 @@ def true_labels_used(evidence: Evidence) -> Check:
 
 @_check(17, "robust implies clean-correct")
 def robust_implies_correct(evidence: Evidence) -> Check:
-    """Check 17: no image is right under all attacks of an outcome matrix and wrong without attack. Value: such images."""
+    """Check 17: no image is correct under all attacks of a matrix and misclassified without attack. Value: such images."""
     tables = [matrix.right for matrix in evidence.matrices if matrix.attacks]
     tables += [np.stack([evidence.clean, *(row.right for row in evidence.rows.values())])] if evidence.rows else []
     count = max((int((~right[0] & right[1:].all(0)).sum()) for right in tables), default=0)
@@ -261,8 +279,10 @@ def robust_implies_correct(evidence: Evidence) -> Check:
 
 @_check(18, "same outcomes for any batch and split")
 def outcomes_are_repeatable(evidence: Evidence) -> Check:
-    """Check 18: with the same seed, images attacked apart from the others and in smaller batches, as a resumed evaluation does,
-    have the same outcome; where two matrices of this seed hold the same attack, they agree. Value: images that differ."""
+    """Check 18: the outcome of an image does not depend on its batch, and matrices with the same attack and seed agree.
+
+    Images are attacked in other and smaller batches, as in a resumed evaluation. Value: images with another outcome.
+    """
     probes, n = evidence.conduct()
     differs = {name: probe.otherwise for name, probe in probes.items()}
     first: dict[str, np.ndarray] = {}
@@ -276,7 +296,7 @@ def outcomes_are_repeatable(evidence: Evidence) -> Check:
 
 @_check(19, "checkpoint not chosen on the test set")
 def checkpoint_selection(evidence: Evidence) -> Check:
-    """Check 19: "last epoch" and "validation" pass; "test" is "warn", and the card says so; not run unless stated."""
+    """Check 19: the checkpoint was not chosen on the test set; "test" is "warn". Not run unless stated."""
     if evidence.selection is None:
         raise Missing(f"nobody said how the checkpoint was chosen; give selection, one of {', '.join(SELECTIONS)}")
     chosen = evidence.selection == "test"
@@ -286,8 +306,11 @@ def checkpoint_selection(evidence: Evidence) -> Check:
 
 @_check(20, "intervals and paired tests given")
 def intervals_and_paired_tests(evidence: Evidence) -> Check:
-    """Check 20: the card has paired tests (exact McNemar) and informative 95 % Wilson intervals: "warn" when one of them
-    reaches 10 points or more to one side, n being too small to rank anything; "fail" without tests. Value: that reach."""
+    """Check 20: the card has paired tests (exact McNemar) and informative 95 % Wilson intervals.
+
+    "warn" if an interval extends 10 points or more to one side, because n is then too small for a ranking; "fail" without
+    tests. Value: the largest extent, in points.
+    """
     table, tests = accuracies(evidence), paired_tests(evidence)
     if not tests:
         return finding(FAIL, 0, 1, evidence.n, "no paired test: no two attacks could be run")
@@ -298,9 +321,12 @@ def intervals_and_paired_tests(evidence: Evidence) -> Check:
 
 @_check(21, "beyond Linf")
 def beyond_linf(evidence: Evidence) -> Check:
-    """Check 21: a ladder of Gaussian noise, small shifts and rotations were measured. "warn" when one of the mildest of them
-    (noise of 0.01, one pixel, 5 degrees) costs significantly more than 10 points; never "fail", for this is no error of the
-    evaluation. Value: what the worst of the mild ones costs, in points; binomial test on the net number of images."""
+    """Check 21: accuracy under Gaussian noise, shifts and rotations was measured.
+
+    "warn" if one of the mildest changes (noise of 0.01, one pixel, 5 degrees) costs significantly more than 10 points; never
+    "fail", because that is no error of the evaluation. Value: the largest cost of the mild changes, in points; binomial test on
+    the net number of images.
+    """
     if not evidence.changed:
         raise Missing(evidence.missing.get("changed", "no changed images were tried"))
     clean, changed = int(evidence.clean.sum()), evidence.changed
@@ -314,8 +340,10 @@ def beyond_linf(evidence: Evidence) -> Check:
 
 @_check(22, "can be re-evaluated from its JSON")
 def can_be_reevaluated(evidence: Evidence) -> Check:
-    """Check 22: from the JSON alone, with the network and the images, some images of every attack were attacked again and had
-    the same outcome (`gkp.evaluation.audit.card.reevaluate`). Value: images that had another."""
+    """Check 22: from the JSON, the network and the data, some images of every attack have the same outcome again.
+
+    See `gkp.evaluation.audit.card.reevaluate`. Value: images with another outcome.
+    """
     if not evidence.reevaluated:
         raise Missing(evidence.missing.get("reevaluated", "nothing was re-evaluated"))
     differ = {name: tried - same for name, (same, tried) in evidence.reevaluated.items()}

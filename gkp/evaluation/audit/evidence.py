@@ -1,6 +1,6 @@
-"""What an audit measured, as plain data: outcomes per image, and a few probes of the network.
+"""The measurements of an audit, as plain data: outcomes of each image, and probes of the network.
 
-`gkp.evaluation.audit.measure` makes it, `gkp.evaluation.audit.checks` judges it, `card.json` holds it.
+`gkp.evaluation.audit.measure` makes them, `gkp.evaluation.audit.checks` judges them, and `card.json` stores them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WHITE, BLACK, MIXED = "white-box", "black-box", "mixed"
 
 
 class Missing(Exception):
-    """Something that a check needs was not measured; the message is the reason that the card gives."""
+    """A measurement that a check needs is missing; the message is the reason on the card."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +26,10 @@ class Row:
     """One attack at the audited radius.
 
     Attributes:
-        right: (N,) bool.
+        right: Whether each image is classified correctly under it, (N,) bool.
         spec: The attack.
-        kind: "white-box" if it used this network's gradients, "black-box" if not, "mixed" if it is made of several attacks.
-        source: The network attacked: "network", "scaled logits" (logits multiplied by `Evidence.logit_scale`) or "parent".
+        kind: "white-box" if it uses gradients of this network, "black-box" if not, "mixed" for a combination of attacks.
+        source: The attacked network: "network", "scaled logits" (logits multiplied by `Evidence.logit_scale`) or "parent".
     """
 
     right: np.ndarray
@@ -40,14 +40,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Probe:
-    """One attack, run with few steps on a few correctly classified images.
+    """How an attack behaves, from a short run on a few correctly classified images.
 
     Attributes:
-        n: How many images.
-        moved_at_zero: Images that eps = 0 changed.
-        farthest: Largest |x_adv - x|.
-        outside, not_finite: Images that leave [0, 1], or hold NaN or Inf.
-        otherwise: Images with another outcome in smaller batches, or attacked apart from their neighbours.
+        n: The number of images.
+        moved_at_zero: The number of images changed with eps = 0.
+        farthest: The largest |x_adv - x|.
+        outside, not_finite: The numbers of images with pixels outside [0, 1], and with NaN or infinite pixels.
+        otherwise: The number of images with another outcome when attacked apart from others in smaller batches.
     """
 
     n: int
@@ -60,13 +60,14 @@ class Probe:
 
 @dataclass(frozen=True, eq=False)
 class InputPath:
-    """Where the network normalises.
+    """Measurements of whether the network normalises its input itself.
 
     Attributes:
-        right: (N,) bool for images that are normalised beforehand by the data set's mean and std.
-        difference: Largest |difference| of logits between [0, 1] images and its own entrance for normalised ones, normalised as
-            a loader does, relative to the largest logit; None for a network without such an entrance.
-        reference: The accuracy to be met.
+        right: Whether each image is classified correctly when it was normalised before, by the mean and std of the data set,
+            (N,) bool.
+        difference: The largest difference between logits of images in [0, 1] and logits of the same images, normalised as a
+            loader does, given to `from_normalised`; relative to the largest logit. None for networks without `from_normalised`.
+        reference: The known accuracy without attack, a fraction; None if not given.
     """
 
     right: np.ndarray
@@ -76,7 +77,13 @@ class InputPath:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Input gradients of the cross-entropy of n correctly classified images: how many are all zero, how many not finite."""
+    """Input gradients of the cross-entropy for correctly classified images.
+
+    Attributes:
+        n: The number of images.
+        zero: The number of gradients that are zero everywhere.
+        not_finite: The number of gradients with NaN or infinite entries.
+    """
 
     n: int
     zero: int
@@ -85,27 +92,29 @@ class Gradients:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """All that the checks read.
+    """All measurements that the checks use. Outcomes are (N,) bool, True for images classified correctly.
 
     Attributes:
-        threat: What was attacked and how (check 1).
-        clean: (N,) bool, right without attack.
-        rows: Name -> Row at the audited radius.
-        ladder: Radius -> (N,) bool under PGD.
-        matrices: Every outcome matrix that was used.
-        probes: Name -> Probe of each attack.
-        states: sha256 of the network before and after.
-        unstable: Of `probed` images, those whose logits changed on a second pass, or whose class changed with the batch size.
-        path: Where the network normalises.
+        threat: The threat model (check 1).
+        clean: Outcomes without attack.
+        rows: Name -> attack at the audited radius.
+        ladder: Radius -> outcomes under PGD.
+        matrices: All outcome matrices that were used.
+        probes: Name of an attack -> how it behaves.
+        states: The sha256 of the network before and after the audit.
+        unstable: The number of images, out of `probed`, whose logits change in a second pass or whose class changes with the
+            batch size.
+        probed: The number of images for `unstable`.
+        path: Whether the network normalises its input itself.
         gradients: Whether input gradients are usable.
         logit_scale: The factor of the scaled logits.
-        reported: The robust accuracy that the card gives, a fraction.
-        changed: Name -> (N,) bool on images changed without looking at the network.
-        parent_clean: (N,) bool, the parent on the same images.
-        reevaluated: Name -> (images with the same outcome from the JSON alone, images tried).
-        self_test: "planted" and "plain" -> numbers of the masking checks that failed there.
-        selection: How the checkpoint was chosen.
-        missing: Name -> why it is not among the above.
+        reported: The robust accuracy on the card, a fraction.
+        changed: Name -> outcomes on images changed without knowledge of the network.
+        parent_clean: Outcomes of the parent without attack; None without a parent.
+        reevaluated: Name of an attack -> (images with the same outcome when evaluated from the JSON, images tried).
+        self_test: "planted" and "plain" -> numbers of the masking checks that failed.
+        selection: How the checkpoint was chosen; None if not stated.
+        missing: Name -> why it was not measured.
     """
 
     threat: Mapping[str, Any]
@@ -130,11 +139,11 @@ class Evidence:
 
     @property
     def n(self) -> int:
-        """How many images."""
+        """The number of images."""
         return len(self.clean)
 
     def row(self, name: str) -> np.ndarray:
-        """(N,) bool under this attack. Raises Missing if it did not run or there was nothing to attack."""
+        """Outcomes under an attack, (N,) bool. Raises Missing if it did not run or no image could be attacked."""
         if not self.clean.any():
             raise Missing("no image is classified correctly without attack, so attacks show nothing")
         if name not in self.rows:
@@ -142,19 +151,19 @@ class Evidence:
         return self.rows[name].right
 
     def conduct(self) -> tuple[Mapping[str, Probe], int]:
-        """Each attack's probe, and on how many images. Raises Missing if there was no image to try attacks on."""
+        """The probe of each attack, and the number of images. Raises Missing if there was no image for probes."""
         if not self.probes:
             raise Missing("no image is classified correctly without attack, so there was none to try attacks on")
         return self.probes, max(probe.n for probe in self.probes.values())
 
     def survivors(self, kind: str | None = None) -> np.ndarray:
-        """(N,) bool: right without attack and under every attack of that kind (default: of any)."""
+        """Images classified correctly without attack and under all attacks of a kind, None for any kind; (N,) bool."""
         return np.logical_and.reduce([self.clean, *(row.right for row in self.rows.values() if kind in (None, row.kind))])
 
     def to_json(self) -> dict[str, Any]:
-        """What it takes to evaluate again, and every outcome, as plain JSON types.
+        """All that is needed to evaluate again, and all outcomes, as plain JSON types.
 
-        An outcome is one character an image: "1" right, "0" wrong.
+        Outcomes are text with one character for each image: "1" for correctly classified, "0" for misclassified.
         """
         rows = {
             name: {"kind": row.kind, "source": row.source, "spec": asdict(row.spec), "right": _text(row.right)}
@@ -171,7 +180,7 @@ class Evidence:
 
 
 def of_text(text: str) -> np.ndarray:
-    """(N,) bool of the "0" and "1" that `to_json` writes."""
+    """Outcomes (N,) bool from the text that `to_json` writes."""
     return np.array([character == "1" for character in text])
 
 
@@ -180,7 +189,7 @@ def _text(right: np.ndarray) -> str:
 
 
 def accuracies(evidence: Evidence) -> list[dict[str, Any]]:
-    """One row per accuracy: attack, kind, accuracy, low, high (95 % Wilson), n; the last is the worst case over all attacks."""
+    """Rows of attack, kind, accuracy, low, high (95 % Wilson) and n; the last one is the worst case over all attacks."""
     rows = {"clean": ("", evidence.clean), **{name: (row.kind, row.right) for name, row in evidence.rows.items()}}
     others = [eps for eps in evidence.ladder if eps not in (0.0, evidence.threat["eps"])]
     rows |= {f"pgd at {eps * 255:.6g}/255": (WHITE, evidence.ladder[eps]) for eps in others}
@@ -190,7 +199,7 @@ def accuracies(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def paired_tests(evidence: Evidence) -> list[dict[str, Any]]:
-    """Exact two-sided McNemar tests: first, second, and the images that only one of them left right."""
+    """Rows of exact two-sided McNemar tests: first, second, images correct under only one of them, and p."""
     rows = {"clean": evidence.clean, **{name: row.right for name, row in evidence.rows.items()}}
     if evidence.parent_clean is not None:
         rows["parent, clean"] = evidence.parent_clean

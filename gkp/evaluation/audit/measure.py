@@ -1,13 +1,12 @@
-"""`gather` measures the `Evidence` that the checks read.
+"""Measure the `Evidence` for the checks.
 
-Cost: about 14 attack rows, nearly all of an audit. An image that is never misclassified takes, at the default effort, about 230
+Cost: about 14 attacks, nearly all of an audit. An image that is never misclassified takes, at the default effort, about 230
 gradients for PGD, its variants and its ladder, 200 for both APGD and 1,000 forward passes for Square; one that is misclassified
-at once takes a handful. Rows that the caller has already (`outcomes`) are not run again.
+at once takes a few. Attacks in the caller's `outcomes` are not run again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,13 +31,13 @@ from gkp.evaluation.audit.probing import (
 )
 from gkp.evaluation.benchmark import benchmark, predict
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
-from gkp.evaluation.subject import state_sha256
+from gkp.evaluation.subject import indices_sha256, state_sha256
 
-TOP_EPS = 0.5  # every image can become the same grey there: no network is robust
+TOP_EPS = 0.5  # every image can become the same grey, so no network is robust
 LADDER = (0.25, 0.5, 2, 4)  # multiples of the audited radius
-LEAD = 5.0  # softmax is then neither saturated (float32 is from about 17) nor so flat that all other classes pull alike
+LEAD = 5.0  # of the largest logit: softmax is then neither saturated (in float32 from about 17 on) nor too flat
 GRADIENT_FREE, COMPOSITE = ("square",), ("cascade", "autoattack")
-_NOISE = {"steps": 1, "step": 1e-12}  # PGD that never leaves its random starts: noise, uniform in the ball
+_NOISE = {"steps": 1, "step": 1e-12}  # PGD that stays at its random starts: noise, uniform in the ball
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,10 @@ class Effort:
     """How hard an audit tries.
 
     Attributes:
-        steps, apgd_steps: Of PGD and APGD.
-        queries: Of Square.
-        draws: Of random noise.
-        probes: Images on which each attack's own conduct is checked.
+        steps, apgd_steps: Steps of PGD and APGD.
+        queries: Queries of Square.
+        draws: Draws of random noise.
+        probes: Images for `Probe`.
     """
 
     steps: int = 20
@@ -60,7 +59,12 @@ class Effort:
 
 
 class Scaled(nn.Module):
-    """`net` with its logits multiplied by `factor`: the same decisions, another softmax."""
+    """A network with its logits multiplied by a factor: the same decisions, another softmax.
+
+    Args:
+        net: The network.
+        factor: The factor.
+    """
 
     def __init__(self, net: nn.Module, factor: float):
         super().__init__()
@@ -72,7 +76,7 @@ class Scaled(nn.Module):
 
 
 def planned(eps: float, effort: Effort) -> dict[str, AttackSpec]:
-    """The attacks of an audit on the network itself, by the names that the checks use."""
+    """Name in the checks -> attack, of the attacks on the network itself."""
     steps, apgd = {"steps": effort.steps}, {"steps": effort.apgd_steps}
     return {
         "fgsm": AttackSpec("fgsm", eps),
@@ -102,13 +106,25 @@ def gather(
     batch_size: int = 200,
     progress: bool | None = None,
 ) -> Evidence:
-    """Measure the evidence on `model` and the first `n_examples` images of `data`.
+    """Measure the evidence for an audit.
 
     Args:
-        self_test: The result of `gkp.evaluation.audit.planted.self_test`; the others are as in `gkp.evaluation.audit.audit`.
+        model: A network from images (N, C, H, W) in [0, 1] to logits (N, K).
+        data: The data set.
+        n_examples: The number of images, the first ones; None for all.
+        eps: The radius, in the units of pixels in [0, 1].
+        seed: The seed of random starts and noise.
+        effort: How hard to try; None for `Effort()`.
+        parent: The dense network that `model` was pruned from; None without one.
+        reference_accuracy: The known accuracy without attack, a fraction; None if not given.
+        outcomes: Outcomes of `benchmark` for this network, data set and seed, whose attacks are not run again.
+        selection: How the checkpoint was chosen; None if not stated.
+        self_test: The result of `gkp.evaluation.audit.planted.self_test`; None to leave it out.
+        batch_size: Images in one pass.
+        progress: Whether to show a bar on stderr; None for only on a terminal.
 
     Raises:
-        BadInput: for a network that does not take the images or gives logits that are not finite.
+        BadInput: The network does not take the images, or its logits are not finite.
     """
     effort, before = effort or Effort(), state_sha256(model)
     clean = benchmark(  # warns of a network that misleads, once
@@ -137,7 +153,7 @@ def gather(
 def _attacked(
     subject: Subject, eps: float, effort: Effort, given: Outcomes | None
 ) -> tuple[dict[str, Row], dict[float, np.ndarray], list[Outcomes], dict[str, str]]:
-    """Rows at the audited radius, PGD's outcomes at other radii, the matrices of both, and why rows are missing."""
+    """Rows at the audited radius, outcomes of PGD at other radii, the matrices of both, and why rows are missing."""
     specs = planned(eps, effort)
     radii = sorted({TOP_EPS, *(r for r in (factor * eps for factor in LADDER) if r < TOP_EPS)})
     ladder = {f"ladder-{radius:.9g}": AttackSpec("pgd", radius, options={"steps": effort.steps}) for radius in radii}
@@ -156,7 +172,7 @@ def _attacked(
 def _known(
     given: Outcomes | None, n: int, eps: float, specs: Mapping[str, AttackSpec]
 ) -> tuple[dict[Any, np.ndarray], dict[str, Row]]:
-    """Rows that need not be run, by `_identity`, and those at the audited radius that the audit has not planned but adds."""
+    """Outcomes that need not be run, by `_identity`, and further rows of the caller at the audited radius."""
     if given is None or given.protocol != "pixel":
         return {}, {}
     known = {_identity(spec): row[:n] for spec, row in zip(given.attacks, given.right[1:], strict=True)}
@@ -168,7 +184,7 @@ def _known(
 def _each(
     run: Callable[[Sequence[AttackSpec]], Outcomes], specs: Mapping[str, AttackSpec], missing: dict[str, str]
 ) -> list[tuple[Outcomes, list[str]]]:
-    """All rows in one matrix; where one of the attacks refuses the network, a matrix each, and the reason in `missing`."""
+    """All attacks in one matrix; if one of them refuses the network, a matrix for each, with the reason in `missing`."""
     if not specs:
         return []
     try:
@@ -181,7 +197,7 @@ def _each(
 
 
 def _scaled(subject: Subject, spec: AttackSpec, scale: float, missing: dict[str, str]) -> dict[str, Row]:
-    """PGD on the network with scaled logits, which has a gradient where a saturated softmax has none."""
+    """PGD on the network with scaled logits, which has gradients where a saturated softmax has none."""
     attacked = partial(subject.outcomes, model=Scaled(subject.model, scale))
     found = _each(attacked, {"pgd-scaled": spec}, missing)
     return {name: Row(matrix.right[1], spec, WHITE, "scaled logits") for matrix, (name,) in found}
@@ -190,7 +206,7 @@ def _scaled(subject: Subject, spec: AttackSpec, scale: float, missing: dict[str,
 def _transferred(
     subject: Subject, parent: nn.Module | None, clean: np.ndarray, eps: float, effort: Effort, missing: dict[str, str]
 ) -> dict[str, Row]:
-    """Images made for the parent, tried on the network. PGD makes all its steps: a first success barely transfers."""
+    """Images attacked for the parent, classified by the network. PGD makes all steps, for first successes barely transfer."""
     whole = {"steps": effort.steps, "drop_fallen": False}
     rows = {}
     for spec in (AttackSpec("fgsm", eps), AttackSpec("pgd", eps, options=whole)):
@@ -205,7 +221,7 @@ def _transferred(
 
 
 def _identity(spec: AttackSpec) -> tuple[Any, ...]:
-    """All that decides an outcome beside seed and image: attack, radius, labels and every option, defaults included."""
+    """All that an outcome depends on besides seed and image: attack, radius, labels and options, including defaults."""
     known = {name: p.default for name, p in list(inspect.signature(ATTACKS[spec.attack]).parameters.items())[3:]}
     settled = {**known, **spec.options}
     for name in ("eps", "seed", "ids", "bounds"):
@@ -223,11 +239,10 @@ def _kind(spec: AttackSpec) -> str:
 
 
 def _threat(clean: Outcomes, eps: float) -> dict[str, Any]:
-    positions = np.ascontiguousarray(clean.indices, dtype="<i8")
     return {
         "norm": "linf", "eps": eps, "eps_text": AttackSpec("fgsm", eps).radius, "space": "[0, 1] pixels, normalised inside",
         "bounds": list(clean.bounds), "labels": "true", "dataset": clean.dataset, "split": clean.split, "n": clean.n,
-        "indices_sha256": hashlib.sha256(positions.tobytes()).hexdigest(), "data_sha256": clean.data_sha256,
+        "indices_sha256": indices_sha256(clean.indices), "data_sha256": clean.data_sha256,
         "model_sha256": clean.model_sha256, "seed": clean.seed, "versions": dict(clean.versions),
     }  # fmt: skip
 

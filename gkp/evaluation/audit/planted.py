@@ -1,6 +1,6 @@
-"""The audit's test of itself (check 15): a toy network known to be masked, and its honest twin.
+"""The self-test of the audit (check 15): a toy network that masks its gradients, and the same network without masking.
 
-Cost: a second, once per process.
+Cost: a second, once in each process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Linear(nn.Module):
 
 
 class Rounded(Linear):
-    """The same behind pixels rounded to quarters: its gradient is zero everywhere, and it is no more robust for that."""
+    """The same network on pixels rounded to quarters: its gradient is zero everywhere although it is not more robust."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, 4)."""
@@ -49,7 +49,7 @@ def toy_images() -> Dataset:
 
 @cache
 def self_test() -> dict[str, tuple[int, ...]]:
-    """The masking checks that fail: "planted" -> their numbers for `Rounded`, "plain" -> their numbers for `Linear`."""
+    """The numbers of the masking checks that fail: "planted" for `Rounded`, "plain" for `Linear`."""
     effort = Effort(steps=5, apgd_steps=5, queries=200, draws=2, probes=4)
     failed = {}
     for name, net in (("planted", Rounded()), ("plain", Linear())):

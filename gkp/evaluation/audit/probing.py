@@ -1,6 +1,6 @@
-"""Probes of the network itself: the attacks' conduct, where it normalises, its gradients, and changed images.
+"""Probes of a network: how attacks behave on it, whether it normalises its input, its gradients, and changed images.
 
-Cost: a few short attacks on 16 images, one gradient and about 16 forward passes an image.
+Cost: a few short attacks on 16 images, and one gradient and about 16 forward passes for each image.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from gkp.evaluation.outcomes import AttackSpec, Outcomes
 from gkp.evaluation.subject import images_home
 from gkp.networks.wrappers import unwrapped
 
-_SHORT = {"steps": 3, "queries": 10, "restarts": 2}  # enough to see how an attack behaves
+_SHORT = {"steps": 3, "queries": 10, "restarts": 2}  # the largest options of a short run
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The network under audit, the images, and what every pass over them shares.
+    """The audited network, the images, and the options of every pass over them.
 
     Attributes:
         model: The network.
-        split: The whole data set, so that every matrix carries its hash.
+        split: The whole data set, whose hash is recorded in outcome matrices.
         data: Its first images.
-        seed: Of random starts.
+        seed: The seed of random starts.
         batch_size: Images in one pass.
-        progress: Whether to show a bar, as in `gkp.benchmark`.
+        progress: As in `gkp.benchmark`.
     """
 
     model: nn.Module
@@ -51,9 +51,12 @@ class Subject:
     def outcomes(
         self, specs: Sequence[AttackSpec], *, model: nn.Module | None = None, positions: np.ndarray | None = None
     ) -> Outcomes:
-        """Outcomes of these images (default: all) under these attacks.
+        """The outcomes under some attacks. A network that is not deterministic causes no warning, because check 4 reports it.
 
-        A network that is not deterministic is no error here: check 4 reports it, so each of a dozen calls need not warn.
+        Args:
+            specs: The attacks.
+            model: The network to attack; None for the audited one.
+            positions: Positions of images (n,); None for all.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ModelWarning)
@@ -66,7 +69,19 @@ class Subject:
     def attacked(
         self, spec: AttackSpec, x: Tensor, y: Tensor, ids: Tensor, *, model: nn.Module | None = None, batch_size: int = 0
     ) -> Tensor:
-        """Images after this attack on `model` (default: the network)."""
+        """Attack some images.
+
+        Args:
+            spec: The attack.
+            x: Images (n, C, H, W).
+            y: Labels (n,).
+            ids: Ids of the images (n,), which decide their random starts.
+            model: The network to attack; None for the audited one.
+            batch_size: Images in one pass; 0 for that of the subject.
+
+        Returns:
+            Attacked images (n, C, H, W).
+        """
         model = model or self.model
         with evaluating(model):
             return adversarial(
@@ -74,12 +89,21 @@ class Subject:
             )
 
     def right(self, x: Tensor, y: Tensor) -> np.ndarray:
-        """(n,) bool: which images the network classifies as `y`."""
+        """Whether the network classifies each image as its label, (n,) bool."""
         with evaluating(self.model):
             return (logits_of(self.model, x).argmax(1) == y).cpu().numpy()
 
     def transferred(self, parent: nn.Module, spec: AttackSpec, positions: np.ndarray) -> np.ndarray:
-        """(n,) bool: which of these images the network gets right after the attack was made for `parent`."""
+        """Whether the network classifies images correctly that were attacked for another network.
+
+        Args:
+            parent: The network that is attacked.
+            spec: The attack.
+            positions: Positions of images (n,).
+
+        Returns:
+            (n,) bool.
+        """
         right = [np.zeros(0, dtype=bool)]
         for part in self.batches(positions):
             x, y, ids = self.images(part)
@@ -87,37 +111,37 @@ class Subject:
         return np.concatenate(right)
 
     def images(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Images in [0, 1] as the network takes them, their labels, and their ids."""
+        """Images in [0, 1] on the device and in the precision of the network, their labels, and their ids."""
         (device, dtype), ids = images_home(self.model), torch.from_numpy(positions)
         return self.data.pixels(ids).to(device, dtype), self.data.labels[ids].to(device), ids
 
     def batches(self, positions: np.ndarray) -> list[np.ndarray]:
-        """The positions in parts of batch_size."""
+        """The positions in batches."""
         return [positions[i : i + self.batch_size] for i in range(0, len(positions), self.batch_size)]
 
 
 def right_of(logits: Tensor, data: Dataset) -> np.ndarray:
-    """(N,) bool: where the largest logit is the label's."""
+    """Whether the largest logit is that of the label, (N,) bool."""
     return (logits.argmax(1) == data.labels.cpu()).numpy()
 
 
 def _images(wrong: Tensor) -> int:
-    """The number of images in which anything is True."""
+    """The number of images with any True entry."""
     return int(wrong.flatten(1).any(1).sum())
 
 
 def conduct_of(subject: Subject, clean: np.ndarray, rows: Mapping[str, Row], images: int) -> tuple[dict[str, Probe], int, int]:
-    """Probe every attack and the network's determinism.
+    """Probe every attack, and whether the network is deterministic.
 
     Args:
         subject: The network and its images.
-        clean: (N,) bool, right without attack.
+        clean: Outcomes without attack, (N,) bool.
         rows: The attacks.
-        images: How many correctly classified images to use, the first ones.
+        images: The number of correctly classified images to use, the first ones.
 
     Returns:
-        Each attack's `Probe`; the number of images whose logits change on a second pass or whose class changes in a batch of
-        three; and of how many.
+        Name of an attack -> its probe; the number of images whose logits change in a second pass or whose class changes in a
+        batch of three; the number of images tried.
     """
     chosen = np.flatnonzero(clean)[:images]
     x, y, ids = subject.images(chosen if len(chosen) else np.arange(min(images, len(subject.data))))
@@ -147,10 +171,15 @@ def _probe(subject: Subject, spec: AttackSpec, x: Tensor, y: Tensor, ids: Tensor
 
 
 def input_path(subject: Subject, logits: Tensor, reference: float | None) -> InputPath:
-    """Compare two ways into the network.
+    """Measure whether the network normalises its input itself.
 
-    Images that the data set's loader has normalised go in as if they were pixels; and, normalised by the network's own mean and
-    std as a loader computes it (not as the network does), into its own entrance for such images.
+    Images normalised by the mean and std of the data set are given to the network as if they were pixels. Images normalised by
+    the mean and std of the network, as a loader computes it, are given to its `from_normalised`.
+
+    Args:
+        subject: The network and its images.
+        logits: Logits of the plain images (N, K).
+        reference: The known accuracy without attack, a fraction; None if not given.
     """
     data, model, difference = subject.data, subject.model, None
     known = model if hasattr(model, "from_normalised") else unwrapped(model)
@@ -173,7 +202,7 @@ def _normalised(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tenso
 
 
 def gradients(subject: Subject, positions: np.ndarray) -> Gradients:
-    """Input gradients, not by the attacks' own function, which refuses a network whose gradient is not finite."""
+    """Probe the input gradients; not by the function of the attacks, which refuses gradients that are not finite."""
     zero = not_finite = 0
     with evaluating(subject.model), torch.inference_mode(False), torch.enable_grad():
         for part in subject.batches(positions):
@@ -186,11 +215,14 @@ def gradients(subject: Subject, positions: np.ndarray) -> Gradients:
 
 
 def changed_images(subject: Subject, missing: dict[str, str]) -> dict[str, np.ndarray]:
-    """Which images stay right when changed without looking at the network: noise, shifts, rotations.
+    """Outcomes on images changed without knowledge of the network: noise, shifts, rotations.
 
     Args:
         subject: The network and its images.
-        missing: See `Evidence`; gets the reason where images are too small.
+        missing: As in `Evidence`; gets the reason where images are too small.
+
+    Returns:
+        Name of the change -> outcomes (N,) bool.
     """
     data = subject.data
     if min(data.images.shape[2:]) < 3:

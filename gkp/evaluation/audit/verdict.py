@@ -1,10 +1,10 @@
-"""What a check returns, and how small samples are judged.
+"""The result of a check, and how small samples are judged.
 
-A share k / n that should not exceed a limit passes while it does not. Above it, the check fails when the exact binomial test
-rejects "the true share is within the limit" at 5 %; otherwise it warns: n images do not decide it. Of two attacks on the same
-images, one of which should be at least as strong, the check passes while that one misclassifies as many; otherwise it fails
-when the exact one-sided McNemar test rejects at 5 % that both are equally strong, and warns when it does not. Invariants have
-no sample: one violation fails. What was not measured is "not run", with the reason. Percentage points are of all n images.
+A share k / n with a limit: "pass" up to the limit; above it, "fail" if the exact binomial test rejects at 5 % that the true
+share is within the limit, else "warn". Two attacks on the same images, one of which should be at least as strong: "pass" if it
+breaks at least as many images; else "fail" if the exact one-sided McNemar test rejects at 5 % that both are equally strong,
+else "warn". An invariant: "fail" at the first violation. Without the measurements: "not run", with the reason. Percentage
+points are of all n images.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Check:
         number: 1 to 22.
         name: What is checked.
         status: "pass", "warn", "fail" or "not run".
-        value, threshold: What was compared, in the unit that the check's docstring names; None where there is no number.
-        n: How many images it rests on.
-        note: The reason of anything but "pass".
+        value, threshold: The numbers compared, in the unit named in the docstring of the check; None where there are none.
+        n: The number of images it rests on.
+        note: The reason of a status other than "pass".
     """
 
     number: int
@@ -54,7 +54,13 @@ Judge = Callable[[Evidence], Check]
 
 
 def numbered(number: int, name: str, judge: Judge) -> Judge:
-    """`judge` with its number and name; evidence that is missing makes it "not run", and nothing else does."""
+    """Add number and name to a check, and make it "not run" where evidence is missing.
+
+    Args:
+        number: Its number.
+        name: Its name.
+        judge: The function of the check.
+    """
 
     @wraps(judge)
     def check(evidence: Evidence) -> Check:
@@ -67,25 +73,41 @@ def numbered(number: int, name: str, judge: Judge) -> Judge:
 
 
 def finding(status: str, value: float | None, threshold: float | None, n: int, note: str = "") -> Check:
-    """A Check without its number and name. Values that are not finite, which JSON cannot hold, become None."""
+    """A check without number and name.
+
+    Args:
+        status, n, note: As in `Check`.
+        value, threshold: As in `Check`; numbers that are not finite become None, because JSON has none.
+    """
     value, threshold = (None if x is None or not math.isfinite(x) else round(float(x), 6) for x in (value, threshold))
     return Check(0, "", status, value, threshold, n, note)
 
 
 def invariant(violations: int, n: int, note: str) -> Check:
-    """A finding that fails at the first violation; `note` says what went wrong and is left out if nothing did."""
+    """The finding for an invariant, which fails at the first violation.
+
+    Args:
+        violations: How many there are.
+        n: The number of images.
+        note: What went wrong; left out if there are no violations.
+    """
     return finding(FAIL if violations else PASS, violations, 0, n, note if violations else "")
 
 
 def share_status(k: int, n: int, limit: float) -> str:
-    """Status of k of n that should be a share of at most `limit`."""
+    """The status of a share k / n that should not exceed a limit.
+
+    Args:
+        k, n: The counts.
+        limit: The limit, a fraction.
+    """
     if k <= limit * n:
         return PASS
     return FAIL if limit == 0 or exceeds(k, n, limit) < LEVEL else WARN
 
 
 def strength_status(strong: np.ndarray, weak: np.ndarray) -> str:
-    """Status of "`strong` leaves no more images right than `weak`", (N,) bool each."""
+    """The status of "no more images are correct under `strong` than under `weak`", outcomes (N,) bool each."""
     against, in_favour = discordant(strong, weak)
     if against <= in_favour:
         return PASS
@@ -93,7 +115,15 @@ def strength_status(strong: np.ndarray, weak: np.ndarray) -> str:
 
 
 def at_least_as_strong(strong_name: str, strong: np.ndarray, weak_name: str, weak: np.ndarray) -> Check:
-    """`strength_status` as a finding. Value: points of accuracy that the attack meant to be strong leaves more."""
+    """The finding for two attacks, one of which should be at least as strong.
+
+    Args:
+        strong_name, weak_name: Their names.
+        strong, weak: The outcomes under them, (N,) bool.
+
+    Returns:
+        A finding whose value is the accuracy under the strong attack minus that under the weak one, in points.
+    """
     status, n = strength_status(strong, weak), len(strong)
     missed, only = discordant(strong, weak)
     note = f"{weak_name} breaks {missed} images that {strong_name} does not, and misses {only}"
@@ -101,16 +131,16 @@ def at_least_as_strong(strong_name: str, strong: np.ndarray, weak_name: str, wea
 
 
 def worst_of(statuses: Iterable[str]) -> str:
-    """The worst of them: "fail", then "warn"."""
+    """The worst status: "fail" before "warn" before "pass"."""
     return max(statuses, key=(PASS, WARN, FAIL).index)
 
 
 def named(what: str, counts: Mapping[str, int]) -> str:
-    """The text "what one (3), other (1)" of the counts above 0, or "" if there are none."""
+    """The counts above 0 as text: "what one (3), other (1)"; "" if there are none."""
     found = ", ".join(f"{name} ({count})" for name, count in counts.items() if count)
     return f"{what} {found}" if found else ""
 
 
 def percent(share: float) -> str:
-    """A fraction as the card prints it."""
+    """A fraction in percent, as on the card."""
     return f"{100 * share:.2f} %"

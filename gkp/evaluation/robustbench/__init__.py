@@ -1,10 +1,10 @@
-"""RobustBench: its `benchmark()` run on our networks, and entries in its JSON schema with what its users miss there.
+"""RobustBench: run its `benchmark()` on any network, and write entries in its JSON schema with additional fields.
 
     clean, robust = robustbench_benchmark(net, n_examples=1000, eps=8 / 255)
     outcomes = gkp.benchmark(net, attacks=[AttackSpec("autoattack", "8/255")], n_examples=1000)
     save_entry(entry(outcomes, net, name="SR-GKP, rate 7/16", architecture="ResNet-20"), "build/entries")
 
-A folder of entries can be rendered as a leaderboard (`gkp leaderboard`).
+`gkp leaderboard` renders a folder of entries as a page.
 """
 
 from gkp.evaluation.robustbench.adapter import robustbench_benchmark

@@ -1,8 +1,8 @@
-"""`robustbench.benchmark()` from PyPI on any network and any labelled images, offline.
+"""Run `robustbench.benchmark()` from PyPI on any network and any labelled images, offline.
 
-robustbench 1.1.1 does not import as installed: it wants a module called `autoattack`, and its dependency is pyautoattack, whose
-constructor differs. A stand-in is in `sys.modules` while robustbench is imported and removed afterwards: an `autoattack` that
-is really installed is never shadowed. The images come from `gkp.load_dataset`.
+robustbench 1.1.1 cannot be imported as installed: it needs a module `autoattack`, but depends on pyautoattack, whose
+constructor differs. A stand-in is in `sys.modules` while robustbench is imported, and removed afterwards; an installed
+`autoattack` is never shadowed. The images come from `gkp.load_dataset`.
 
 Cost: importing robustbench takes seconds, once; then AutoAttack, see `gkp.attacks.autoattack`.
 """
@@ -53,23 +53,24 @@ def robustbench_benchmark(
     version: str = "standard",
     attacks_to_run: Sequence[str] | None = None,
 ) -> tuple[float, float]:
-    """Run `robustbench.benchmark()`; it prints nothing and writes no file.
+    """Run `robustbench.benchmark()`, without output and files.
 
     Args:
-        model: Takes float32 [0, 1] (N, C, H, W) images, returns logits; evaluated in eval mode and left as it was.
-        dataset: A name, for its test split, or a Dataset of your own.
-        n_examples: The first so many images; all by default.
-        eps: Radius in pixel units.
+        model: A network from float32 images (N, C, H, W) in [0, 1] to logits (N, K). It is evaluated in eval mode and left as
+            it was.
+        dataset: The name of a data set, of which the test split is taken, or a Dataset.
+        n_examples: The number of images, the first ones; None for all.
+        eps: The radius, in the units of pixels in [0, 1].
         threat_model: "Linf" or "L2".
-        batch_size: Part of the result, see `gkp.attacks.autoattack`; 32 is RobustBench's.
-        seed: RobustBench has none, and AutoAttack then takes the clock.
-        version, attacks_to_run: As for `gkp.attacks.autoattack.autoattack`; "standard" is what RobustBench runs.
+        batch_size: Images in one pass, on which the result depends, see `gkp.attacks.autoattack`; RobustBench uses 32.
+        seed: The seed of AutoAttack; RobustBench sets none, so that AutoAttack takes the clock.
+        version, attacks_to_run: As in `gkp.attacks.autoattack.autoattack`; RobustBench runs "standard".
 
     Returns:
-        Clean and robust accuracy, fractions.
+        Accuracy without attack and robust accuracy, as fractions.
 
     Raises:
-        BadInput: for whatever does not fit, and if robustbench cannot be imported.
+        BadInput: An argument is out of range or does not fit the network, or robustbench cannot be imported.
     """
     if threat_model not in THREAT_MODELS:
         what = "; corrupted images are in gkp.evaluation.corruptions" if threat_model.startswith("corruptions") else ""
@@ -90,7 +91,7 @@ def robustbench_benchmark(
             clean, robust = benchmark(
                 model,
                 n_examples=len(images),
-                dataset=data.name if data.name in _KNOWN_NAMES else "cifar10",  # only a slot: the images are ours
+                dataset=data.name if data.name in _KNOWN_NAMES else "cifar10",  # any known name, because the images are ours
                 threat_model=threat_model,
                 eps=radius,
                 batch_size=int(batch_size),
@@ -100,7 +101,7 @@ def robustbench_benchmark(
 
 
 class AutoAttack:
-    """The constructor and method that robustbench calls, on pyautoattack. Same names and order as the original package's."""
+    """The constructor and method that robustbench calls, by pyautoattack, with the arguments of the original package."""
 
     def __init__(
         self, model: Model, norm: str = "Linf", eps: float = 0.3, seed: int | None = None, verbose: bool = False,
@@ -111,7 +112,17 @@ class AutoAttack:
         self.version, self.attacks_to_run = version, attacks_to_run or None
 
     def run_standard_evaluation(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250, state_path: Path | None = None) -> Tensor:
-        """The attacked images."""
+        """Attack images.
+
+        Args:
+            x_orig: Images (N, C, H, W).
+            y_orig: Labels (N,).
+            bs: Images in one pass.
+            state_path: A file of pyautoattack from which to resume; None for none.
+
+        Returns:
+            The attacked images.
+        """
         with torch.enable_grad():
             attack = build(
                 self.model,
@@ -128,7 +139,7 @@ class AutoAttack:
 
 @contextmanager
 def _robustbench(images: Dataset, options: dict[str, Any]) -> Iterator[Any]:
-    """robustbench's `benchmark`, which takes its images from `images` and runs AutoAttack with `options` inside the block."""
+    """The `benchmark` of robustbench, which inside the block uses these images and runs AutoAttack with these options."""
 
     def load(*_: Any) -> tuple[Tensor, Tensor]:
         return images.pixels(), images.labels
@@ -159,7 +170,7 @@ def _evaluation_module() -> Any:
 
 @contextmanager
 def _stand_ins() -> Iterator[None]:
-    """Inside the block `autoattack` and `autoattack.state` can be imported, whether or not they are installed."""
+    """Make `autoattack` and `autoattack.state` importable inside the block, installed or not."""
     if "autoattack" in sys.modules or find_spec("autoattack") is not None:
         yield
         return

@@ -1,18 +1,17 @@
-"""Entries of a leaderboard: RobustBench's JSON schema, made from an outcome matrix, plus what its users miss there.
+"""Entries of a leaderboard in RobustBench's JSON schema, made from an outcome matrix, with additional fields.
 
-RobustBench's keys have RobustBench's meaning: accuracies are percent strings, eps a string, `autoattack_acc` the accuracy under
-standard AutoAttack, `external` the best known (lowest) robust accuracy where that is another one. An entry whose images were
-not attacked by standard AutoAttack has `autoattack_acc` null, its accuracy in `external`, and a footnote that says so.
+RobustBench's keys have their meaning there: accuracies are percent as text, eps is text, `autoattack_acc` is the accuracy under
+standard AutoAttack, `external` the best known (lowest) robust accuracy if it is another one. Without standard AutoAttack,
+`autoattack_acc` is null, the accuracy is in `external`, and the footnote says so.
 
-Ours beside them: threat_model, protocol, split, n, seed, interval (95 % Wilson, percent), parameters, macs, paper_macs,
-latency, attacks, versions, and hashes of the data, the images chosen and the network.
+Additional keys: threat_model, protocol, split, n, seed, interval (95 % Wilson, percent), parameters, macs, paper_macs, latency,
+attacks, versions, and hashes of the data, of the positions of images and of the network.
 
-Cost: milliseconds, and the seconds for which latency is measured.
+Cost: milliseconds, and the seconds for measuring latency.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
@@ -22,7 +21,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from gkp.attacks.options import parse_eps
@@ -31,7 +29,7 @@ from gkp.errors import BadInput
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
 from gkp.evaluation.robustbench.adapter import THREAT_MODELS
 from gkp.evaluation.robustbench.schema import check_entry
-from gkp.evaluation.subject import state_sha256
+from gkp.evaluation.subject import indices_sha256, state_sha256
 from gkp.files import replace_file
 from gkp.networks.classifier import Architecture
 from gkp.networks.wrappers import unwrapped
@@ -40,7 +38,7 @@ from gkp.pruning.plan import plan_of
 from gkp.pruning.twin import PrunedModel
 
 _WORDS = {ours: theirs for theirs, ours in THREAT_MODELS.items()}
-_SLACK = 0.002  # AutoAttack is called unreliable when other attacks break more of the images than this: its own threshold
+_SLACK = 0.002  # AutoAttack is called unreliable if other attacks break a larger share of images: RobustBench's threshold
 
 
 def entry(
@@ -62,23 +60,26 @@ def entry(
     input_shape: Sequence[int] | None = None,
     latency_seconds: float | None = 1.0,
 ) -> dict[str, Any]:
-    """Make the entry, plain JSON types, of `net` at one radius of `outcomes`.
+    """Make the entry of a network at one radius.
 
     Args:
-        outcomes: Of protocol "pixel".
-        net: The network that was evaluated; a masked twin is counted and timed as the compact network it stands for.
+        outcomes: Its outcome matrix in the protocol "pixel".
+        net: The network; parameters, MACs and latency of a masked twin are those of its compact network.
         name, architecture, authors, venue, link, additional_data: As on RobustBench.
-        eps, norm: The radius; may be left out when there is only one.
-        reported: The robust accuracy that its authors claim, a fraction.
-        unreliable: Whether AutoAttack overestimates this network, e.g. `Card.masked` of an audit; None: if the other attacks in
-            `outcomes` misclassify over 0.2 points more.
-        footnote: Text that comes first in the footnote.
-        evaluated: Hash of the masked twin whose compact form `net` is, where both were recorded and only the small one kept.
-        input_shape: (C, H, W), known for our own data sets.
-        latency_seconds: How long to measure the latency of one image on one thread; None: not at all.
+        eps, norm: The radius; eps may be None if there is only one.
+        reported: The robust accuracy that the authors report, a fraction.
+        unreliable: Whether AutoAttack overestimates the accuracy, e.g. `Card.masked` of an audit; None: if the other attacks in
+            `outcomes` lower it by more than 0.2 points.
+        footnote: Text at the beginning of the footnote.
+        evaluated: The hash of the evaluated network, if `net` is its compact form; None if `net` was evaluated.
+        input_shape: (C, H, W) of an image; None for data sets that are known by name.
+        latency_seconds: How long to measure the latency of one image on one thread; None not to measure it.
+
+    Returns:
+        The entry, as plain JSON types.
 
     Raises:
-        BadInput: for outcomes of another network or protocol, and for a radius that is not in them.
+        BadInput: The outcomes are of another network or protocol, or do not have this radius.
     """
     _check_belong(outcomes, evaluated or state_sha256(net))
     specs = _at_radius(outcomes, eps, norm)
@@ -115,16 +116,16 @@ def save_entry(entry: Mapping[str, Any], folder: str | Path, *, model_id: str | 
     """Write an entry to FOLDER/DATASET/THREAT_MODEL/MODEL_ID_EPS.json, laid out as RobustBench's model_info.
 
     Args:
-        entry: As `entry` returns it.
-        folder: It is made if need be.
-        model_id: By default made from the name.
+        entry: As returned by `entry`.
+        folder: The folder, which is made if it does not exist.
+        model_id: The beginning of the file name; None to make it from the name.
 
     Returns:
         The file.
 
     Raises:
-        BadInput: for an entry that is not sound, a folder that cannot be written, and a file that holds the entry of another
-            network or data set.
+        BadInput: The entry does not fit the schema, the folder cannot be written, or the file has the entry of another network
+            or data set.
     """
     sound = check_entry(entry, "the entry")
     file = f"{_slug(model_id or sound['name'])}_{_slug(sound['eps'])}.json"
@@ -138,10 +139,13 @@ def save_entry(entry: Mapping[str, Any], folder: str | Path, *, model_id: str | 
 
 
 def load_entries(folders: str | Path | Sequence[str | Path]) -> list[dict[str, Any]]:
-    """Read and check every entry below these folders, ours and RobustBench's own, in order of path.
+    """Read and check all entries below some folders, ours and RobustBench's, in order of their paths.
+
+    Args:
+        folders: One or several folders.
 
     Raises:
-        BadInput: for a folder that is missing or without entries, and for the first file that is not a sound entry.
+        BadInput: A folder is missing or has no entries, or a file is not an entry that fits the schema.
     """
     entries = []
     for folder in [folders] if isinstance(folders, str | Path) else folders:
@@ -170,7 +174,7 @@ def _check_belong(outcomes: Outcomes, network: str) -> None:
 
 
 def _at_radius(outcomes: Outcomes, eps: float | str | None, norm: str) -> list[AttackSpec]:
-    """The attacks at the radius asked for, at least one."""
+    """The attacks at the given radius, at least one."""
     radii = list(dict.fromkeys(spec.radius for spec in outcomes.attacks))
     if eps is None and len(radii) == 1:
         return list(outcomes.attacks)
@@ -183,7 +187,7 @@ def _at_radius(outcomes: Outcomes, eps: float | str | None, norm: str) -> list[A
 
 
 def _shares(outcomes: Outcomes, specs: Sequence[AttackSpec]) -> dict[str, tuple[float, float, float]]:
-    """Accuracy, low and high, fractions: clean_acc, best_known and, if it ran, autoattack_acc."""
+    """clean_acc, best_known and, if it ran, autoattack_acc, each as (accuracy, low, high) in fractions."""
     accuracy, interval = outcomes.accuracy(), outcomes.interval()
     keys = {"clean_acc": "clean", "best_known": f"worst-case-{specs[0].radius}"}
     standard = [spec.key for spec in specs if _is_standard(spec)]
@@ -197,7 +201,7 @@ def _is_standard(spec: AttackSpec) -> bool:
 
 
 def _how(specs: Sequence[AttackSpec], standard: bool, others: bool) -> str:
-    """A footnote on where the best known accuracy comes from."""
+    """The footnote on the attacks behind the best known accuracy."""
     names = ", ".join(dict.fromkeys(spec.family for spec in specs))
     if not standard:
         return f"Not evaluated with standard AutoAttack; best known: per image the worst of {names}."
@@ -205,7 +209,6 @@ def _how(specs: Sequence[AttackSpec], standard: bool, others: bool) -> str:
 
 
 def _facts(outcomes: Outcomes, specs: Sequence[AttackSpec], shares: Mapping[str, tuple[float, float, float]]) -> dict[str, Any]:
-    indices = np.ascontiguousarray(outcomes.indices, dtype="<i8")
     return {
         "protocol": outcomes.protocol,
         "split": outcomes.split,
@@ -215,7 +218,7 @@ def _facts(outcomes: Outcomes, specs: Sequence[AttackSpec], shares: Mapping[str,
         "attacks": [{**asdict(spec), "options": dict(spec.options)} for spec in specs],
         "versions": dict(outcomes.versions),
         "data_sha256": outcomes.data_sha256,
-        "indices_sha256": hashlib.sha256(indices.tobytes()).hexdigest(),
+        "indices_sha256": indices_sha256(outcomes.indices),
         "model_sha256": outcomes.model_sha256,
     }
 

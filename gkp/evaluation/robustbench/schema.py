@@ -1,6 +1,6 @@
-"""Checks entries of the leaderboard: RobustBench's keys, and ours where they are there.
+"""Check entries of a leaderboard: RobustBench's keys, and additional ones where they are given.
 
-`entry.schema.json` says what each key holds; here is what a schema cannot say. RobustBench's own files pass.
+`entry.schema.json` defines each key; this module checks what a schema cannot express. RobustBench's own files pass.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _NEEDED = ("name", "dataset", "clean_acc", "eps")
 
 
 def check_entry(entry: Mapping[str, Any], where: str, *, threat_model: str = "") -> dict[str, Any]:
-    """Copy an entry, with every text a string and eps and accuracies in RobustBench's notation.
+    """Check an entry and return a copy with eps and accuracies in RobustBench's notation and no missing texts.
 
     Args:
-        entry: Plain JSON types. Optional keys may be missing or None.
-        where: Name of the entry in messages.
-        threat_model: "Linf" or "L2" if the entry does not say (RobustBench's files do not; their folder does).
+        entry: The entry, as plain JSON types; optional keys may be missing or None.
+        where: The name of the entry in errors.
+        threat_model: "Linf" or "L2" for entries without it (RobustBench's files, whose folder has that name).
 
     Raises:
-        BadInput: A value is missing, of the wrong kind, out of range, or contradicts another.
+        BadInput: A value is missing, of another type, out of range, or contradicts another one.
     """
     if missing := [key for key in _NEEDED if entry.get(key) in (None, "")]:
         raise BadInput(f"{where} has no {missing[0]!r}; an entry needs {', '.join(_NEEDED)} and a robust accuracy")
@@ -52,7 +52,7 @@ def check_entry(entry: Mapping[str, Any], where: str, *, threat_model: str = "")
 
 
 def best_known(entry: Mapping[str, Any]) -> float | None:
-    """The best known (lowest) robust accuracy in percent, as RobustBench ranks by: `external` if it is there."""
+    """The best known (lowest) robust accuracy in percent, by which RobustBench ranks: `external` or `autoattack_acc`."""
     return next((float(entry[key]) for key in ("external", "autoattack_acc") if entry.get(key) is not None), None)
 
 
@@ -72,7 +72,7 @@ def _validator() -> Any:
 
 
 def _radius(value: Any, norm: str, where: str) -> str:
-    """RobustBench's notation: "8/255" in Linf, "0.5" in L2."""
+    """A radius in RobustBench's notation: "8/255" in Linf, "0.5" in L2."""
     try:
         eps = parse_eps(value, norm=norm)
     except BadInput as error:
@@ -81,7 +81,7 @@ def _radius(value: Any, norm: str, where: str) -> str:
 
 
 def _accuracy(value: Any, what: str) -> str | None:
-    """A percent string; None stays."""
+    """Percent as text; None for a missing accuracy."""
     if value is None or value == "":
         return None
     try:
