@@ -1,6 +1,6 @@
-"""The commands of the artifact: leaderboard, run, status, reproduce, verify, publish, html, lab. `gkp.cli` runs them.
+"""The commands of the artifact: leaderboard, run, status, reproduce, verify, publish, html, lab.
 
-Each command imports what it needs when it runs.
+`gkp.cli` includes them; each command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -22,12 +22,17 @@ artifact = click.Group()
 
 
 def command_of(group: click.Group, example: str) -> Callable[[Callable], click.Command]:
-    """Declare a command of `group`, named by the first word of its example."""
+    """Declare a command with an example in its help.
+
+    Args:
+        group: The group of the command.
+        example: A command line, "gkp NAME ...".
+    """
     return group.command(example.split()[1], epilog=f"\b\nExample:\n  {example}")
 
 
 def _command(example: str) -> Callable[[Callable], click.Command]:
-    """Declare a command of the artifact; without the artifact's packages it names the extra that has them."""
+    """Declare a command of the artifact; where packages are missing it names the extra that has them."""
 
     def declare(run: Callable) -> click.Command:
         @wraps(run)
@@ -59,7 +64,7 @@ _words = click.option("--only", metavar="WORDS", help="Cells whose id contains o
 @_command("gkp leaderboard build/entries --out build/leaderboard.html")
 @click.argument("folders", nargs=-1, required=True, type=FOLDER)
 @out_option(required=True, help="The HTML file to write.")
-@click.option("--title", default="Robustness leaderboard", help="Its heading.")
+@click.option("--title", default="Robustness leaderboard", help="The heading of the page.")
 def _leaderboard(folders: tuple[Path, ...], out: Path, title: str) -> None:
     """Write RobustBench entries as one sortable HTML page.
 
@@ -78,13 +83,11 @@ def _leaderboard(folders: tuple[Path, ...], out: Path, title: str) -> None:
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Cells computed at once.  [default: one per core]")
 @click.option("--shard", metavar="I/N", help="This runner's share, for job arrays without a cluster.")
 @click.option("--scheduler", help="Address or file of a Dask scheduler.  [default: $DASK_SCHEDULER_ADDRESS]")
-@click.option("--again", is_flag=True, help="Compute finished cells anew and compare; needs --only.")
-@click.option("--dry-run", is_flag=True, help="Only list cells, hours, and what is cached.")
+@click.option("--again", is_flag=True, help="Compute finished cells again and compare; needs --only.")
+@click.option("--dry-run", is_flag=True, help="Only list cells, with estimated hours, and which of them are cached.")
 @click.option("--time-limit", type=float, metavar="SECONDS", help="For cells without a limit of their own.")
 @click.option("--memory-limit", type=float, metavar="MB", help="For cells without a limit of their own.")
-@click.option(
-    "--for", "seconds", type=_seconds, metavar="TIME", help="Stop after 25min, 90s or 2h, and go on with the next run."
-)
+@click.option("--for", "seconds", type=_seconds, metavar="TIME", help="Stop after 25min, 90s or 2h; the next run continues.")
 @click.option(
     "--probe/--no-probe", default=None, help="Measure this machine first, 20 s once.  [default: a GPU, for its cells]"
 )
@@ -131,7 +134,7 @@ def _status(profile: str, groups: Sequence[str], only: str | None, as_json: bool
 )
 @click.option("--force", is_flag=True, help="Execute notebooks that are up to date too; cells stay cached.")
 def _reproduce(profile: str | None, **options: Any) -> None:
-    """Run the notebooks; without a profile, show what is committed and run one of them live."""
+    """Execute the notebooks; without a profile, show the committed results and run one notebook live."""
     chosen = {name: value for name, value in options.items() if name in ("only", "out", "compute") and value is not None}
     if profile is None and not chosen:
         from gkp.artifact.first_look import first_look
@@ -146,7 +149,7 @@ def _reproduce(profile: str | None, **options: Any) -> None:
 @_command("gkp verify --json")
 @json_option
 def _verify(as_json: bool) -> int:
-    """Check that what is committed follows from the committed data."""
+    """Check that verdicts, notebooks and hashes follow from the committed data."""
     from gkp.artifact.verify import verify
 
     checks = verify()
@@ -173,10 +176,10 @@ def _publish(profile: str, cells_only: bool) -> int:
 
 
 @_command("gkp html --profile cifar10")
-@click.option("--profile", default="cifar10", help="Whose notebooks: quick, cifar10, paper, or a file of yours.")
+@click.option("--profile", default="cifar10", help="The profile of the notebooks: quick, cifar10, paper, or a file of yours.")
 @out_option(help="Folder to write.  [default: build/report]")
 def _html(profile: str, out: Path | None) -> None:
-    """Write the report: every claim with its evidence, and the executed notebooks, as HTML that needs nothing else."""
+    """Write the report, every claim with its evidence and the executed notebooks, as self-contained HTML."""
     from gkp.artifact.html_report import html_report
 
     report = html_report(profile, out=out)

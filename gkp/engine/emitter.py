@@ -66,11 +66,11 @@ class Emitter:
         return ir.Constant(VECTOR, [value] * LANES)
 
     def shuffle(self, a: Value, b: Value, lanes: Sequence[int]) -> Value:
-        """These lanes of `a` and `b`, counted through both."""
+        """Select lanes of `a` and `b`, which are numbered through both."""
         return self.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
-        """a * b + c, rounded once."""
+        """a * b + c with a single rounding."""
         return self.b.call(self._fma, [a, b, c])
 
     def scaled(self, factor: float, a: Value, plus: Value) -> Value:

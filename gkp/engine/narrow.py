@@ -22,7 +22,7 @@ def _sum_taps(vectors: int, places: int) -> Emit:
 
     Arguments: weights (address), the floats of one channel's, channels (address; int32, offsets of their planes), number of
     channels, taps (address; int32, pairs: number and offset from a place), number of taps, sums (address), whether to add to
-    what is there, the places (addresses; those beyond `places` are ignored).
+    the sums, the places (addresses; those beyond `places` are ignored).
     """
 
     def sum_taps_(e: Emitter, weights: Value, floats: Value, channels: Value, count: Value, *more: Value) -> None:

@@ -103,18 +103,16 @@ class Index:
 
     Attributes:
         cells: The cells.
-        profile: The name of the profile.
     """
 
     cells: tuple[Cell, ...]
-    profile: str = ""
     _shorter: dict[tuple[str, int], Index] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, profile: str) -> Index:
         """The index of a profile, without the cells of its first notebook. BadInput for an unknown profile."""
         groups = [name for name in profiles.groups(profile) if name != "start"]
-        return cls(tuple(profiles.cells(profile, *groups)), profile)
+        return cls(tuple(profiles.cells(profile, *groups)))
 
     @cached_property
     def embedded(self) -> bool:
@@ -165,7 +163,7 @@ class Index:
                 and not is_theirs(c.net)
             }
             kept = (cell for cell in self.cells if cell.hash not in others)
-            self._shorter[model, epochs] = Index(tuple(kept), self.profile)
+            self._shorter[model, epochs] = Index(tuple(kept))
         return self._shorter[model, epochs]
 
     def tuned(self, model: str) -> PruneCell | None:

@@ -1,7 +1,8 @@
 """The stage "speed": the speed of a network, dense and pruned, in stock engines and in `gkp.compile`.
 
 Seconds differ between runs and machines. Only ratios can be compared; they are taken within a round, in which all forms and
-engines are measured in turn. Cost: about a minute for ResNet-20 and three for ResNet-56, half of it for export.
+engines are measured in turn. The arguments of the stage are explained in `gkp.artifact.experiments.stages`. Cost: about a
+minute for ResNet-20 and three for ResNet-56, half of it for export.
 """
 
 from __future__ import annotations

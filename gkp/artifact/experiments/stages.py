@@ -65,7 +65,7 @@ def pretrained(params: Mapping[str, Any], parents: Mapping[str, Path], folder: P
 
 
 def train_baseline(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
-    """A network trained from its initialisation, and the trace of its weights; figures: every epoch, cost, seed, n."""
+    """Train a network from its initialisation and trace its weights; returns the log of all epochs, its cost, seed and n."""
     data = load_pinned(params["dataset"], params["split"])
     net = build_model(params["model"], seed=params["seed"], num_classes=data.num_classes, mean=data.mean, std=data.std)
     trace = WeightTrace(snapshot_epochs(params["epochs"]))

@@ -1,8 +1,8 @@
 """The stages "timing", the cost of grouping and pruning a network (Table 7), and "latency", the speed of a pruned network.
 
 They measure seconds, which differ between runs. Only ratios can be compared; they are taken within one process, both sides in
-turn. Cost for ResNet-20 on one core: a minute, half of it for TMI-GKP's clusterings; a latency takes `seconds` for each of two
-networks at each batch size.
+turn. Their arguments are explained in `gkp.artifact.experiments.stages`. Cost for ResNet-20 on one core: a minute, half of it
+for TMI-GKP's clusterings; a latency takes `seconds` for each of two networks at each batch size.
 """
 
 from __future__ import annotations
