@@ -48,6 +48,7 @@ from gkp.evaluation.outcomes import AttackSpec, Outcomes
 from gkp.evaluation.statistics import Estimate, Spread, difference, judge, quantile, tolerance
 from gkp.networks.build import build_model
 from gkp.pruning.prune import prune
+from gkp.pruning.registry import methods
 
 N = 2000
 PAPER_KEYS = ("fgsm-0.01", "fgsm-0.1", "pgd-8/255", "fgsm-0.01-true", "fgsm-0.1-true")
@@ -732,6 +733,12 @@ def test_whether_a_balancer_selects_at_all_is_counted_from_the_plans(tmp_path, m
     save_model(other, nets[1].folder / "compact")
     found, _ = decide(claim("csb-selects"), lab.case())
     assert found.verdict == HOLDS and found.value == pytest.approx(7 / 16, abs=0.02)
+
+
+def test_a_method_names_those_of_its_options_that_fit_a_search():
+    fitted = {name: set(info.fitted) for name, info in methods().items() if info.fitted}
+    assert fitted["otov2-scratch"] == fitted["otov2"] == {"deadline", "sparsity", "warm_up"} and "sr-gkp" not in fitted
+    assert all(names <= set(methods()[method].options) for method, names in fitted.items())
 
 
 @pytest.mark.parametrize("profile", ["quick", "cifar10", "paper"])
