@@ -71,6 +71,8 @@ def test_cells_whose_images_or_weights_nobody_may_download_can_be_left_out(store
     assert images.startswith("not computed: 2 cells; tiny-imagenet: tiny-imagenet-200 is in none of the folders searched")
     assert weights.startswith("not computed: 3 cells; the srgkp-official weights of resnet20: ")
     assert counted == "4 cells: 0 cached, 1 computed, 3 missing"
+    grid.run(asked, jobs=0, store=store, skip_absent=True)  # nothing is computed anyway: no word of folders
+    assert capsys.readouterr().out == "4 cells: 1 cached, 0 computed, 3 missing\n"
     with pytest.raises(grid.CellsFailed, match="tiny-imagenet-200 is in none of the folders"):
         grid.run(asked[:2], jobs=1, store=store, progress=False, quiet=True)
 

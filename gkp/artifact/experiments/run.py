@@ -98,7 +98,7 @@ def run(
     deadline = None if seconds is None else time.time() + seconds
     store, cells = store or default_store(), take_shard(select(cells, only), shard)
     plan, scheduler = make_plan(cells, store, recompute=recompute), scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS")
-    absent = leave_out_absent(plan) if skip_absent and not scheduler else ()
+    absent = leave_out_absent(plan) if skip_absent and jobs != 0 and not scheduler else ()
     rates = rates_for(plan.todo.values(), probe) if plan.todo and jobs != 0 else None
     if jobs is None:
         jobs = rates.jobs if rates else cores()
