@@ -29,6 +29,7 @@ from gkp.networks.weights import default_normalisation, fill, names_of_fits, rea
 from gkp.networks.wrappers import unwrapped
 from gkp.pruning.plan import Plan, plan_of
 from gkp.pruning.twin import PrunedModel
+from gkp.pruning.watched import in_mode
 
 FORMAT = 1
 
@@ -75,13 +76,13 @@ def load_model(
             raise BadInput(f"key {key!r} is of a file of weights; give weights=FILE, or leave it out")
         if weights is None:
             return build_model(str(source), seed=seed, **fields).eval()
-        return _load_weights(str(source), weights, into, key, fields).eval()
+        return in_mode(_load_weights(str(source), weights, into, key, fields))
     path = user_path(source)
     if (weights is not None or fields) and os.path.exists(path):
         given = ", ".join([*fields, *(["weights"] if weights is not None else [])])
         raise BadInput(f"{given} cannot be given with {path}; leave out, or give an architecture: {', '.join(BUILDERS)}")
     if os.path.isdir(path):
-        return _load_folder(path, into).eval()
+        return in_mode(_load_folder(path, into))
     if not os.path.isfile(path):
         raise BadInput(f"unknown model {str(source)!r}: neither a saved folder nor one of {', '.join(BUILDERS)}")
     if into is None:
@@ -91,7 +92,7 @@ def load_model(
         raise BadInput(f"{path} is a file of weights{f' of {known}' if known else ''}; {mend}")
     net = unwrapped(into)
     fill(net, read_into(net, path, key), str(path))
-    return net.eval()
+    return in_mode(net)
 
 
 def _check_types(weights: object, key: object, fields: Mapping[str, Any]) -> None:

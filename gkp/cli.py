@@ -24,8 +24,11 @@ from gkp.errors import BadInput, RunFailed
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `argv` (default: that of this process) and return its exit status, 130 after Ctrl-C."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: waiting threads must not spin on a busy machine
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        with gkp.make_context("gkp", list(sys.argv[1:] if argv is None else argv)) as context:
+        if empty := [i for i, word in enumerate(words) if not word or (word.startswith("--") and word.endswith("="))]:
+            raise BadInput(f"argument {empty[0] + 1} of gkp is empty, perhaps an unset variable of the shell; give a value")
+        with gkp.make_context("gkp", words) as context:
             return gkp.invoke(context) or 0
     except click.exceptions.Exit as end:  # --help
         return end.exit_code
@@ -117,6 +120,8 @@ def _network(command: Callable) -> Callable:
             raise BadInput("no network given; use --checkpoint FOLDER, or --model NAME with --weights")
         if model is not None and weights is None and checkpoint is None:
             raise BadInput(f"--model {model} needs --weights: a file, akamaster, srgkp-official, gkp or a saved folder")
+        if weights is not None and checkpoint is not None:
+            raise BadInput("--weights and --checkpoint name two networks; give one of them")
         named = checkpoint or weights if model else None
         given = {"mean": mean, "std": std, "shortcut": shortcut}
         fields: dict[str, Any] = {field: value for field, value in given.items() if value is not None}
@@ -211,6 +216,8 @@ def _prune(
     from gkp.pruning.prune import prune
 
     own, rate = dict(map(_named_value, options)), given["rate"]
+    if taken := [name for name in own if name in ("net", "method", "data", "input_shape", *given)]:
+        raise BadInput(f"{taken[0]} is no option of a method; leave --option {taken[0]} out (see `gkp prune --help`)")
     data, shape = load_dataset(dataset, "train") if dataset else None, find_input_shape(net)
     pruned = prune(net, method, data=data, input_shape=shape, **given, **own)
     before, after = cost(net, input_shape=shape), cost(pruned, input_shape=shape)

@@ -30,6 +30,7 @@ from gkp.networks.wrappers import unwrapped
 from gkp.pruning.grouped import GroupedKernelConv2d
 from gkp.pruning.probe import copy_of, image_for, send, undisturbed, without_norms
 from gkp.pruning.twin import PrunedModel
+from gkp.pruning.watched import in_mode
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def cost(net: nn.Module, *, input_shape: Sequence[int] = (3, 32, 32)) -> Cost:
 
 def macs_of_layers(net: nn.Module, *, input_shape: Sequence[int] = (3, 32, 32)) -> dict[str, int]:
     """Multiply-accumulates of each convolution and linear layer by name; arguments and errors as in `cost`."""
-    return _macs_of(_small(net).eval(), input_shape)
+    return _macs_of(in_mode(_small(net)), input_shape)
 
 
 def _macs_of(small: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
@@ -106,7 +107,7 @@ def _macs_of(small: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
 
 def count(small: nn.Module, input_shape: Sequence[int]) -> Cost:
     """The cost of a dense or compact network, which this spoils (hooks, stubs); it may be on the meta device."""
-    small.eval()
+    in_mode(small)
     extras = {"paper": 0}
 
     def add(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -146,7 +147,7 @@ def latency(
     """
     from torch.utils import benchmark  # late: it looks for a CUDA toolkit and complains where there is none
 
-    frozen = copy_of(net).eval()
+    frozen = in_mode(copy_of(net))
     send(frozen, input_shape, batch_size)
     x = image_for(frozen, input_shape, batch_size)
     with torch.inference_mode():

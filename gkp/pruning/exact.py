@@ -6,13 +6,16 @@ zero hides nothing either. A network that does not compute in float64 is asked i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from gkp.attacks.network import home
 from gkp.networks.classifier import Classifier
@@ -20,8 +23,11 @@ from gkp.pruning.masks import unmasked
 from gkp.pruning.plan import Plan
 from gkp.pruning.probe import copy_of, reason_of, undisturbed
 from gkp.pruning.twin import PrunedModel
+from gkp.pruning.watched import FAILURES, Turn, Watched, in_mode, turns
 
 TIME_LIMIT = 60.0  # seconds that the search for layers that cannot go exactly may take
+_VALUES = 1000  # of the output of a layer
+_FLOOR = 1e-6  # below it a layer's output is rounding
 _NOISE = 0.1  # of a parameter's root mean square
 # How far apart logits may be, as a fraction of the largest: rounding in this type, with room
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
@@ -30,45 +36,70 @@ _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 0.05, tor
 def difference(pruned: PrunedModel, shape: Sequence[int] | None) -> str:
     """The reason why the compact network of `pruned` is another function than the masked twin; "" if it is the same.
 
+    Compared are what both return, and what each layer returns that is as wide in both: an output such as the largest class
+    would hide much. A network that reads numbers of its tensors is asked again with each turned (`gkp.pruning.watched`).
+
     Args:
         pruned: The masked twin; it is not changed, nor are the global generators.
         shape: (C, H, W) of the images; None to compare the pruned layers one by one, each on images of its own.
     """
     problem, foreign = "", not isinstance(pruned.net, Classifier)
-    for dtype in dict.fromkeys((torch.float64, home(pruned)[1])):
-        with undisturbed(), torch.inference_mode(False), torch.no_grad():
-            twin = copy_of(pruned).eval().to(dtype)
-            _shake(twin)
-            twin.apply_masks()  # type: ignore[operator]  # for hooks, which read weights outside of a forward pass
-            try:
-                small = twin.compact().eval()  # type: ignore[operator]
-            except Exception as error:  # whatever cutting says of a foreign layer
-                return f"cannot be made small: {reason_of(error)}"
-            ordinary = [unmasked(twin.net)] if foreign else []  # type: ignore[arg-type]  # ours ask no layer for its type
-            forms = [(twin, small, *ordinary)] if shape is not None else _layers(twin, small, pruned.plan)
-            for one, *others in forms:
-                batch = (2, *(shape or (_inputs(one), 33, 33)))
-                images = torch.rand(batch, dtype=dtype, device=home(pruned)[0])
-                expected, problem = _outputs(one, images)
-                if problem:
-                    break
-                for other in others:  # each is asked once, as often as the twin: a network may count
-                    if reason := _apart(expected, *_outputs(other, images), tolerance=_TOLERANCE.get(dtype, 1e-4)):
+    device, own = home(pruned)
+    for dtype in (torch.float64, own):
+        for n in (2, 1) if foreign else (2,):  # some take one image at a time
+            with undisturbed(), torch.inference_mode(False), torch.no_grad():
+                twin = in_mode(copy_of(pruned))
+                twin = twin.to(dtype) if dtype != own else twin  # which may have parts of another type
+                _shake(twin)
+                twin.apply_masks()  # type: ignore[operator]  # for hooks, which read weights outside of a forward pass
+                try:
+                    small = in_mode(twin.compact())  # type: ignore[operator]
+                except Exception as error:  # whatever cutting says of a foreign layer
+                    return f"cannot be made small: {reason_of(error)}"
+                ordinary = [unmasked(twin.net)] if foreign else []  # type: ignore[arg-type]  # ours ask no layer for its type
+                forms = [(twin, small, *ordinary)] if shape is not None else _layers(twin, small, pruned.plan)
+                for one, *others in forms:
+                    images = torch.rand((n, *(shape or (_inputs(one), 33, 33))), dtype=dtype, device=device)
+                    problem, reason = _compared(one, others, images, within=foreign and shape is not None)
+                    if reason:
                         return reason
-            else:
-                return _in_training(twin, small, images) if shape is not None and foreign and pruned._cuts else ""
+                    if problem:
+                        break
+                else:
+                    return _in_training(twin, small, images) if shape is not None and foreign and pruned._cuts else ""
     return f"cannot be asked: {problem}"
+
+
+def _compared(one: nn.Module, others: Sequence[nn.Module], images: Tensor, *, within: bool) -> tuple[str, str]:
+    """Why `one` cannot be asked, and why another form is not the same; empty strings if it can and all are.
+
+    within: Whether to compare layers too, and the ways that other images may take.
+    """
+    tolerance, exact = _TOLERANCE.get(images.dtype, 1e-4), images.dtype == torch.float64
+    layers = _leaves(one) if within and exact else ()
+    expected = _asked(one, images, layers=layers, watched=within)
+    if expected.problem:
+        return expected.problem, ""
+    ways: Iterator[Turn | None] = iter((None, *turns(expected.read)))
+    for turn in ways:
+        if turn is not None:
+            expected = _asked(one, images, layers=layers, turn=turn)
+        for other in others if not expected.problem else ():  # asked as often as the twin: a network may count
+            found = _asked(other, images, layers=layers, turn=turn, watched=within)
+            if reason := _apart(expected, found, tolerance=tolerance):
+                return "", reason
+    return "", ""
 
 
 def _in_training(twin: nn.Module, small: nn.Module, images: Tensor) -> str:
     """The reason why the two are not the same in training mode, where they may have other heads, or an empty string."""
-    expected, problem = _outputs(twin.train(), images)
-    if problem:  # it may want labels
+    expected = _asked(in_mode(twin, training=True), images)
+    if expected.problem:  # it may want labels
         return ""
-    reason = _apart(expected, *_outputs(small.train(), images), tolerance=1e-3)
+    reason = _apart(expected, _asked(in_mode(small, training=True), images), tolerance=1e-3)
     if "differ" in reason:  # in what is drawn at random?
-        again = _outputs(twin, images, seed=1)[0]
-        reason = reason if all(map(torch.equal, expected, again)) else ""
+        again = _asked(twin, images, seed=1).outputs
+        reason = reason if all(map(torch.equal, expected.outputs, again)) else ""
     return f"in training, {reason}" if reason else ""
 
 
@@ -113,14 +144,59 @@ def sound_layers(
     return sound, faulty
 
 
-def _outputs(net: nn.Module, images: Tensor, seed: int = 0) -> tuple[list[Tensor], str]:
-    """All tensors that the network returns, and the reason if it returns none."""
+@dataclass
+class _Answer:
+    """What a network answers to images: its outputs, those of its layers, the numbers it read, or why there is no answer."""
+
+    outputs: list[Tensor] = field(default_factory=list)
+    layers: dict[str, list[Tensor]] = field(default_factory=dict)
+    read: list[bool | int | float] = field(default_factory=list)
+    problem: str = ""
+
+
+def _asked(
+    net: nn.Module,
+    images: Tensor,
+    *,
+    seed: int = 0,
+    layers: Iterable[str] = (),
+    turn: Turn | None = None,
+    watched: bool = True,
+) -> _Answer:
+    """All tensors that the network and these layers of it return."""
+    answer, watching = _Answer(), Watched(turn)
+    answer.read = watching.read
+    inside = dict(getattr(net, "net", net).named_modules()) if isinstance(net, PrunedModel) else dict(net.named_modules())
+
+    def listen(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: answer.layers.setdefault(name, []).extend(map(_some_values, _tensors(output)))
+
+    hooks = [inside[name].register_forward_hook(listen(name)) for name in layers if name in inside]
     try:
-        with undisturbed(seed):  # noise that a network draws is the same in both forms
-            found = _tensors(net(images.clone()))
-    except Exception as error:  # whatever a foreign forward says
-        return [], reason_of(error)
-    return found, "" if found else "it returns no tensors"
+        with undisturbed(seed), watching if watched else contextlib.nullcontext():  # what is drawn is the same in both forms
+            answer.outputs = _tensors(net(images.clone()))
+    except FAILURES as error:  # whatever a foreign forward says
+        answer.problem = reason_of(error)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not (answer.outputs or answer.problem):
+        answer.problem = "it returns no tensors"
+    return answer
+
+
+def _leaves(twin: nn.Module) -> list[str]:
+    """Names of the layers whose outputs can be listened to."""
+    named = (twin.net if isinstance(twin, PrunedModel) else twin).named_modules()
+    return [name for name, module in named if name and not any(module.children()) and not isinstance(module, ScriptModule)]
+
+
+def _some_values(output: Tensor) -> Tensor:
+    """About a thousand values, evenly spaced, of what a layer returns; their number tells how wide it is."""
+    values = output.detach().flatten()
+    some = values[:: len(values) // _VALUES + 1].clone()
+    some._gkp_shape = output.shape  # type: ignore[attr-defined]
+    return some
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -132,21 +208,29 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for one in values for tensor in _tensors(one)]
 
 
-def _apart(expected: list[Tensor], found: list[Tensor], problem: str, *, tolerance: float) -> str:
-    """The reason why these outputs are not the same, or an empty string."""
-    if problem:
-        return f"the compact network fails: {problem}"
-    if [t.shape for t in expected] != [t.shape for t in found]:
+def _apart(expected: _Answer, found: _Answer, *, tolerance: float) -> str:
+    """The reason why these answers are not the same, or an empty string."""
+    if found.problem:
+        return f"the compact network fails: {found.problem}"
+    if [t.shape for t in expected.outputs] != [t.shape for t in found.outputs]:
         return "the compact network returns other shapes"
-    for one, other in zip(expected, found, strict=True):
-        both = one.isfinite() & other.isfinite()
+    for one, other in zip(expected.outputs, found.outputs, strict=True):
         if not torch.equal(one.isfinite(), other.isfinite()):
             return "the compact network gives NaN or Inf elsewhere"
-        apart = (one - other)[both].abs().double()
-        if len(apart) and float(apart.max()) > tolerance * float(one[both].abs().max().double()):
-            share = float(apart.max()) / float(one[both].abs().max().double() + 1e-300)
+        if (share := _share(one, other)) > tolerance:
             return f"masked and compact differ by {share:.1g} of the largest output"
+    for name in expected.layers:
+        for one, other in zip(expected.layers[name], found.layers.get(name, ()), strict=False):
+            if one._gkp_shape == other._gkp_shape and (share := _share(one, other, _FLOOR)) > tolerance:  # type: ignore[attr-defined]
+                return f"masked and compact differ in {name} by {share:.1g} of its largest output"
     return ""
+
+
+def _share(one: Tensor, other: Tensor, floor: float = 1e-300) -> float:
+    """How far apart finite values are, as a fraction of the largest, or of `floor`."""
+    both = one.isfinite() & other.isfinite()
+    one, other = (t[both].to(torch.complex128 if t.is_complex() else torch.float64) for t in (one, other))
+    return float((one - other).abs().max() / one.abs().max().clamp(min=floor)) if len(one) else 0.0
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ from gkp.files import one_line, replace_file
 from gkp.networks.wrappers import unwrapped
 from gkp.pruning.masks import unmask
 from gkp.pruning.probe import find_input_shape
+from gkp.pruning.watched import in_mode
 
 
 def export(net: nn.Module, path: str | Path, *, input_shape: Sequence[int] | None = None) -> Path:
@@ -56,7 +57,7 @@ def export(net: nn.Module, path: str | Path, *, input_shape: Sequence[int] | Non
     need_extra("onnx", "onnx", "onnxscript")
     if not isinstance(net, nn.Module):
         raise BadInput(f"export writes a torch.nn.Module, not {type(net).__name__}")
-    frozen = unmask(copy.deepcopy(unwrapped(net))).eval().cpu()
+    frozen = in_mode(unmask(copy.deepcopy(unwrapped(net)))).cpu()
     dtypes = {tensor.dtype for tensor in (*frozen.parameters(), *frozen.buffers()) if tensor.is_floating_point()}
     if others := dtypes - {torch.float32}:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))

@@ -5,11 +5,12 @@ Nothing here changes the network, its stored activations or the global generator
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from gkp.errors import BadInput
 from gkp.networks.build import INPUT_SIDE
 from gkp.networks.classifier import Classifier, convolutions
 from gkp.networks.wrappers import has_compiled, take_off_compiled, unwrapped
+from gkp.pruning.arguments import checked_shape
+from gkp.pruning.watched import ENDLESS, FAILURES, Watched, in_mode
 
 # Pixels a side to try on a network of unknown input; any that passes shows the same.
 SIDES = (32, 64, 224, 28, 96, 128, 299, 256, 384, 16, 48, 112, 160, 192, 240, 320, 448, 512)
@@ -80,6 +83,8 @@ def network_to_prune(net: nn.Module) -> nn.Module:
         raise BadInput(f"a network is a torch.nn.Module, not a {type(net).__name__}; give the module itself")
     if "compiled_from" in vars(net):
         raise BadInput("a compiled network has its weights compiled in; prune the network it was made from")
+    if isinstance(net, torch.jit.ScriptModule):
+        raise BadInput("a scripted or traced network (torch.jit) has no layers to prune; prune the network it was made from")
     check_lazy(net)
     if any(p.is_meta for p in net.parameters()):
         raise BadInput(f"{type(net).__name__} has weights on the meta device, without numbers; load a checkpoint first")
@@ -115,10 +120,11 @@ def cheap_copy(net: nn.Module, shape: Sequence[int]) -> nn.Module:
     Raises:
         BadInput: Such images do not pass through the network at all.
     """
-    found = shape_copy(net).eval()
-    if isinstance(net, Classifier) or not problem_with(found, shape):  # ours are known to
-        return found
-    found = copy_of(net).eval()
+    with contextlib.suppress(BadInput):  # a generator, say, has no copy without numbers
+        found = in_mode(shape_copy(net))
+        if isinstance(net, Classifier) or not problem_with(found, shape):  # ours are known to
+            return found
+    found = in_mode(copy_of(net))
     send(found, shape)
     return found
 
@@ -150,13 +156,14 @@ def send(net: nn.Module, shape: Sequence[int], n: int = 1) -> Any:
     Raises:
         BadInput: They do not pass through it.
     """
-    who, images = type(net).__name__, f"images of shape {tuple(shape)}"
+    shape = checked_shape(shape)
+    who, images = type(net).__name__, f"images of shape {shape}"
     if isinstance(net, Classifier) and shape[0] != net.mean.shape[1]:  # its normalisation would broadcast them
         raise BadInput(f"{images} do not pass through {who}: it takes {net.mean.shape[1]} channels")
     try:
-        with undisturbed(), torch.inference_mode(False), torch.no_grad():
+        with undisturbed(), torch.inference_mode(False), torch.no_grad(), _ending(net):
             return net(image_for(net, shape, n))
-    except Exception as error:  # whatever a foreign forward says
+    except FAILURES as error:  # whatever a foreign forward says
         raise BadInput(f"{images} do not pass through {who}: {reason_of(error)}; give input_shape=(C, H, W)") from error
 
 
@@ -177,13 +184,39 @@ def find_input_shape(net: nn.Module) -> tuple[int, int, int]:
         return 3, side, side
     first = [conv.in_channels for conv in convolutions(net).values()]
     channels = list(dict.fromkeys([*first[:1], 3, 1, *sorted(set(first))]))[:_CHANNELS]
+    found: tuple[int, int, int] | str = ""
     for make in (shape_copy, copy_of):
-        twin = make(net).eval()
-        for count in channels:
-            for side in SIDES:
-                if not problem_with(twin, (count, side, side)):
-                    return count, side, side
-    raise BadInput(f"no usual image size passes through {type(net).__name__}; give input_shape=(C, H, W)")
+        try:
+            twin = in_mode(make(net))
+        except BadInput:
+            if make is copy_of:
+                raise
+            continue  # a generator, say, has no copy without numbers
+        if isinstance(found := _first_that_passes(twin, channels), tuple):
+            return found
+    raise BadInput(
+        f"no usual image size passes through {type(net).__name__} ({channels[0]}x{SIDES[0]}x{SIDES[0]}: {found}); "
+        "give input_shape=(C, H, W), or take a grouped kernel method, which needs none"
+    )
+
+
+def _first_that_passes(twin: nn.Module, channels: Sequence[int]) -> tuple[int, int, int] | str:
+    """The first usual shape of images that pass through `twin`, or why the very first do not."""
+    first = ""
+    for count in channels:
+        for side in SIDES:
+            problem = problem_with(twin, (count, side, side))
+            if not problem:
+                return count, side, side
+            first = first or problem
+            if problem.startswith(ENDLESS):  # others would take as long
+                return problem
+    return first
+
+
+def _ending(net: nn.Module) -> AbstractContextManager[Any]:
+    """Within, a pass through `net` is ended when it takes too long; ours are known to end."""
+    return contextlib.nullcontext() if isinstance(net, Classifier) else Watched()
 
 
 @contextmanager
@@ -204,4 +237,6 @@ def undisturbed(seed: int = 0) -> Iterator[None]:
 
 def reason_of(error: BaseException) -> str:
     """What went wrong, in one line."""
+    if isinstance(error, SystemExit):
+        return f"it ends the program (exit {error.code})"
     return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -18,6 +18,7 @@ from torch import nn
 from gkp.data.dataset import Dataset, check_fit
 from gkp.errors import BadInput
 from gkp.networks.classifier import eval_mode
+from gkp.pruning.arguments import check_arguments, checked_layers, checked_shape
 from gkp.pruning.budget import TOLERANCE, check_budget, grouped_kernel_macs
 from gkp.pruning.callback import PruningCallback
 from gkp.pruning.cost import cost
@@ -100,7 +101,9 @@ def prune(
     net = copy_of(net) if any(p.is_inference() for p in net.parameters()) else net
     if info.procedure != "one-shot":
         raise BadInput(f"{method} prunes while it trains ({info.procedure}); use gkp.pruning.prune.train_pruned")
-    shape = tuple(input_shape) if input_shape is not None else None
+    check_arguments(rate, seed, budget, groups=groups, time_limit=time_limit)
+    layers = checked_layers(layers)
+    shape = checked_shape(input_shape) if input_shape is not None else None
     convs, left_out = layers_for(info, net, layers, groups, shape, time_limit)
     if info.family == "grouped kernel":
         convs, left_out = whole_kernels(convs, left_out, rate, layers)
@@ -190,7 +193,9 @@ def train_pruned(
     info = _info_for(net, method)
     if info.procedure == "one-shot":
         raise BadInput(f"{method} prunes in one shot; use gkp.prune, then gkp.training.loop.train")
-    shape = tuple(input_shape) if input_shape is not None else None
+    check_arguments(rate, seed, budget)
+    layers = checked_layers(layers)
+    shape = checked_shape(input_shape) if input_shape is not None else None
     trained = copy_of(net)
     convs, left_out = layers_for(info, trained, layers, input_shape=shape)
     target = target_macs(info, trained, convs, layers, rate, budget, shape)
@@ -229,6 +234,8 @@ def layers_for(
     time_limit: float = TIME_LIMIT,
 ) -> Chosen:
     """The convolutions that this method prunes, and the others with the reason; see `prune`."""
+    if plan_of(net):
+        raise BadInput("this network is pruned already; prune the network it was made from")
     if info.family == "filter":
         chosen = choose_filter_layers(net, layers, input_shape, time_limit=time_limit)
     elif info.family == "residual block":
@@ -236,8 +243,6 @@ def layers_for(
     else:
         kinds: Kinds = "plain" if info.family == "channel" else "exact"
         chosen = choose_layers(net, layers, groups if "groups" in info.options else 1, input_shape, kinds=kinds)
-    if plan_of(net):
-        raise BadInput("this network is pruned already; prune the network it was made from")
     return chosen
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gkp.errors import BadInput
+from gkp.pruning.arguments import checked_options
 
 M = TypeVar("M", bound=type)
 PROCEDURES = ("one-shot", "soft", "sparse training", "while training")
@@ -132,7 +133,7 @@ def make_method(name: str, **options: Any) -> Any:
         )
     if unknown:
         raise BadInput(f"{name} has no option {', '.join(unknown)}; it has {', '.join(info.options)}")
-    return info.cls(**options)
+    return info.cls(**checked_options(name, info.cls, options))
 
 
 def method_info(name: str) -> MethodInfo:

@@ -9,6 +9,7 @@ operation as the reason. One forward pass, linear in the number of operations, o
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from gkp.networks.classifier import Classifier
 from gkp.pruning.labels import ALONG, NOBODY, constant, is_after, labels_of, moved, put_labels, reduced, spatial, varying
 from gkp.pruning.probe import cheap_copy, image_for, undisturbed, without_norms
+from gkp.pruning.watched import FAILURES, Turn, Watched, in_mode, turns
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 OUTPUT = "is an output of the network"
@@ -30,6 +32,7 @@ _MOVES = frozenset(
     "unbind expand squeeze unsqueeze cat stack index index_select narrow roll flip pixel_shuffle pixel_unshuffle "
     "channel_shuffle native_channel_shuffle repeat constant_pad_nd unfold unsafe_split unsafe_chunk movedim tile".split()
 )
+_POINTWISE = frozenset(("hardswish", "rsub"))  # which torch does not call so
 _COPIES = frozenset(("clone", "_to_copy", "contiguous", "lift_fresh", "dropout", "feature_dropout"))
 _SPATIAL = frozenset(
     "max_pool2d_with_indices max_pool2d avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d "  # noqa: SIM905
@@ -143,20 +146,28 @@ class _Tracer(TorchDispatchMode):
             hook.remove()
 
     def follow(self, net: nn.Module, images: Tensor) -> None:
-        """Follow the filters of `net` to its outputs."""
-        with self:
+        """Follow the filters of `net` to its outputs, also by the ways that it may take for other images."""
+        for turn in turns(self._follow_once(net, images, None)):
+            with contextlib.suppress(*FAILURES):  # it may be a check that fails
+                self._follow_once(net, images.clone(), turn)
+            self._inside, self._where = 0, []
+
+    def _follow_once(self, net: nn.Module, images: Tensor, turn: Turn | None) -> list[bool | int | float]:
+        """One pass; the numbers that it has read."""
+        with self, Watched(turn) as watched:
             found = net(images)
         for output in tree_leaves(found):
             if (labels := labels_of(output)) is not None:
                 self.stop(labels, OUTPUT)
+        return watched.read
 
     def follow_training(self, net: nn.Module, images: Tensor) -> None:
         """The same in training mode, after eval mode; nothing is found if such images do not pass through it then."""
         before = copy.deepcopy(self.found)
         try:
-            self.follow(net.train(), images)
+            self.follow(in_mode(net, training=True), images)
             self.found.training = self.found.called[len(before.called) :]
-        except Exception:  # whatever a foreign forward says; it may want labels
+        except FAILURES:  # whatever a foreign forward says; it may want labels
             self.found, self._inside, self._where = before, 0, []
 
     def stop(self, labels: Tensor, reason: str) -> None:
@@ -245,7 +256,7 @@ class _Tracer(TorchDispatchMode):
             labels = [None] * len(made)
         elif name in _COPIES and made[0].shape == given[0].shape:
             labels = [labels_of(given[0])]
-        elif torch.Tag.pointwise in func.tags and len(made) == 1:
+        elif (torch.Tag.pointwise in func.tags or name in _POINTWISE) and len(made) == 1:
             labels = [self._pointwise(given, made[0].shape)]
         elif name in _SPATIAL:
             labels = spatial(given[0], made)

@@ -27,6 +27,7 @@ from gkp.pruning.methods.filter_method import Budgeted
 from gkp.pruning.plan import Plan
 from gkp.pruning.probe import copy_of, find_input_shape
 from gkp.pruning.registry import register
+from gkp.pruning.watched import in_mode
 
 __all__ = [
     "CC",
@@ -116,7 +117,7 @@ def mean_gradients(
 
     Taken in evaluation mode on a copy of `net`.
     """
-    twin = copy_of(net).eval()
+    twin = in_mode(copy_of(net))
     weights = [twin.get_submodule(name).get_parameter("weight").requires_grad_(True) for name in convs]
     total = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
     batches = 0

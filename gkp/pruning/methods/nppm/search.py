@@ -19,6 +19,7 @@ from gkp.pruning.methods.image_method import norm_or_conv
 from gkp.pruning.methods.nppm.gates import Work, combined, draw, excess, gumbel, hard
 from gkp.pruning.methods.nppm.predictor import Memory, Predictor
 from gkp.pruning.probe import copy_of
+from gkp.pruning.watched import in_mode
 from gkp.training.callback import Callback
 from gkp.training.checkpoint import Keeper
 
@@ -54,7 +55,7 @@ class Search(Callback):
         self, method: NPPM, net: nn.Module, layers: Sequence[str], data: Dataset, goal: float, input_shape: tuple[int, ...]
     ):
         self.method, self.data, self.goal = method, data, goal
-        self.net = copy_of(net).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.net = in_mode(copy_of(net)).to(memory_format=torch.channels_last).requires_grad_(False)
         convs = {name: convolutions(net)[name] for name in layers}
         self.sizes = [conv.out_channels for conv in convs.values()]
         self.work = Work(net, layers, input_shape)

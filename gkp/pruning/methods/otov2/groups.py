@@ -15,6 +15,7 @@ from gkp.pruning.filters import FilterSpec
 from gkp.pruning.plan import Plan
 from gkp.pruning.probe import copy_of, find_input_shape, undisturbed
 from gkp.pruning.twin import PrunedModel
+from gkp.pruning.watched import in_mode
 
 Rows = tuple[Tensor, Tensor]  # channels of a layer, and for each the group that it belongs to
 Part = tuple[nn.Parameter, Tensor, Tensor]  # a parameter, some of its rows, and for each the number of its group
@@ -176,7 +177,7 @@ def _not_invariant(net: nn.Module, sets: Sequence[GroupSet], input_shape: Sequen
 def _same_without(net: nn.Module, sets: Sequence[GroupSet], input_shape: Sequence[int] | None) -> bool:
     shape = input_shape or find_input_shape(net)
     with undisturbed(), torch.inference_mode(False), torch.no_grad():
-        twin = copy_of(net).eval()
+        twin = in_mode(copy_of(net))
         for name, value in twin.state_dict().items():
             if value.is_floating_point():  # a running mean of 0 hides what BatchNorm does to a zero
                 noise = torch.randn_like(value) * (0.5 if name.endswith("mean") else 0.01)
@@ -184,5 +185,5 @@ def _same_without(net: nn.Module, sets: Sequence[GroupSet], input_shape: Sequenc
         kept = {one.name: torch.arange(one.width) % 2 == 0 for one in sets}
         Groups.of(twin, sets).only(~torch.cat([*kept.values()]).to(next(twin.parameters()).device)).clear()
         images = torch.rand(2, *shape).to(next(twin.parameters()))
-        expected, found = twin(images), PrunedModel(twin, kept_plan(net, sets, kept, shape)).eval()(images)
+        expected, found = twin(images), in_mode(PrunedModel(twin, kept_plan(net, sets, kept, shape)))(images)
         return bool((expected - found).abs().max() <= 1e-4 * expected.abs().max())

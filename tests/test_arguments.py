@@ -1,0 +1,99 @@
+"""Arguments and options of the wrong kind are one line, before anything is computed or written."""
+
+import typing
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import gkp
+from gkp.cli import main
+from gkp.errors import BadInput
+from gkp.pruning.registry import make_method, methods
+
+WRONG = {float: ["abc", None, [1.0], float("nan"), True], int: ["8", 1.5, None, False], bool: ["yes", 1], str: [3, None, b"x"]}
+
+
+def net():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten())
+
+
+@pytest.mark.parametrize("name", methods())
+def test_every_plain_option_of_every_method_is_asked_for_its_kind(name):
+    info = methods()[name]
+    hints = typing.get_type_hints(info.cls)
+    for option in info.options:
+        for value in WRONG.get(hints[option], ()):
+            with pytest.raises(BadInput, match=rf"^{name}: {option} is .*; give "):
+                make_method(name, **{option: value})
+
+
+@pytest.mark.parametrize("name", methods())
+def test_defaults_are_of_their_kinds_and_so_are_numbers_of_numpy(name):
+    info = methods()[name]
+    make_method(name, **info.options)
+    numpys = {k: np.float64(v) if type(v) is float else np.int64(v) for k, v in info.options.items() if type(v) in (float, int)}
+    make_method(name, **numpys)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["rate", "groups", "seed", "budget", "time_limit", "layers", "input_shape"]),
+    st.one_of(
+        st.sampled_from([float("nan"), float("inf"), "7/16", b"x", object(), 3j, torch.ones(2), (3, 32.5), (0, 8, 8), [], ""]),
+        st.text(max_size=3), st.integers(-3, 3), st.floats(), st.lists(st.integers(-1, 3), max_size=3),
+    ),
+)  # fmt: skip
+def test_whatever_stands_for_an_argument_the_answer_is_a_network_or_one_line(argument, value):
+    for method in ("l2-gkp", "l2"):
+        try:
+            pruned = gkp.prune(net(), method, **({"rate": 0.5, "groups": 2} if method == "l2-gkp" else {}) | {argument: value})
+        except BadInput as refused:
+            assert "\n" not in str(refused)
+        else:
+            assert len(pruned.plan)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--option", "alpha=abc"], "sr-gkp: alpha is 'abc'; give a number"),
+        (["--option", "beam_width=1.5"], "sr-gkp: beam_width is 1.5; give a whole number"),
+        (["--option", "rate=0.5"], "rate is no option of a method"),
+        (["--option", "data=3"], "data is no option of a method"),
+        (["--option", "layers=3"], "layers is 3; give names of layers"),
+        (["--option", "time_limit=abc"], "time_limit is 'abc'; give a number"),
+        (["--option", "budget=abc", "--method", "l2"], "budget is 'abc'; give a number"),
+        (["--rate", "nan"], "rate must lie between 0 and 1, not nan"),
+        (["--rate", "inf"], "rate must lie between 0 and 1, not inf"),
+        (["--checkpoint", "build"], "--weights and --checkpoint name two networks"),
+    ],
+)
+def test_nonsense_on_the_command_line_is_one_line(options, says, tmp_path, capsys):
+    command = ["prune", "--model", "resnet20", "--weights", "gkp", "--out", str(tmp_path / "small"), *options]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and says in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["prune", "--out", ""], ["prune", "--out="], ["benchmark", "", "--model", "resnet20"], [""]])
+def test_an_empty_word_is_a_variable_that_the_shell_does_not_have(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--model", "resnet20"]) == 2
+    assert "is empty, perhaps an unset variable" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_layers_may_come_from_a_generator():
+    pruned = gkp.prune(net(), "l2-gkp", rate=0.5, groups=2, layers=(name for name in ["2"]), input_shape=np.array([3, 16, 16]))
+    assert list(pruned.plan) == ["2"]
+
+
+def test_a_compact_network_says_that_it_is_pruned_already():
+    small = gkp.prune(net(), "l2-gkp", rate=0.5, groups=2).compact()
+    with pytest.raises(BadInput, match="this network is pruned already"):
+        gkp.prune(small, "l2-gkp", rate=0.5, groups=2)
