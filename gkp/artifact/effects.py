@@ -107,7 +107,7 @@ def scores(
             continue
         try:
             right = mean_right(out := outcomes_of(one.result), keys)
-        except BadInput:  # it was not kept, or met other attacks
+        except BadInput:  # it was not kept, or is of other attacks
             continue
         images = out.indices if images is None else images
         if np.array_equal(out.indices, images):

@@ -27,7 +27,7 @@ from gkp.errors import BadInput
 from gkp.files import checkout, file_sha256, json_sha256, replace_file
 
 RECORDS = ".executed"
-INJECTED = "injected-parameters"  # papermill's tag for the cell it adds
+INJECTED = "injected-parameters"  # papermill's tag for the cell that it adds
 HOW = ("jobs",)  # parameters that change the speed, never the outputs
 # Code that computes cells and copies files, and does not change what a notebook shows.
 MACHINERY = (
@@ -61,7 +61,7 @@ class Record:
         """The record of a notebook in `out`; None where there is none or it cannot be read."""
         try:
             return cls(**(read_json(record_file(out, name)) or {}))
-        except TypeError:  # there is none, or another version of this program wrote it
+        except TypeError:  # there is none, or it has other fields
             return None
 
     def outdated(self, origin: Mapping[str, str], out: Path) -> str | None:

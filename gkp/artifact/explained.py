@@ -25,8 +25,8 @@ from gkp.artifact.results import attack_name, evaluations, method_of, row_name, 
 from gkp.evaluation.statistics import beside_line, fit_line
 
 QUESTION = "How much does benign accuracy explain, and is anything left for SR-GKP?"
-TABLES = (9, 10, 11, 12, 17, 18, 19)  # of the paper, with benign accuracy and three attacks for many methods
-FEWEST = 5  # methods, beside SR-GKP, that a line is drawn through
+TABLES = (9, 10, 11, 12, 17, 18, 19)  # with benign accuracy and three attacks for many methods
+FEWEST = 5  # the smallest number of methods besides SR-GKP for a line
 _SR = "sr-gkp"
 
 
@@ -97,7 +97,7 @@ def explained(points: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (source, part, attack), group in points.groupby(["source", "part", "attack"], sort=False) if len(points) else ():
-        # another balance or search of SR-GKP is neither SR-GKP nor one of the others
+        # variants of SR-GKP are neither SR-GKP nor other methods
         group = group[group["is_sr"] | ~group["is_variant"]]
         others = group[~group["is_sr"]]
         if others["cluster"].nunique() < FEWEST or min(np.ptp(others["benign"]), np.ptp(others["attacked"])) < 1e-3:

@@ -26,7 +26,7 @@ from gkp.artifact.experiments.kinds import (
 
 RATE, HIGH_RATE, TINY_RATE = 7 / 16, 10 / 16, 3 / 8  # of the paper's tables, by their MACs and parameters
 UNPRUNED = "none"  # the unpruned network under the same fine-tuning: a row of every table
-NAMES = {  # every built-in method -> its name in the paper, or one formed alike; written down, so that planning needs no torch
+NAMES = {  # every built-in method -> its name in the paper, or a similar one; listed here, so that planning needs no torch
     "cc": "CC",
     "chip": "CHIP",
     "depgraph": "DepGraph",
@@ -59,35 +59,35 @@ NAMES = {  # every built-in method -> its name in the paper, or one formed alike
 }
 SEEDED = (UNPRUNED, "sr-gkp", "l2-gkp", "random-gkp", "l1norm-b")  # the rows that get three seeds
 HIGH = (UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "fpgm", "sfp", "hrank")
-ONE_SHOT = ("sr-gkp", "l2-gkp", "l1norm-b", "fpgm-one-shot", "hrank")  # of these; FPGM and SFP prune while they train
-NOT_FOR = {"vgg16_bn": {"dhp"}}  # methods that are made for residual networks alone
-SCRATCH = "scratch"  # no row of its own: `PruneCell.scratch` trains the shape that another method finds
+ONE_SHOT = ("sr-gkp", "l2-gkp", "l1norm-b", "fpgm-one-shot", "hrank")  # from HIGH; FPGM and SFP prune while they train
+NOT_FOR = {"vgg16_bn": {"dhp"}}  # methods for residual networks only
+SCRATCH = "scratch"  # not a row: `PruneCell.scratch` trains the shape that another method finds
 METHODS = tuple(name for name in NAMES if name != SCRATCH)
-TENTH = (  # the rows that get a tenth of the paper's schedule, the most telling ones first
+TENTH = (  # rows with a tenth of the paper's epochs, the most important ones first
     *(UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b", "tmi-gkp", "fpgm", "cc", "hrank"),
     *("lrf", "sfp", "random-gkp", "gal", "dhp", "nppm", "rap-admm", "otov2"),
 )
-PRECISE = (UNPRUNED, "sr-gkp", "tmi-gkp", "l2-gkp", "l1norm-b")  # the rows of which all seeds meet all test images
-RATED = ("sr-gkp", "l2-gkp", "random-gkp", "l1norm-b", "cc")  # the curves of accuracy against MACs
+PRECISE = (UNPRUNED, "sr-gkp", "tmi-gkp", "l2-gkp", "l1norm-b")  # rows whose seeds are all evaluated on all test images
+RATED = ("sr-gkp", "l2-gkp", "random-gkp", "l1norm-b", "cc")  # rows of the curves of accuracy against MACs
 RATES = (1 / 4, RATE, HIGH_RATE, 3 / 4)
-ALPHAS = (0.1, 0.25, 0.5, 0.75)  # Tables 14-16, beside the default 0.9
+ALPHAS = (0.1, 0.25, 0.5, 0.75)  # Tables 14-16, besides the default 0.9
 ABLATED = ("tmi-gkp", "greedy-gkp", "least-smooth-gkp", "l2-gkp", "random-gkp", "sr-gkp")  # Tables 4 and 5, and controls
-CSBS = (0.5, 0.75)  # Table 6, beside the default 0.9
+CSBS = (0.5, 0.75)  # Table 6, besides the default 0.9
 THETAS = (0.3, 0.5, 0.7)  # Table 1
-LOGGED = ("sr-gkp", UNPRUNED, "l2-gkp")  # trained as the network of the one log that the authors published, and controls
-LOG_LENGTH = 300  # epochs, and those after which a CPU scores a network
+LOGGED = ("sr-gkp", UNPRUNED, "l2-gkp")  # the method of the one log that the authors published, and controls
+LOG_LENGTH = 300  # epochs; LOG_EPOCHS are those after which a CPU scores a network
 LOG_EPOCHS = tuple(sorted({*range(10, 301, 10), *range(98, 103), *range(198, 203), *range(291, 301)}))
-OFFICIAL = PretrainedCell(dataset="cifar10", model="resnet20", weights="srgkp-official")  # the network that log begins with
-GIVEN = {  # what a cell can give a method
+OFFICIAL = PretrainedCell(dataset="cifar10", model="resnet20", weights="srgkp-official")  # where this log starts
+GIVEN = {  # the needs of methods that a cell can meet
     *("weights", "initialisation", "training snapshots", "data", "unlabelled images", "gradients", "training"),
 }
 Groups = dict[str, list[Cell]]
 TINY_IMAGENET: dict[str, tuple[dict[str, Any], float]] = {  # network -> its recipe, and the share of kernels removed
     "resnet56": ({"epochs": 300, "step_epochs": 100, "batch_size": 128, "weight_decay": 5e-4}, TINY_RATE),
-    "resnet101": ({"epochs": 100, "step_epochs": 30, "batch_size": 128, "weight_decay": 1e-4}, 7 / 8),  # of the 3x3 ones alone
+    "resnet101": ({"epochs": 100, "step_epochs": 30, "batch_size": 128, "weight_decay": 1e-4}, 7 / 8),  # of 3x3 kernels only
 }
 IMAGENET: dict[str, Any] = {"epochs": 100, "step_epochs": 30, "batch_size": 256, "weight_decay": 1e-4}
-IMAGENET_RATE = 3 / 4  # of the 3x3 ones alone, here too
+IMAGENET_RATE = 3 / 4  # of 3x3 kernels only
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def network_groups(baseline: TrainCell, scale: Scale) -> Groups:
         scale: The scale of the profile.
     """
     main = scale.pruned(baseline, [UNPRUNED, *registered()], rate=RATE)
-    scratch = [replace(cell, scratch=True) for cell in main if cell.method == "sr-gkp"]  # is it the weights, or the shape?
+    scratch = [replace(cell, scratch=True) for cell in main if cell.method == "sr-gkp"]  # tests whether weights or shape matter
 
     def rows(methods: Iterable[str] | None) -> list[PruneCell]:
         return [cell for cell in main if methods is None or cell.method in methods]
@@ -170,7 +170,7 @@ def network_groups(baseline: TrainCell, scale: Scale) -> Groups:
     seeds = [replace(cell, seed=s) for s in (0, *scale.seeds) for cell in rows(scale.seeded)]
     variants = [cell for alpha in scale.alphas for cell in scale.pruned(baseline, ["sr-gkp"], options={"alpha": alpha})]
     variants += scale.pruned(baseline, ["sr-gkp"], options={"beta": "paper"})
-    variants += scale.pruned(baseline, ["tmi-gkp"], options={"grouping": "random"})  # does grouping matter at all?
+    variants += scale.pruned(baseline, ["tmi-gkp"], options={"grouping": "random"})  # tests whether grouping matters
     transfer = [cell for csb in scale.csbs for cell in scale.pruned(baseline, ["sfp-smooth"], options={"csb": csb})]
     high = [cell for cell in scale.pruned(baseline, scale.high, rate=HIGH_RATE) if cell.method != UNPRUNED]
     strong: list[Network | PruneCell] = [baseline, *rows(scale.strong)]

@@ -26,7 +26,7 @@ from gkp.artifact.readme import FIGURE, caption
 from gkp.artifact.verify import VERDICTS, root_of
 from gkp.errors import BadInput
 
-COLUMNS = (  # of the table of all claims: column of verdicts.csv, heading, kind
+COLUMNS = (  # the table of all claims: column of verdicts.csv, heading, kind
     *(("statement", "claim", "text"), ("verdict", "verdict", "text"), ("board", "board", "text")),
     *(("item", "in the paper", "text"), ("reported", "reported", "text"), ("ours", "ours", "text")),
     *(("interval", "95 % interval", "text"), ("n", "n", "number"), ("seeds", "seeds", "number")),
@@ -37,7 +37,7 @@ QUESTIONS = {
     "claims": "Is the statement true where it was measured?",
     "consistency": "Do the paper's own numbers agree with each other?",
 }
-TONES = {  # verdict -> class of its colours; a verdict always stands there in words too
+TONES = {  # verdict -> class of its colours; the page has the words too
     **dict.fromkeys(("reproduced", "holds", "consistent"), "yes"),
     **dict.fromkeys(("not reproduced", "does not hold", "inconsistent"), "no"),
     **{"no difference": "even", "undecided": "open", claims.NOT_RUN: "not", claims.NO_VERDICT: "not"},
@@ -69,7 +69,7 @@ def html_report(profile: str = COMMITTED, *, out: Path | None = None, root: Path
     Raises:
         BadInput: There is no executed notebook, or the folder cannot be written.
     """
-    import nbformat  # seconds of importing
+    import nbformat  # takes seconds to import
     from nbconvert import HTMLExporter
 
     check_profile(profile)

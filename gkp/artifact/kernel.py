@@ -36,7 +36,7 @@ class OwnKernel(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        """Its specification."""
+        """The specification of the kernel."""
         return OwnKernels().get_kernel_spec("python3")
 
     async def _async_interrupt_kernel(self) -> None:

@@ -127,7 +127,7 @@ def ranked(entries: Sequence[Mapping[str, Any]]) -> tuple[Ranked, ...]:
     found: list[Ranked] = []
     for ours in entries:
         accuracy = best_known(ours)
-        assert accuracy is not None  # check_entry has seen to it
+        assert accuracy is not None  # ensured by check_entry
         low, high = (ours.get("interval") or {}).get("best_known", (accuracy, accuracy))
         found.append(Ranked(ours, accuracy, float(low), float(high)))
     rows = [

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from gkp.artifact.leaderboard import Group, Ranked
 
-_INK = "#010203"  # stands for the page's colour of text while matplotlib draws
-_COLOURS = [PALETTE[i] for i in (0, 1, 2, 3, 9, 4)]  # of the colour-blind palette, those that show on white and on black
+_INK = "#010203"  # a placeholder for the text colour of the page
+_COLOURS = [PALETTE[i] for i in (0, 1, 2, 3, 9, 4)]  # from the colour-blind palette, visible on white and on black
 _MARKERS = "osD^vP"
 _LABEL = "best known robust accuracy (%)"
 
@@ -84,7 +84,7 @@ def _against_macs(rows: Sequence[Ranked]) -> Figure:
     """A point for each entry, labelled with its rank."""
     drawing, (ax,) = panels(1, 1, 7.5, 4.2)
     for look, (name, members) in zip(_looks(), _members(rows, "architecture").items(), strict=False):
-        label = f" {name}" if name.startswith("_") else name  # or matplotlib would leave it out of the legend
+        label = f" {name}" if name.startswith("_") else name  # otherwise matplotlib leaves it out of the legend
         macs = [row.entry["macs"] / 1e6 for row in members]
         ax.errorbar(macs, [row.accuracy for row in members], yerr=_bars(members), label=label, **look)
         for row, value in zip(members, macs, strict=True):
@@ -98,7 +98,7 @@ def _against_macs(rows: Sequence[Ranked]) -> Figure:
 
 
 def _members(rows: Sequence[Ranked], key: str) -> dict[str, list[Ranked]]:
-    """The entries by a text of theirs, in their order."""
+    """Value of a key -> entries, in their order."""
     found: dict[str, list[Ranked]] = {}
     for row in rows:
         found.setdefault(row.entry[key] or "unnamed", []).append(row)

@@ -86,7 +86,7 @@ def run_notebook(
         BadInput: The notebook does not have one of the parameters.
         RunFailed: The code of the notebook fails; then no file gets its final name.
     """
-    import nbformat  # with papermill and nbclient two seconds, which a run with nothing to do need not spend
+    import nbformat  # here, because with papermill and nbclient it takes two seconds
     import papermill
     from nbclient.exceptions import CellExecutionError, DeadKernelError
     from papermill.iorw import load_notebook_node

@@ -52,9 +52,9 @@ from gkp.artifact.groups import (
 )
 from gkp.errors import BadInput
 
-# it trains adversarially to the end, by a saw-tooth of its own: fine-tuning on plain images would undo its robustness
+# it trains adversarially to the end with its own schedule: fine-tuning on plain images would undo its robustness
 RAP: dict[str, Any] = {"epochs": 6, "soft_epochs": 6, "schedule": "step", "weight_decay": 1e-4}
-# as released: SGD without momentum, its learning rate divided by ten every 75 epochs; it has no fine-tuning of its own
+# as released: SGD without momentum, learning rate divided by ten every 75 epochs, no fine-tuning
 OTO: dict[str, Any] = {
     "soft_epochs": 300,
     "lr": 0.1,
@@ -62,9 +62,9 @@ OTO: dict[str, Any] = {
     "momentum": 0.0,
     "options": {"sparsity": 1e-3, "warm_up": 1 / 6, "deadline": 1.0},
 }
-SMALL = ("0.5/255", "1/255")  # radii at which networks that were not trained for robustness still stand
+SMALL = ("0.5/255", "1/255")  # radii at which networks that were not trained for robustness keep some accuracy
 _ONE_SHOT = "SR-GKP, one shot"
-COMMITTED = "cifar10"  # the profile whose measured cells are in the repository: they are shown, not computed again
+COMMITTED = "cifar10"  # the profile whose cells are in the repository, so that they are not computed again
 
 
 def quick() -> Groups:
@@ -113,7 +113,7 @@ def cifar10() -> Groups:
         latency={},
         speed={"threads": 2},
         seeded=None,
-        own={  # epochs of search, then the fine-tuning that all get, but for DHP, which starts from scratch
+        own={  # epochs of search plus the fine-tuning of all methods; DHP starts from scratch
             "gal": {"epochs": 8, "soft_epochs": 5},
             "dhp": {
                 "epochs": 9,
@@ -128,16 +128,16 @@ def cifar10() -> Groups:
             "rap-admm": {**RAP, "lr": 0.05, "batch_size": 128, "options": {"attack_steps": 3}},
         },
     )
-    # the one cell that everything waits for may use both cores; its bits depend on that, so it is part of the cell.
-    # All 50,000 images, for nothing here chooses by the 5,000 of "val": 91.51 % on the test set, and 90.59 % after 40 epochs
-    # of 45,000 without Nesterov's momentum
+    # all other cells wait for this one, so it uses both cores; its bits depend on that.
+    # All 50,000 images, because nothing is chosen by the 5,000 of "val": 91.51 % on the test set, against 90.59 % after 40
+    # epochs of 45,000 without Nesterov's momentum
     recipe: dict[str, Any] = {"epochs": 50, "batch_size": 128, "lr": 0.2, "schedule": "one-cycle", "nesterov": True}
     baseline = TrainCell(dataset="cifar10", model="resnet20", split="train+val", threads=2, **recipe)
     groups = network_groups(baseline, scale)
     public = [PretrainedCell(dataset="cifar10", model=model, weights="akamaster") for model in ("resnet32", "resnet56")]
     groups["cost"] += [*public, *(TimingCell(net=net, **scale.timing) for net in public)]
     groups["cost"].append(SpeedCell(net=public[-1], **scale.speed))
-    theirs: list[Network | PruneCell] = [OFFICIAL, PruneCell(net=OFFICIAL, epochs=0)]  # what the published code's log gives
+    theirs: list[Network | PruneCell] = [OFFICIAL, PruneCell(net=OFFICIAL, epochs=0)]  # compared with the published code
     groups["reference"] = [*theirs, *evaluations(theirs, protocol="paper", true_labels=True, **scale.paper)]
     large = public[-1]
     nets: list[Network | PruneCell] = [large]
@@ -199,12 +199,12 @@ def paper() -> Groups:
         nets: list[Network | PruneCell] = [baseline, *_pruned(found["main"])]
         found["precision"] = [*nets, *evaluations(nets, eps=SMALL, purpose="precision", **gpu)]
         for name, cells in found.items():
-            if model != "vgg16_bn" or name == "main":  # Table 12 is all the paper has of VGG-16
+            if model != "vgg16_bn" or name == "main":  # the paper has only Table 12 for VGG-16
                 groups[f"{model}-{name}"] = cells
     for model in TINY_IMAGENET:
         groups[f"{model}-tiny"] = tiny_imagenet(model, scale)
     groups |= {f"resnet50-{name}": cells for name, cells in imagenet(scale).items()}
-    groups["resnet20-log"] = published_log(scale, **gpu)  # scored after each epoch, as theirs is
+    groups["resnet20-log"] = published_log(scale, **gpu)  # scored after each epoch, as in their log
     groups["resnet56-public"] = _from_public_weights(scale)
     groups["half-hour"] = [*groups["resnet20-log"], *groups["resnet56-public"]]
     return groups
@@ -214,7 +214,7 @@ def _from_public_weights(scale: Scale) -> list[Cell]:
     """The paper's schedule from a public ResNet-56, the most important rows first."""
     net = PretrainedCell(dataset="cifar10", model="resnet56", weights="akamaster")
     rows = scale.pruned(net, (UNPRUNED, "sr-gkp", "l2-gkp", "l1norm-b"), rate=RATE)
-    rows += scale.pruned(net, ("tmi-gkp",), rate=RATE, options={"grouping": "kpca"})  # nobody published a trace of its training
+    rows += scale.pruned(net, ("tmi-gkp",), rate=RATE, options={"grouping": "kpca"})  # no trace of its training is public
     rows += scale.pruned(net, ("cc", "fpgm", "random-gkp"), rate=RATE)
     return scale.rows(rows)
 
@@ -237,7 +237,7 @@ def start_here(profile: str) -> dict[str, EvaluateCell]:
 
 
 def _start_here(found: Groups) -> dict[str, EvaluateCell]:
-    """The same from the groups of a profile."""
+    """The evaluations of the first notebook from the groups of a profile."""
     nets: dict[str, Network | PruneCell] = {}
     if "main" in found:
         baseline: Network = next(cell for cell in found["main"] if isinstance(cell, TrainCell))
@@ -305,7 +305,7 @@ def _cells_of_file(path: Path) -> list[Cell]:
         found = list(load_file(name, path).cells())
     except BadInput:
         raise
-    except Exception as error:  # whatever a user's file may do wrong
+    except Exception as error:  # the file of a user may raise anything
         raise BadInput(
             f"{path}: {type(error).__name__}: {error}; a profile defines a function cells() that returns a list of cells"
         ) from error

@@ -111,7 +111,7 @@ def publish(
         executed = root / "build" / Path(profile).stem
         notebooks = publish_notebooks(root / "notebooks", executed, profile)
         publish_figures(executed / "figures", root / "figures")
-        front_page.write_opening(root, pd.read_csv(data / VERDICTS), profile)  # its figure may be new
+        front_page.write_opening(root, pd.read_csv(data / VERDICTS), profile)  # again, because its figure may be new
     checks.append(check_notebooks(root / "notebooks"))
     return Published(len(done), len(wanted), sum(row.bytes for row in rows) / 1e6, notebooks, tuple(checks))
 

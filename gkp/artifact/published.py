@@ -43,7 +43,7 @@ _PARTS = {  # rows of ablations: table, and their names there; 15 stands for 14 
     "sr-gkp (alpha 0.75)": (15, "SR-GKP, CSB 0.75/0.9"),
 }
 RANKED = ("CC", "DHP", "FPGM", "L1Norm-A", "L1Norm-B", "NPPM", "SFP", "SR-GKP")  # the rows of Table 20
-TEXT, LOG, CODE = "text", "log", "code"  # the running text; the log published with the code; that code run again
+TEXT, LOG, CODE = "text", "log", "code"  # the text; the log published with the code; that code run again
 
 
 def published(table: int | str | None = None) -> pd.DataFrame:

@@ -26,10 +26,10 @@ from gkp.artifact.results import row_name
 from gkp.evaluation.statistics import Spread
 
 THEIRS = "the authors' log"
-COLUMNS = {"clean": "benign", "fgsm-0.01": "fgsm_0.01", "fgsm-0.1": "fgsm_0.1"}  # ours, and those of their file
-STEPS = (100, 200)  # after these epochs the learning rate falls to a tenth
-BEFORE, AFTER = 3, 2  # epochs on each side of a step that its jump is the difference of
-_QUIET = 50  # epochs at the end of each learning rate, in which neighbours differ by chance
+COLUMNS = {"clean": "benign", "fgsm-0.01": "fgsm_0.01", "fgsm-0.1": "fgsm_0.1"}  # our names -> names in their file
+STEPS = (100, 200)  # epochs after which the learning rate is divided by ten
+BEFORE, AFTER = 3, 2  # epochs on each side of a step that are averaged for its jump
+_QUIET = 50  # epochs at the end of each learning rate, where differences of neighbours are random
 MEASURES = ("last", "best", "jump")
 
 
@@ -131,7 +131,7 @@ def curves(report: Report) -> list[Curve]:
 
 def _cost(cell: PruneCell) -> str:
     if for_gpu([cell]):
-        from gkp.artifact.claims.gpu_hours import gpu_hours, hours_in_words  # late: the claims themselves need this module
+        from gkp.artifact.claims.gpu_hours import gpu_hours, hours_in_words  # here, because the claims import this module
 
         return hours_in_words(gpu_hours(cell.model, 1))
     return f"about {in_words(60 * stated_minutes([cell]))}"

@@ -26,9 +26,9 @@ from gkp.errors import BadInput
 from gkp.evaluation.outcomes import Outcomes
 from gkp.pruning.registry import methods
 
-STRONG = "strong"  # the part of every evaluation under attacks of its own choice: cascades, AutoAttack
-BASELINE, CONTINUED = "unpruned", "unpruned, fine-tuned"  # the network that methods start from; the same, trained as they are
-ROBUST = "adversarially trained"  # the mark of methods that are trained for robustness
+STRONG = "strong"  # the role of all evaluations under given attacks: cascades, AutoAttack
+BASELINE, CONTINUED = "unpruned", "unpruned, fine-tuned"  # the network that methods start from; the same with their fine-tuning
+ROBUST = "adversarially trained"  # the mark of methods that train on adversarial images
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from gkp.evaluation.robustbench.entry import entry, save_entry
 
 RADII = ("0.5/255", "1/255")
 PARTS = ("precision", "pixel", STRONG)  # the roles of evaluations that may rank networks
-_KINDS = ("nothing", *FAMILIES, "")  # of what is removed, in the order of the table
+_KINDS = ("nothing", *FAMILIES, "")  # what is removed, in the order of the table
 _TITLE = "Leaderboard, accuracy in percent"
 
 
@@ -79,7 +79,7 @@ def _at(results: Sequence[Result], radius: str) -> dict[str, Evaluation]:
 
 
 def _entry(one: Evaluation, net: nn.Module, radius: str, footnote: str) -> dict[str, Any]:
-    assert one.network is not None  # `_at` has seen to it
+    assert one.network is not None  # ensured by `_at`
     return entry(
         outcomes_of(one.result),
         net,

@@ -26,7 +26,7 @@ from gkp.evaluation.outcomes import Outcomes
 from gkp.files import checkout
 
 VERDICTS = "verdicts.csv"
-DIGITS = "%.6g"  # of numbers in verdicts.csv: what another processor's last bits cannot change
+DIGITS = "%.6g"  # the format of numbers in verdicts.csv, so that last bits of another processor do not matter
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import Spread
 
 PAPER_EPOCHS = 300  # of fine-tuning on CIFAR-10, in the paper
-NAMES = ARCHITECTURES | {  # of settings: architectures, with their data set where it is not CIFAR-10
+NAMES = ARCHITECTURES | {  # shown names of `subject`
     "tiny-imagenet-20 resnet56": "ResNet-56 on 20 classes of Tiny-ImageNet",
     "tiny-imagenet resnet56": "ResNet-56 on Tiny-ImageNet",
     "tiny-imagenet resnet101": "ResNet-101 on Tiny-ImageNet",
@@ -90,18 +90,18 @@ class Case:
         return found
 
     def first(self, net: Net, part: str | None = None) -> Result:
-        """The result of its first finished seed. Raises NotRun when there is none."""
+        """The result of the first finished seed, as `finished`. Raises NotRun where there is none."""
         return next(iter(self.finished(net, part).values()))
 
     def outcomes(self, net: Net, part: str) -> dict[int, Outcomes]:
-        """Seed -> outcome matrix. Raises NotRun when none is finished, or its files were not kept."""
+        """Seed -> outcome matrix of an evaluation. Raises NotRun where none is finished, or its files were not kept."""
         try:
             return {seed: outcomes_of(result) for seed, result in self.finished(net, part).items()}
         except BadInput as error:
             raise NotRun(str(error)) from None
 
     def one(self, net: Net, part: str) -> Outcomes:
-        """The outcome matrix of its first finished seed. Raises NotRun as `outcomes`."""
+        """The outcome matrix of the first finished seed. Raises NotRun as `outcomes` does."""
         return next(iter(self.outcomes(net, part).values()))
 
     def rows(self, net: Net, part: str, keys: Sequence[str]) -> list[np.ndarray]:

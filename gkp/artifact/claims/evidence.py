@@ -23,7 +23,7 @@ from gkp.artifact.results import in_brackets, plays, trained_for_robustness, var
 from gkp.errors import BadInput
 
 EMBEDDED = "digits"
-COLUMNS = dict(zip(("benign", "(a)", "(b)", "(c)"), ATTACKED, strict=True))  # as the paper's tables head them
+COLUMNS = dict(zip(("benign", "(a)", "(b)", "(c)"), ATTACKED, strict=True))  # headings of the paper's tables -> attacks
 _OTHER_KEY = re.compile(r"[a-z]+(-[a-z]+)*-\d[\d./]*(-true)?")
 _NAMES = NAMES | {
     UNPRUNED: TRAINED,
@@ -77,7 +77,7 @@ class Net:
 
     @property
     def label(self) -> str:
-        """Its name for people."""
+        """The name that is shown."""
         return _NAMES.get(self.method, self.method) + in_brackets(self.options)
 
 

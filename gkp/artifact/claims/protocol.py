@@ -86,7 +86,7 @@ def order_survives_pixels(case: Case, *, keys: Keys, pixel: str, at_least: float
     rho = float(spearmanr(*(part.mean(axis=1) for part in rows)).statistic)
     drawn = np.random.default_rng(0)
     again = []
-    for _ in range(RESAMPLES):  # other test images of the same kind; the networks stay
+    for _ in range(RESAMPLES):  # resample test images, not networks
         means = [part[:, drawn.integers(part.shape[1], size=part.shape[1])].mean(axis=1) for part in rows]
         again.append(float(spearmanr(*means).statistic))
     low, high = np.quantile(again, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

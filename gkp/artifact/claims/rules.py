@@ -32,10 +32,10 @@ from gkp.artifact.published import gain, names_here
 from gkp.errors import BadInput
 from gkp.evaluation.statistics import Estimate, difference, holm, judge
 
-SAME_MACS = 0.01  # relative: "equal MACs"
+SAME_MACS = 0.01  # a relative difference up to which MACs count as equal
 SAME_ACCURACY = 0.01  # differences within a point count as none; where the paper states a smaller one, half of that
 SURE = 0.05  # the level of significance
-FEWEST = 3  # rivals that a rank is given among
+FEWEST = 3  # the smallest number of other methods for a rank
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Contrast:
 
     @property
     def equal_within(self) -> float:
-        """The largest difference that counts as none."""
+        """The largest difference that counts as none, a fraction."""
         small = self.reported is not None and abs(self.reported) < SAME_ACCURACY
         return abs(self.reported or 0) / 2 if small else SAME_ACCURACY
 

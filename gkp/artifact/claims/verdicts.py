@@ -28,7 +28,7 @@ FACTS = (  # columns of `points`, in this order
     *("id", "board", "item", "statement", "reported", "ours", "n", "seeds", "interval", "setting", "margin", "p", "p_holm"),
     *("tolerance", "verdict", "reason", "command", "minutes", "stated_minutes", "kind", "page", "value", "low", "high"),
 )
-MAIN = (  # the claims that most readers come for
+MAIN = (  # the main claims
     *("fragility", "free-benign", "free-robustness-control", "sr-over-tmi", "sr-over-l2-gkp", "best-or-second-resnet56"),
     *("snaking-cheaper", "robust-to-strong-attacks"),
 )
@@ -104,7 +104,7 @@ def in_full(row: Mapping[str, Any]) -> str:
 
 
 def headlines(points: pd.DataFrame) -> list[str]:
-    """One sentence for each board: how many claims have which verdict."""
+    """One sentence for each board: the number of claims with each verdict."""
     found = []
     for board in BOARDS:
         given = Counter(points.loc[points["board"] == board, "verdict"])

@@ -71,7 +71,7 @@ def later(default: Any) -> Any:
 
 
 def not_hashed(default: Any) -> Any:
-    """A field that cannot change the result, such as a limit or a name for people."""
+    """A field that cannot change the result, such as a limit or a readable name."""
     return field(default=default, compare=False, metadata={"hashed": False})
 
 

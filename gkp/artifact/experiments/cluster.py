@@ -86,7 +86,7 @@ class Cluster:
         """Disconnect from the scheduler, and end the workers that this object owns."""
         logger = logging.getLogger("distributed")
         level = logger.level
-        logger.setLevel(logging.CRITICAL)  # it complains about being closed
+        logger.setLevel(logging.CRITICAL)  # closing logs errors
         for part in (self._client, self._local):
             with suppress(OSError, RuntimeError, TimeoutError):
                 if part is not None:

@@ -218,7 +218,7 @@ def _stage_function(job: Job) -> Callable[..., Mapping[str, Any]]:
         )
     if kind.compute is not None:
         return kind.compute
-    from gkp.artifact.experiments.stages import STAGES  # torch and the whole library come with it
+    from gkp.artifact.experiments.stages import STAGES  # here, because it imports torch
 
     if job.stage not in STAGES:
         raise BadInput(f"stage {job.stage!r}: {kind.__name__} has no static method compute(params, parents, folder, context)")

@@ -19,6 +19,6 @@ def epochs_so_far(cell: Cell, store: Store | None = None) -> list[dict[str, Any]
         cell: The cell of the training.
         store: Where it is; None for `default_store()`.
     """
-    from gkp.training.checkpoint import logged_rows  # late: torch comes with it, and plans of cells need none
+    from gkp.training.checkpoint import logged_rows  # here, because it imports torch
 
     return logged_rows((store or default_store()).scratch(cell.id) / TRAINING)

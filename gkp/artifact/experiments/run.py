@@ -259,7 +259,7 @@ class _Run:
                 unseen = f"a worker finished it, but {self.store.root} does not show it here"
                 outcome = Outcome(cell.id, "failed", "lost", f"{unseen}; use a folder that all machines share (GKP_CELLS)")
         if outcome.status == "failed":
-            if outcome.kind == "lost":  # no worker lived to record it
+            if outcome.kind == "lost":  # no worker could record it
                 self.store.record_failure(cell.id, {**asdict(outcome), "hash": key, "traceback": ""})
             self.failures[key] = outcome
             blocked = {child: key for child in blocked_by(self.plan.todo, {key}) if child not in self.blocked}

@@ -179,7 +179,7 @@ def evaluate(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Pat
         progress=False,
         engine=engine,
     )
-    replace(outcomes, seconds=0.0).save(folder)  # the seconds of this run are in run.json
+    replace(outcomes, seconds=0.0).save(folder)  # seconds go to run.json
     return {
         "accuracy": outcomes.accuracy(),
         "interval": {key: list(ends) for key, ends in outcomes.interval().items()},
@@ -241,7 +241,7 @@ def _fit(
     )
     context.notes["steps"] = log.steps
     spent, now = sum(row["seconds"] for row in log.rows), time.perf_counter() - started
-    if spent > now:  # by so much at least
+    if spent > now:  # the least time of stopped runs
         context.notes["taken_over_seconds"] = round(spent - now, 3)
     return {"epochs": _rows(log, context), "n": len(data), "seed": params["seed"], "data_sha256": data.sha256}
 

@@ -163,7 +163,7 @@ class Store:
             yield
         finally:
             with suppress(OSError):
-                path.unlink(missing_ok=True)  # while it is held: whoever opened it meanwhile sees that it is gone and retries
+                path.unlink(missing_ok=True)  # while it is held: others who opened it notice and retry
             lock.release()
 
     def partial_name(self, cell_id: str, pid: int) -> Path:
@@ -179,7 +179,7 @@ class Store:
         try:
             yield partial
         finally:
-            shutil.rmtree(partial, ignore_errors=True)  # nothing is there when it was published
+            shutil.rmtree(partial, ignore_errors=True)  # it does not exist if the cell was published
 
     def publish(self, partial: Path, cell_id: str, cell_hash: str, *, spec: Mapping, figures: Mapping, run: Mapping) -> Path:
         """Turn the partial folder into the finished cell, replacing a damaged one.

@@ -67,7 +67,7 @@ def latency_of(params: Mapping[str, Any], parents: Mapping[str, Path], folder: P
     shape = tuple(parent["input_shape"])
     compact = cast(Classifier, load_model(parents["net"] / "compact"))
     made = compact.architecture
-    forms = [build_model(made.name, num_classes=made.num_classes, shortcut=made.shortcut), compact]  # weights cost no time
+    forms = [build_model(made.name, num_classes=made.num_classes, shortcut=made.shortcut), compact]  # its weights do not matter
     rows = []
     for size in params["batch_sizes"]:
         options = {"input_shape": shape, "batch_size": size, "threads": context.threads, "seconds": params["seconds"] / ROUNDS}

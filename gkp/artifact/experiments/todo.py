@@ -71,7 +71,7 @@ def make_plan(cells: Iterable[Cell], store: Store, *, recompute: bool = False) -
     asked = {cell.hash for cell in plan.cells}
     names = store.names()
     to_build_on: set[str] = set()
-    for key, cell in reversed(everything.items()):  # children first: they say whether a parent is needed
+    for key, cell in reversed(everything.items()):  # children first, which decide whether a parent is needed
         if key not in asked and key not in to_build_on:
             continue
         known = cell.id in names and not (recompute and key in asked)
@@ -92,7 +92,7 @@ def leave_out_absent(plan: Plan) -> tuple[str, ...]:
     Returns:
         A line for each reason: how many cells, what is missing, and where it was looked for.
     """
-    from gkp.data import folders  # late: planning needs no torch
+    from gkp.data import folders  # here, because they import torch
     from gkp.networks import public
 
     needs = {key: _needs(cell) for key, cell in plan.todo.items()}

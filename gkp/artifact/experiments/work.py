@@ -23,7 +23,7 @@ _IMAGES = {  # training images, pixels relative to 32x32
 _OTHER = (100_000, 4.0)  # for a data set that is not known
 # Passes of an image through the network, by part of an evaluation; the engine takes half as long in pixels.
 PASSES = {"paper": 8.0, "pixel": 60.0, "cascade": 1500.0, "autoattack": 300.0, "unattacked": 1.0}
-_SCORED = 2.0  # images trained on that take as long as scoring one in the paper's protocol
+_SCORED = 2.0  # scoring an image in the paper's protocol takes as long as training on so many
 
 
 def pixels_of(dataset: str) -> float:

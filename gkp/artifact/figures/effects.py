@@ -136,7 +136,7 @@ def trade_off(results: Sequence[Result]) -> Figure:
         )
     families(drawing, [*points["method"], *printed.index], hollow(PRINTED))
     figure = finish(drawing, points, question, _trade(frames))
-    drawing.draw_without_rendering()  # names need the size that the panels end up with
+    drawing.draw_without_rendering()  # names need the final size of the panels
     for ax, frame in zip(axes, frames.values(), strict=True):
         first = frame.loc[frame["method"].eq("sr-gkp").sort_values(ascending=False, kind="stable").index]
         xy = 100 * first["difference_benign"], 100 * first["difference_attacked"]
@@ -238,7 +238,7 @@ def _cloud(ax: Axes, frame: pd.DataFrame, printed: pd.DataFrame) -> None:
     low, high = 100 * close["low_attacked"].min() - 0.3, 100 * max(close["high_attacked"].max(), 0) + 0.3
     ax.set(
         xlim=(100 * close["low_benign"].min() - 0.3, 100 * max(close["high_benign"].max(), 0) + 0.9),
-        ylim=(low, high + 0.5 * (high - low)),  # room for the picture of the whole
+        ylim=(low, high + 0.5 * (high - low)),  # room for the inset
     )
     sns.despine(ax=ax)
 

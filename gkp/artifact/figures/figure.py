@@ -59,7 +59,7 @@ class Figure:
         target = Path(folder or "build/figures")
         target.mkdir(parents=True, exist_ok=True)
         stable = {"Date": None, "Creator": "gkp"}  # the same points give the same bytes
-        told = {"Title": self.question, "Description": self.answer} if self.question else {}  # for those who cannot see it
+        told = {"Title": self.question, "Description": self.answer} if self.question else {}  # for accessibility
         with matplotlib.rc_context({"svg.hashsalt": name}):
             self.drawing.savefig(target / f"{name}.svg", bbox_inches="tight", metadata=stable | told)
         self.drawing.savefig(target / f"{name}.png", bbox_inches="tight", dpi=150, metadata={"Software": "gkp"})
@@ -194,7 +194,7 @@ def label_dots(
         keep_out: A rectangle (left, bottom, right, top) that stays free, in fractions of the panel.
     """
     box = ax.get_window_extent()
-    points = 72 / ax.figure.dpi  # in each pixel
+    points = 72 / ax.figure.dpi  # points in a pixel
     wide, high = box.width * points, box.height * points
     spots = (ax.transData.transform(np.stack([x, y], axis=1)) - (box.x0, box.y0)) * points
     taken = [(px - 3, py - 3, px + 3, py + 3) for px, py in spots]

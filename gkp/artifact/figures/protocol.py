@@ -88,7 +88,7 @@ def rates(results: Sequence[Result]) -> Figure:
             line = points[(points["panel"] == title) & (points["method"] == method)].sort_values("macs")
             style: dict[str, Any] = {"color": method_colour(method), "marker": _MARKS[at % len(_MARKS)], "capsize": 2}
             style |= {"linewidth": 2.2, "zorder": 4} if method == SR else {"linewidth": 1.2, "zorder": 3}
-            aside = 0.012 * points["macs"].max() * (at - (len(methods) - 1) / 2)  # no bar covers another
+            aside = 0.012 * points["macs"].max() * (at - (len(methods) - 1) / 2)  # so that bars do not overlap
             ax.errorbar(
                 (line["macs"] + aside) / 1e6, 100 * line["accuracy"], yerr=bars(line), label=paper_name(method), **style
             )

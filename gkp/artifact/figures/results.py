@@ -61,7 +61,7 @@ def robustness_curves(outcomes: Mapping[str, Outcomes], attack: str = "pgd") -> 
         line = line.sort_values("eps (of 255)")
         used.append(method_colour(str(name).lower().removesuffix(", fine-tuned") if name != CONTINUED else CONTINUED))
         style: dict[str, Any] = {"color": used[-1], "marker": "o", "capsize": 3}
-        style["linestyle"] = ("-", "--", ":", "-.")[(used.count(used[-1]) - 1) % 4]  # networks of one colour
+        style["linestyle"] = ("-", "--", ":", "-.")[(used.count(used[-1]) - 1) % 4]  # for networks of the same colour
         ax.errorbar(line["eps (of 255)"], 100 * line["accuracy"], yerr=bars(line), label=paper_name(str(name)), **style)
         gone = line[line["accuracy"] < line["accuracy"].iloc[0] / 2]["eps (of 255)"]
         told.append(f"{paper_name(str(name))} {f'at {gone.iloc[0]:g}/255' if len(gone) else 'at no radius shown'}")
@@ -103,7 +103,7 @@ def superscore_dots(points: pd.DataFrame) -> Figure:
     question = "What does choosing the epoch on the test set add?"
     if points.empty:
         return not_run(question)
-    tuned = points[~points["method"].str.endswith("shape from scratch")]  # nothing was pruned of those
+    tuned = points[~points["method"].str.endswith("shape from scratch")]  # which were not pruned
     renamed = tuned.rename(columns={"last": "accuracy", "last_low": "low", "last_high": "high"})
     means = renamed.groupby("method", sort=False)[["accuracy", "low", "high", "best", "gain"]].mean()
     means = means.sort_values("accuracy", ascending=False, kind="stable")

@@ -51,13 +51,13 @@ def _panel(ax: Axes, theirs: Curve, ours: list[Curve], key: str) -> None:
         ax.axvline(step + 0.5, color="#cccccc", linewidth=1, linestyle=":")
     line = 100 * theirs.points[key]
     ax.plot(line.index, line, color="#b0b0b0", linewidth=1, label=f"{THEIRS}, SR-GKP")
-    for curve in reversed(ours):  # the most telling one on top
+    for curve in reversed(ours):  # the most important one on top
         style: dict[str, Any] = {"color": method_colour(curve.row), "markersize": 4 if curve.row == SR else 3}
         style |= {"linewidth": 1.6 if curve.row == SR else 1.0, "zorder": 4 if curve.row == SR else 3}
         line = 100 * curve.points[key]
         ax.plot(line.index, line, marker="o", label=f"{paper_name(curve.row)}: {curve.state}", **style)
     settled = pd.concat([100 * curve.points.loc[10:, key] for curve in (theirs, *ours) if len(curve.points)])
-    low, high = settled.min(), settled.max()  # the first epochs would squeeze the rest
+    low, high = settled.min(), settled.max()  # without the first epochs, which have a wide range
     ax.set_ylim(low - 0.15 * (high - low), high + 0.15 * (high - low))
 
 

@@ -111,9 +111,9 @@ def _points(results: Sequence[Result], protocol: str) -> pd.DataFrame:
     """A row for each network, seed and attack, with its cost."""
     points = []
     for one in evaluations(results, protocol):
-        known = one.network.figures if one.network else {}  # an evaluation may be kept without its network
+        known = one.network.figures if one.network else {}  # an evaluation may be stored without its network
         cost = {name: known.get(name) for name in ("paper_macs", "params", "off_budget")}
-        cost["printed"] = not is_folder(one.net.dataset)  # what the paper prints of these methods is of CIFAR-10
+        cost["printed"] = not is_folder(one.net.dataset)  # the paper's values for these methods are for CIFAR-10
         facts = {**one.facts, **cost, **dict(zip(SETTING, setting_of(one), strict=True)), "protocol": protocol}
         points += [{**facts, **row} for row in one.accuracies]
     return pd.DataFrame(points)

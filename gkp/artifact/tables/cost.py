@@ -64,7 +64,7 @@ def costs(networks: Mapping[str, nn.Module], *, input_shape: Sequence[int] = (3,
     return Table(f"Cost for one image of {'x'.join(map(str, input_shape))}", shown, points)
 
 
-# (data set, network as the paper calls it, ours, classes, image side, rate): what Tables 3, 9-13 and 17-19 count
+# (data set, the paper's name of the network, ours, classes, image side, rate), counted in Tables 3, 9-13 and 17-19
 COUNTED = (
     *(("CIFAR-10", name, model, 10, 32, 7 / 16) for name, model in NETWORKS.items()),
     *(("CIFAR-10", name, NETWORKS[name], 10, 32, 10 / 16) for name in ("ResNet-32", "ResNet-56", "ResNet-110")),

@@ -65,7 +65,7 @@ def kept_kernels(results: Sequence[Result], *, against: str = "sr-gkp") -> Table
     for name in names:
         try:
             found = overlap(plans[against], plans[name])
-        except BadInput:  # whole filters go from that one, or nothing does
+        except BadInput:  # it removes whole filters, or nothing
             continue
         facts = {"filters": found.filters, "differing": found.differing, "share": found.share, "n": found.filters}
         points.append({"method": name, **facts, "seed": net_seed(firsts[name])})

@@ -127,7 +127,7 @@ def gather(
         BadInput: The network does not take the images, or its logits are not finite.
     """
     effort, before = effort or Effort(), state_sha256(model)
-    clean = benchmark(  # warns of a network that misleads, once
+    clean = benchmark(  # warns once about a network that is not deterministic
         model, data, attacks=[], n_examples=n_examples, seed=seed, batch_size=batch_size, allow_nondeterministic=True,
         progress=False,
     )  # fmt: skip

@@ -38,7 +38,7 @@ from gkp.pruning.plan import plan_of
 from gkp.pruning.twin import PrunedModel
 
 _WORDS = {ours: theirs for theirs, ours in THREAT_MODELS.items()}
-_SLACK = 0.002  # AutoAttack is called unreliable if other attacks break a larger share of images: RobustBench's threshold
+_SLACK = 0.002  # AutoAttack is called unreliable if other attacks break a larger share of images: its own threshold
 
 
 def entry(
