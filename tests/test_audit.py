@@ -292,9 +292,9 @@ def test_a_card_on_disk_is_enough_to_evaluate_again(card, plain, tmp_path):
 
 def test_a_card_is_not_evaluated_again_on_another_network_or_from_something_else(card, plain):
     facts = json.loads(json.dumps(card.to_json()))
-    with pytest.raises(BadInput, match="of other model"):
+    with pytest.raises(BadInput, match="another network"):
         reevaluate(facts, Small())
-    with pytest.raises(BadInput, match="of other data"):
+    with pytest.raises(BadInput, match="another data set"):
         reevaluate(facts, plain, load_dataset("digits", "val"))
     with pytest.raises(BadInput, match=r"not the JSON of an audit's card \(KeyError: 'threat_model'"):
         reevaluate({}, plain)

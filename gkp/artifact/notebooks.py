@@ -114,7 +114,7 @@ def run_notebook(
         nbformat.write(book, failed)
         raise RunFailed(f"{file.name}: {error.ename}: {error.evalue} (cell by cell in {failed})") from None
     except DeadKernelError:
-        raise RunFailed(f"{file.name}: its process was killed, by a lack of memory perhaps; finished cells are kept") from None
+        raise RunFailed(f"{file.name}: its process was killed, perhaps for lack of memory; finished cells are kept") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     seconds = time.perf_counter() - started

@@ -132,7 +132,7 @@ class Translation:
     def as_map(self, ref: Any, node: fx.Node) -> Ref:
         """A value as a feature map in the engine's memory, with its selected channels."""
         if not isinstance(ref, Ref) or ref.kind == "vector":
-            raise Unknown("its input is no feature map")
+            raise Unknown("its input is not a feature map")
         if ref.kind == "outside":
             loaded = self.add(node, "map", lambda output: Load([ref.value], output))
             return replace(loaded, channels=ref.channels, sole=False)
@@ -143,7 +143,7 @@ class Translation:
             return ref
         source, channels = self.as_map(ref, node), ref.channels
         if len(np.unique(channels)) < len(channels):
-            raise Whole("a selection repeats channels, and no convolution is next")
+            raise Whole("a selection repeats channels and is not followed by a convolution")
         return self.add(node, "map", lambda output: Shortcut([source.value], output, channels=channels))
 
     def plain_map(self, ref: Any, node: fx.Node) -> Ref:

@@ -37,7 +37,7 @@ class Part:
         """The outputs for contiguous float32 inputs, on at most `threads` threads; differentiable in the inputs."""
         for x, value in zip(inputs, self.segment.inputs, strict=True):
             if x.dtype != torch.float32 or tuple(x.shape) != (len(inputs[0]), *self.segment.shapes[value]):
-                raise BadInput(f"a stock module gave {x.dtype} {tuple(x.shape)} where it gave another shape before")
+                raise BadInput(f"a stock module gave {x.dtype} {tuple(x.shape)} instead of the shape that it gave before")
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             return _Pass.apply(self, threads, *inputs)
         return self.forward(inputs, threads, keep=False)[0]

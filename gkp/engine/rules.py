@@ -103,7 +103,7 @@ def _relu(t: Translation, node: fx.Node, *inputs: Any) -> Ref:
 
 def _add(t: Translation, node: fx.Node, a: Any, b: Any, *more: Any) -> Ref:
     if more or not isinstance(a, Ref) or not isinstance(b, Ref):
-        raise Unknown("a sum of something else than two feature maps")
+        raise Unknown("a sum of inputs other than two feature maps")
     for one, other in ((a, b), (b, a)):
         conv = t.open_conv(one)
         if conv is not None and len(conv.inputs) == 1 and other.value != one.value and other.kind != "vector":
@@ -116,7 +116,7 @@ def _add(t: Translation, node: fx.Node, a: Any, b: Any, *more: Any) -> Ref:
 def _normalise(divide: bool) -> Callable[..., Ref]:
     def rule(t: Translation, node: fx.Node, x: Any, by: Any) -> Ref:
         if not isinstance(x, Ref):
-            raise Unknown("arithmetic on something else than the images")
+            raise Unknown("arithmetic on another input than the images")
         values = by.detach().double().numpy() if isinstance(by, Tensor) else np.array(by, dtype=np.float64)
         if values.ndim not in (0, 4) or (values.ndim == 4 and values.size != values.shape[1]):
             raise Unknown("arithmetic that is not per channel")
@@ -134,7 +134,7 @@ def _normalise(divide: bool) -> Callable[..., Ref]:
 
 def _select(t: Translation, node: fx.Node, x: Any, dim: Any, index: Any) -> Ref:
     if not isinstance(x, Ref) or dim != 1 or not isinstance(index, Tensor) or x.kind == "vector":
-        raise Unknown("a selection of something else than channels")
+        raise Unknown("a selection along another dimension than channels")
     channels = index.detach().cpu().numpy().astype(np.int64)
     conv = t.open_conv(x)
     if conv is not None and len(conv.inputs) == 1:
@@ -172,7 +172,7 @@ def _average_pool(t: Translation, node: fx.Node, module: nn.AvgPool2d, x: Any) -
 
 def _pad(t: Translation, node: fx.Node, x: Any, pad: Any, mode: str = "constant", value: Any = None) -> Ref:
     if not isinstance(x, Ref) or len(pad) != 6 or any(pad[:4]) or min(pad) < 0 or mode != "constant" or value:
-        raise Unknown("padding of something else than channels by zeros")
+        raise Unknown("padding other than of channels by zeros")
     shortcut = t.producer(x, Shortcut)
     if shortcut is not None and not (shortcut.before or shortcut.after or shortcut.channels is not None):
         shortcut.before, shortcut.after = pad[4], pad[5]
@@ -199,7 +199,7 @@ def _pair(value: Any) -> tuple[int, ...]:
 
 def _adaptive(t: Translation, node: fx.Node, x: Any, size: Any) -> Ref:
     if size not in (1, (1, 1)) or not isinstance(x, Ref) or x.kind != "map":
-        raise Unknown("an adaptive pool to more than one pixel, or of no feature map of the engine's")
+        raise Unknown("an adaptive pool to more than one pixel, or of an input that is not a feature map")
     if any(not _flattens(user, t.module) for user in node.users):
         raise Unknown("a mean over positions that is not flattened next")
     source = t.plain_map(x, node)
@@ -218,7 +218,7 @@ def _flattens(node: fx.Node, module: nn.Module) -> bool:
 
 def _flatten(t: Translation, node: fx.Node, x: Any, *rest: Any) -> Ref:
     if not isinstance(x, Ref) or not _flattens(node, t.module) or x.kind == "outside":
-        raise Unknown("a flattening of something else than a feature map of the engine's")
+        raise Unknown("flattening of an input that is not a feature map")
     if x.kind == "vector":
         return t.alias(node, x)
     source = t.plain_map(x, node)
@@ -227,7 +227,7 @@ def _flatten(t: Translation, node: fx.Node, x: Any, *rest: Any) -> Ref:
 
 def _linear(t: Translation, node: fx.Node, module: nn.Linear, x: Any) -> Ref:
     if not isinstance(x, Ref) or x.kind != "vector" or module.weight.dtype != torch.float32:
-        raise Unknown("a linear layer on something else than a vector of the engine's")
+        raise Unknown("a linear layer on an input that is not a vector")
     weight = module.weight.detach().double().numpy().copy()
     bias = _double(module.bias, module.out_features, 0.0)
     return t.add(node, "vector", lambda output: Linear([x.value], output, weight, bias))

@@ -99,7 +99,7 @@ def _outcome(cell_id: str, future: Any) -> Outcome:
         try:
             return future.result(timeout=60)
         except (CancelledError, OSError, TimeoutError) as error:  # the worker or scheduler died in the meantime
-            raise SchedulerLost(f"cell {cell_id} ended, but nobody has its outcome") from error
+            raise SchedulerLost(f"cell {cell_id} ended, but its outcome was lost") from error
     if future.status != "error":
         raise SchedulerLost(f"cell {cell_id} was {future.status}")
     reason = future.exception()

@@ -60,7 +60,7 @@ def entry_of(folder: Path) -> Entry:
     """The finished cell in a folder, without knowing its specification. Raises `Damaged` where hashes do not match."""
     spec = read_json(folder / "spec.json")
     if spec is None:
-        raise Damaged(f"{folder / 'spec.json'}: is missing or no JSON")
+        raise Damaged(f"{folder / 'spec.json'}: is missing or is not JSON")
     cell_hash = hashlib.sha256(canonical({name: value for name, value in spec.items() if name != "id"})).hexdigest()
     if not folder.name.endswith(f"-{cell_hash[:HASH_DIGITS]}"):
         raise Damaged(f"{folder / 'spec.json'}: is the specification of another cell")

@@ -147,10 +147,10 @@ def reevaluate(
     try:
         threat, clean = facts["threat_model"], of_text(facts["clean"])
         data = load_dataset(threat["dataset"], threat["split"]) if dataset is None else dataset
-        for what, here in (("data", data.sha256), ("model", state_sha256(model))):
-            wanted = threat[f"{what}_sha256"]
+        for what, key, here in (("data set", "data_sha256", data.sha256), ("network", "model_sha256", state_sha256(model))):
+            wanted = threat[key]
             if here != wanted:
-                raise BadInput(f"the card is of other {what} (sha256 {wanted[:8]}, here {here[:8]}); give what it is of")
+                raise BadInput(f"the card is of another {what} (sha256 {wanted[:8]}, here {here[:8]}); give the same one")
         subject = Subject(model, data, data.first(threat["n"]), threat["seed"], batch_size=200, progress=False)
         again = {}
         for name, row in facts["attacks"].items():

@@ -112,7 +112,7 @@ def normalises_inside(evidence: Evidence) -> Check:
         note = f"logits differ by {path.difference:.2g} of the largest from the loader-normalised path"
         return finding(FAIL, path.difference, 1e-4, n, note)
     if path.reference is None and path.difference is None and strength_status(clean, path.right) != FAIL:
-        raise Missing("no reference accuracy was given, and [0, 1] images do no better than images normalised beforehand")
+        raise Missing("no reference accuracy was given, and [0, 1] images do no better than images normalised before")
     return finding(PASS, ours, theirs if path.reference is None else path.reference, n)
 
 
@@ -196,7 +196,7 @@ def gradients_usable(evidence: Evidence) -> Check:
     """
     n, seen = evidence.n, evidence.gradients
     if not seen.n:
-        raise Missing("no image is classified correctly without attack, so there is no gradient to look at")
+        raise Missing("no image is classified correctly without attack, so there are no gradients to check")
     found = [
         (share_status(seen.zero, seen.n, 0.01), seen.zero / seen.n, f"{seen.zero} of {seen.n} gradients are zero"),
         (share_status(seen.not_finite, seen.n, 0.0), seen.not_finite / seen.n, f"{seen.not_finite} of {seen.n} are not finite"),
@@ -298,7 +298,7 @@ def outcomes_are_repeatable(evidence: Evidence) -> Check:
 def checkpoint_selection(evidence: Evidence) -> Check:
     """Check 19: the checkpoint was not chosen on the test set; "test" is "warn". Not run unless stated."""
     if evidence.selection is None:
-        raise Missing(f"nobody said how the checkpoint was chosen; give selection, one of {', '.join(SELECTIONS)}")
+        raise Missing(f"how the checkpoint was chosen is not stated; give selection, one of {', '.join(SELECTIONS)}")
     chosen = evidence.selection == "test"
     note = "chosen on the test set: its accuracies are optimistic" if chosen else f"chosen by: {evidence.selection}"
     return finding(WARN if chosen else PASS, None, None, evidence.n, note)

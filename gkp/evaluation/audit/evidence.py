@@ -145,7 +145,7 @@ class Evidence:
     def row(self, name: str) -> np.ndarray:
         """Outcomes under an attack, (N,) bool. Raises Missing if it did not run or no image could be attacked."""
         if not self.clean.any():
-            raise Missing("no image is classified correctly without attack, so attacks show nothing")
+            raise Missing("no image is classified correctly without attack, so attacks have nothing to break")
         if name not in self.rows:
             raise Missing(f"{name}: {self.missing.get(name, 'was not run')}")
         return self.rows[name].right
@@ -153,7 +153,7 @@ class Evidence:
     def conduct(self) -> tuple[Mapping[str, Probe], int]:
         """The probe of each attack, and the number of images. Raises Missing if there was no image for probes."""
         if not self.probes:
-            raise Missing("no image is classified correctly without attack, so there was none to try attacks on")
+            raise Missing("no image is classified correctly without attack, so attacks could not be tried")
         return self.probes, max(probe.n for probe in self.probes.values())
 
     def survivors(self, kind: str | None = None) -> np.ndarray:

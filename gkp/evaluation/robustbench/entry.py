@@ -162,7 +162,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read as JSON ({type(error).__name__}); write the entry again") from error
     if not isinstance(value, dict):
-        raise BadInput(f"{path} is a JSON {type(value).__name__} and no entry; move it elsewhere")
+        raise BadInput(f"{path} is a JSON {type(value).__name__} and not an entry; move it elsewhere")
     return value
 
 
@@ -170,7 +170,7 @@ def _check_belong(outcomes: Outcomes, network: str) -> None:
     if outcomes.protocol != "pixel":
         raise BadInput(f'the outcomes are of protocol {outcomes.protocol!r}; a leaderboard takes those of protocol "pixel"')
     if network != outcomes.model_sha256:
-        raise BadInput("the outcomes are of another network (sha256); give the very network that was evaluated, or evaluate it")
+        raise BadInput("the outcomes are of another network (sha256); give the evaluated network, or evaluate this one")
 
 
 def _at_radius(outcomes: Outcomes, eps: float | str | None, norm: str) -> list[AttackSpec]:
