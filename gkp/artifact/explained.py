@@ -21,13 +21,12 @@ from gkp.artifact.effects import ATTACKS, is_tuned, setting_of
 from gkp.artifact.experiments.kinds import PruneCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.published import ARCHITECTURES, ATTACKED, names_here, published
-from gkp.artifact.results import attack_name, evaluations, method_of, row_name, trained_for_robustness
+from gkp.artifact.results import SR, attack_name, evaluations, method_of, row_name, trained_for_robustness
 from gkp.evaluation.statistics import beside_line, fit_line
 
 QUESTION = "How much does benign accuracy explain, and is anything left for SR-GKP?"
 TABLES = (9, 10, 11, 12, 17, 18, 19)  # with benign accuracy and three attacks for many methods
 FEWEST = 5  # the smallest number of methods besides SR-GKP for a line
-_SR = "sr-gkp"
 
 
 def networks(results: Sequence[Result]) -> pd.DataFrame:
@@ -51,8 +50,8 @@ def networks(results: Sequence[Result]) -> pd.DataFrame:
             facts: dict[str, Any] = {"source": f"{ARCHITECTURES.get(model, model)}, {length}", "part": part, "method": row}
             facts |= {
                 "cluster": f"{row} at {rate:g}",
-                "is_sr": row.removesuffix(", one shot") == _SR,
-                "is_variant": method_of(row) == _SR,
+                "is_sr": row.removesuffix(", one shot") == SR,
+                "is_variant": method_of(row) == SR,
                 "n": one.facts["n"],
             }
             accuracy = one.result["accuracy"]

@@ -28,6 +28,7 @@ from gkp.pruning.registry import methods
 
 STRONG = "strong"  # the role of all evaluations under given attacks: cascades, AutoAttack
 BASELINE, CONTINUED = "unpruned", "unpruned, fine-tuned"  # the network that methods start from; the same with their fine-tuning
+SR = "sr-gkp"  # the method of the paper
 ROBUST = "adversarially trained"  # the mark of methods that train on adversarial images
 
 

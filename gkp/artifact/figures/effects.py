@@ -31,7 +31,7 @@ from gkp.artifact.figures.figure import (
     not_run,
     panels,
 )
-from gkp.artifact.results import BASELINE, CONTINUED, paper_name
+from gkp.artifact.results import BASELINE, CONTINUED, SR, paper_name
 from gkp.evaluation.statistics import LEVEL
 
 PRINTED = "the paper's difference to its unpruned network (ResNet-56, Table 10)"
@@ -138,7 +138,7 @@ def trade_off(results: Sequence[Result]) -> Figure:
     figure = finish(drawing, points, question, _trade(frames))
     drawing.draw_without_rendering()  # names need the final size of the panels
     for ax, frame in zip(axes, frames.values(), strict=True):
-        first = frame.loc[frame["method"].eq("sr-gkp").sort_values(ascending=False, kind="stable").index]
+        first = frame.loc[frame["method"].eq(SR).sort_values(ascending=False, kind="stable").index]
         xy = 100 * first["difference_benign"], 100 * first["difference_attacked"]
         label_dots(ax, *xy, [_label(row) for row in first["method"]], keep_out=(0, 0.66, 0.38, 1))
     return figure
@@ -229,7 +229,7 @@ def _cloud(ax: Axes, frame: pd.DataFrame, printed: pd.DataFrame) -> None:
         columns = [f"{name}_{side}" for name in ("difference", "low", "high")]
         ends[side] = bars(frame[columns].set_axis(["difference", "low", "high"], axis=1), "difference")
     for at, (_, row) in enumerate(frame.iterrows()):
-        colour, sr = method_colour(str(row["method"])), row["method"] == "sr-gkp"
+        colour, sr = method_colour(str(row["method"])), row["method"] == SR
         x, y = 100 * row["difference_benign"], 100 * row["difference_attacked"]
         style: dict[str, Any] = {"color": colour, "ecolor": (colour, 0.9 if sr else 0.35), "elinewidth": 1.5 if sr else 0.8}
         style |= {"xerr": ends["benign"][:, [at]], "yerr": ends["attacked"][:, [at]]}

@@ -22,12 +22,12 @@ from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from gkp.artifact.results import BASELINE, CONTINUED, method_of, not_run_yet
+from gkp.artifact.results import BASELINE, CONTINUED, SR, method_of, not_run_yet
 from gkp.pruning.registry import methods
 
 PALETTE = sns.color_palette("colorblind")
 FAMILIES = {"grouped kernel": PALETTE[2], "filter": PALETTE[0], "channel": PALETTE[1], "residual block": PALETTE[4]}
-OWN = {BASELINE: "#333333", CONTINUED: "#777777", "sr-gkp": PALETTE[3]}
+OWN = {BASELINE: "#333333", CONTINUED: "#777777", SR: PALETTE[3]}
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def method_colour(row: str):
 def families(drawing: MatplotlibFigure, rows: Iterable[str], *more: Line2D) -> None:
     """Add a legend below: SR-GKP, unpruned networks and families among the rows, and further entries."""
     rows = list(dict.fromkeys(rows))
-    own = {"sr-gkp": "SR-GKP", BASELINE: "unpruned", CONTINUED: "unpruned, fine-tuned"}
+    own = {SR: "SR-GKP", BASELINE: "unpruned", CONTINUED: "unpruned, fine-tuned"}
     used = {family_of(row) for row in rows if method_of(row) not in OWN}
     entries = [(label, OWN[name]) for name, label in own.items() if name in map(method_of, rows)]
     entries += [(f"{name} pruning", colour) for name, colour in FAMILIES.items() if name in used]

@@ -14,10 +14,9 @@ from matplotlib.axes import Axes
 from gkp.artifact.effects import ATTACKS, UNPRUNED, Scores, is_tuned, scores, setting_of, smallest_radius
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.figures.figure import Figure, bars, families, finish, method_colour, not_run, panels
-from gkp.artifact.results import Evaluation, attack_name, evaluations, images, paper_name, row_name
+from gkp.artifact.results import SR, Evaluation, attack_name, evaluations, images, paper_name, row_name
 from gkp.evaluation.statistics import LEVEL, holm
 
-SR = "sr-gkp"
 _MARKS = "osD^vPX*"
 
 

@@ -30,7 +30,7 @@ from gkp.artifact.figures.figure import (
     panels,
 )
 from gkp.artifact.published import ARCHITECTURES
-from gkp.artifact.results import CONTINUED, attack_name, images, paper_name
+from gkp.artifact.results import CONTINUED, SR, attack_name, images, paper_name
 from gkp.evaluation.outcomes import Outcomes
 
 _FORMS = {"grouped": PALETTE[2], "filters removed": PALETTE[0]}
@@ -165,9 +165,7 @@ def pareto(points: pd.DataFrame, *, x: str, x_label: str, question: str = "What 
     drawing.draw_without_rendering()
     for ax, attack in zip(axes, attacks, strict=True):
         shown = points[points["attack"] == attack]
-        first = (
-            shown["method"].isin({*fronts[attack]["method"], "sr-gkp", *UNPRUNED}).sort_values(ascending=False, kind="stable")
-        )
+        first = shown["method"].isin({*fronts[attack]["method"], SR, *UNPRUNED}).sort_values(ascending=False, kind="stable")
         shown = shown.loc[first.index]
         label_dots(ax, shown[x], 100 * shown["accuracy"], [paper_name(row) for row in shown["method"]])
     return figure
@@ -281,8 +279,8 @@ def _best_of(means: pd.DataFrame, attacks: Sequence[str]) -> str:
         name = attack_name(attack, str(means["protocol"].iloc[0]))
         tied = f", {len(group) - 1} more cannot be told apart from it" if len(group) > 1 else ""
         told.append(f"{name}: {paper_name(str(rows.idxmax()))}{tied}")
-        if "sr-gkp" in rows.index:
-            places.append(f"{int(rows.rank(ascending=False, method='min')['sr-gkp'])}")
+        if SR in rows.index:
+            places.append(f"{int(rows.rank(ascending=False, method='min')[SR])}")
     best = f"Best, {'; '.join(told)}" if told else "Too few methods are finished to say"
     ours = f". SR-GKP has rank {', '.join(places)} of {means.loc[means['group'].notna(), 'method'].nunique()}" if places else ""
     return f"{best}{ours}. {_bars_of(means)}"

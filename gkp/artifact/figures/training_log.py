@@ -13,9 +13,7 @@ from gkp.artifact.experiments.report import Report
 from gkp.artifact.figures.figure import Figure, finish, method_colour, panels
 from gkp.artifact.groups import LOG_LENGTH
 from gkp.artifact.published_log import COLUMNS, STEPS, THEIRS, Curve, authors, curves
-from gkp.artifact.results import attack_name, paper_name
-
-SR = "sr-gkp"
+from gkp.artifact.results import SR, attack_name, paper_name
 
 
 def published_log(report: Report) -> Figure:
