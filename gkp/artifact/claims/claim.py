@@ -89,7 +89,7 @@ class Claim:
         return self.rule.decide(case, **self.parameters)
 
     def minutes_of(self, cells: Sequence[Cell]) -> float:
-        """Estimated minutes of these cells: on one core, or on a GPU where they are meant for one."""
+        """Estimated minutes of these cells and their ancestors on one core; of `gpu_hours` where they are meant for a GPU."""
         return 60 * self.gpu_hours if for_gpu(cells) else stated_minutes(cells)
 
     def command(self, profile: str) -> str:
