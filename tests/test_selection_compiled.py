@@ -98,6 +98,18 @@ def test_equal_kernels_distances_and_roughness_are_told_apart_by_their_order_alo
 
 
 @needs_numba
+@pytest.mark.parametrize("values", [2, 3, 9])
+@pytest.mark.parametrize(("channels", "keep", "width"), [(256, 40, 2), (512, 20, 2), (300, 40, 3), (512, 60, 1)])
+def test_wide_layers_of_equal_distances_are_told_apart_by_their_order_alone(channels, keep, width, values):
+    generator = torch.Generator().manual_seed(channels + values)
+    kernels = torch.randint(values, (1, channels, 4), generator=generator).float()
+    rough = torch.randint(values, (1, channels), generator=generator).double()
+    arguments = {"beam_width": width, "balance": Balance(0.9, 3 if width == 2 else 2, "paper")}
+    ours = by("compiled", smooth_beam_greedy, kernels, rough, keep, **arguments)
+    assert torch.equal(ours, by("numpy", smooth_beam_greedy, kernels, rough, keep, **arguments))
+
+
+@needs_numba
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("width", [1, 2])
 def test_of_equal_costs_the_first_start_wins_in_any_number_of_threads(monkeypatch, compiled, width, threads):
@@ -114,9 +126,9 @@ def test_of_equal_costs_the_first_start_wins_in_any_number_of_threads(monkeypatc
 def test_rows_of_any_length_are_summed_in_the_order_of_numpy(compiled):
     generator, stack = np.random.default_rng(0), np.empty(64)
     for channels in [*range(1, 300), 511, 512, 513, 1000, 1027, 2048, 4096, 5001]:
-        a, b = generator.normal(size=(2, channels)), generator.normal(size=(3, channels))
+        rows = generator.normal(size=(3, channels))
         blocks = np.array(selection_compiled.summation_blocks(0, channels), dtype=np.uint64)
-        assert compiled._sum_of_maxima(a, 1, b, 2, blocks, stack) == np.maximum(a[1], b[2]).sum()
+        assert compiled.sum_row(rows, 1, blocks, stack) == rows[1].sum()
 
 
 @needs_numba

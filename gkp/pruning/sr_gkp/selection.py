@@ -191,7 +191,8 @@ def _similarity(kernels: Tensor) -> Floats:
         some = slice(first, first + DISTANCE_ROWS)
         strip = torch.cdist(x[some], x[first:], compute_mode="donot_use_mm_for_euclid_dist")
         distance[some, first:], distance[first:, some] = strip, strip.T
-    similarity = 1 - distance.numpy()
+    similarity = distance.numpy()
+    np.subtract(1, similarity, out=similarity)
     np.fill_diagonal(similarity, 1.0)
     return similarity
 

@@ -32,9 +32,11 @@ Search = Callable[[Floats, Floats, int, int, "Balance"], Integers]
 engine: Literal["auto", "numpy", "compiled"] = "auto"
 LOAD_SECONDS = 1.0  # importing Numba and loading machine code from disk takes half of this
 COMPILE_SECONDS = 30.0  # compiling it takes half of this
-LANES = 8  # partial sums that numpy keeps while it adds a contiguous row; also the widest top of a tournament tree
+LANES = 8  # partial sums that numpy keeps while it adds a contiguous row;
 PAIRWISE_BLOCK = 128  # numpy sums at most this many entries in one go
 MOST_BRANCHES = 256  # of one start at a time; wider beams are left to numpy
+ALIKE = 32  # starts of a greedy search that go in step and are judged together
+AHEAD = 6  # extensions that a greedy search makes from one shortlist
 THREADS_PAY = 1 << 18  # multiply-adds of a search from which on threads are worth starting
 
 _loaded: ModuleType | None = None
@@ -45,7 +47,6 @@ class Rule(NamedTuple):
     """The parameters of a search, equal for all starts; see `gkp.pruning.sr_gkp.selection.Balance`.
 
     keep, width, every, alpha: as in `smooth_beam_greedy`. nearest: 0 or 1. betas `(keep + 1,)`: the beta for sets of each size.
-    levels `(n + 1,)`: where the levels of a tournament tree begin, and its end; the first level is the row itself.
     blocks `(m, 3)`: how to sum a row; see `summation_blocks`.
     """
 
@@ -55,28 +56,50 @@ class Rule(NamedTuple):
     alpha: float
     nearest: int
     betas: Floats
-    levels: Offsets
     blocks: Offsets
 
 
 class Beam(NamedTuple):
-    """The branches of one start, at most b, over I channels, before a step and after it: the two sides.
+    """The w branches of one start, over I channels, and the b children that they have at the next check.
 
-    rel `(2, b, T)`: tournament trees, whose first I entries are the summed similarity of each channel to the branch, +inf for
-    its members. near `(2, b, I)`: similarity to the nearest member. inner, roughs `(2, b)`: summed similarity of the pairs
-    inside, summed roughness. cost `(b,)`: Eq 3. added, parent `(b,)`: the last channel added, and the branch that it was added
-    to. score `(b,)`, order `(3, b)`: working memory.
+    Rows come in two halves, which take turns: those of before a check and of after it. A greedy search uses a row for each of
+    the starts that go in step.
+
+    rel `(2 w, I)`: summed similarity of each channel to a branch, +inf for its members. near `(2 b, I)`: similarity to the
+    nearest member of a child. branch `(w, 2)`: summed similarity of the pairs inside a branch, summed roughness. at `(w,)`: its
+    row in near. numbers `(b, 4)`: the same two of each child, its cost (Eq 3), the sum of its row in near. origin `(b, 3)`: the
+    branch that it comes from, its row in near, a number that equal sets have in common. path `(b, every)`: the channels added
+    since the check. ordered: these in ascending order. score `(b + 64,)`, order `(3, b)`: working memory; the last of order are
+    the children that stay. margins `(keep,)`: how far above the smallest entry a shortlist of a set of each size reaches. first
+    `(w,)`: a place in the ascending order of channels before which there are members only.
     """
 
     rel: Floats
     near: Floats
-    inner: Floats
-    roughs: Floats
-    cost: Floats
-    added: Offsets
-    parent: Offsets
+    branch: Floats
+    at: Offsets
+    numbers: Floats
+    origin: Offsets
+    path: Offsets
+    ordered: Offsets
     score: Floats
     order: Offsets
+    margins: Floats
+    first: Offsets
+
+
+class Tree(NamedTuple):
+    """The n nodes that a branch grows into, the root first, level by level.
+
+    shortlist `(I + 8,)`: the channels that may be added. values `(n, I + 8)`: their summed similarity to a node. numbers
+    `(n, 4)`: as `Beam.branch`, then below what value a choice is certain, and how far that has come from the root's. path
+    `(n, depth)`: the channels added.
+    """
+
+    shortlist: Offsets
+    values: Floats
+    numbers: Floats
+    path: Offsets
 
 
 def choose_search(numpy_search: Search, groups: int, channels: int, keep: int, beam_width: int, balance: Balance) -> Search:
@@ -167,9 +190,12 @@ def _search(kernels: ModuleType, similarity: Floats, rough: Floats, rule: Rule) 
     channels = len(similarity)
     costs, members = np.empty(channels), np.empty((channels, channels), dtype=np.bool_)
     similarity, rough = np.ascontiguousarray(similarity), np.ascontiguousarray(rough)
+    least = np.minimum(similarity.min(axis=0), similarity.min(axis=1))
+    ascending = np.argsort(least).astype(np.uint64)
 
     def search(starts: range) -> None:
-        kernels.search_starts(similarity, rough, rule, starts.start, starts.stop, costs, members)
+        tree, beam = _working_memory(channels, rule)
+        kernels.search_starts(similarity, least, ascending, rough, rule, tree, beam, starts.start, starts.stop, costs, members)
 
     threads = torch.get_num_threads()
     if threads == 1 or channels * channels * rule.keep * rule.width < THREADS_PAY:
@@ -181,20 +207,34 @@ def _search(kernels: ModuleType, similarity: Floats, rough: Floats, rule: Rule) 
     return np.flatnonzero(members[np.argmin(costs)])  # the first start wins among equal costs
 
 
+def _working_memory(channels: int, rule: Rule) -> tuple[Tree, Beam]:
+    """Allocate what a thread searches in: the kernels count no references, which would take a third of their time."""
+    width, depth, rows = (rule.width, rule.every, 2 * rule.width) if rule.width > 1 else (1, AHEAD, ALIKE)
+    nodes, most = sum(width**level for level in range(depth + 1)), width ** (depth + 1)
+
+    def floats(*shape: int) -> Floats:
+        return np.empty(shape)
+
+    def offsets(*shape: int) -> Offsets:
+        return np.empty(shape, dtype=np.uint64)
+
+    tree = Tree(offsets(channels + LANES), floats(nodes, channels + LANES), floats(nodes, 4), offsets(nodes, depth))
+    near, numbers, score = floats(2 * most, channels), floats(most, 4), floats(most + 64)
+    children = numbers, offsets(most, 3), offsets(max(most, rows), depth), offsets(most, depth), score, offsets(3, most)
+    margins = np.full(rule.keep, np.inf)
+    return tree, Beam(floats(rows, channels), near, floats(width, 2), offsets(rows), *children, margins, offsets(rows))
+
+
 def _rule(channels: int, keep: int, beam_width: int, balance: Balance) -> Rule:
     """Return the parameters of a search among `channels` channels."""
-    levels, length = [0, channels], channels
-    while length > LANES:
-        length = -(-length // 2)
-        levels.append(levels[-1] + length)
     betas = np.array([0.0, 0.0] + [balance.beta_at(size, channels, keep) for size in range(2, keep + 1)])
     blocks = np.array(summation_blocks(0, channels), dtype=np.uint64)
     every, alpha = balance.check_every, float(balance.alpha)
-    return Rule(keep, beam_width, every, alpha, balance.nearest, betas, np.array(levels, dtype=np.uint64), blocks)
+    return Rule(keep, beam_width, every, alpha, balance.nearest, betas, blocks)
 
 
 def _try_out(kernels: ModuleType) -> None:
     """Compile the search, or load its machine code, here where a failure is caught."""
-    levels, blocks = np.array([0, 3], dtype=np.uint64), np.array(summation_blocks(0, 3), dtype=np.uint64)
-    rule = Rule(keep=2, width=2, every=3, alpha=0.9, nearest=1, betas=np.zeros(3), levels=levels, blocks=blocks)
+    blocks = np.array(summation_blocks(0, 3), dtype=np.uint64)
+    rule = Rule(keep=2, width=2, every=3, alpha=0.9, nearest=1, betas=np.zeros(3), blocks=blocks)
     _search(kernels, np.eye(3), np.zeros(3), rule)
