@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from gkp.errors import BadInput
 from gkp.files import file_sha256, json_sha256, locate, problem_with, read_tensors, replace_files, user_path
-from gkp.networks.build import BUILDERS, build, build_model
+from gkp.networks.build import BUILDERS, build, build_model, check_built
 from gkp.networks.classifier import Architecture, Classifier
 from gkp.networks.public import PUBLIC, public_file
 from gkp.networks.weights import default_normalisation, fill, names_of_fits, read_into, read_network
 from gkp.networks.wrappers import unwrapped
-from gkp.pruning.plan import Plan, plan_of
+from gkp.pruning.plan import Plan, check_saved, plan_of
 from gkp.pruning.twin import PrunedModel
 from gkp.pruning.watched import in_mode
 
@@ -147,16 +147,20 @@ def save_model(net: nn.Module, folder: str | Path) -> Path:
         The folder, for `load_model`.
 
     Raises:
-        BadInput: The folder cannot be written.
+        BadInput: The folder cannot be written, or the network is none that could be loaded from it.
     """
     from safetensors.torch import save
 
     folder, net = Path(folder), unwrapped(net)
-    dense = net.net if isinstance(net, PrunedModel) else net
+    dense = unwrapped(net.net) if isinstance(net, PrunedModel) else net
     if isinstance(net, PrunedModel):
         net.apply_masks()
-    data = save(_apart(dense.state_dict()))
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in dense.state_dict().items()}  # of compiled parts
+    check_saved(net, dense)
     architecture = getattr(dense, "architecture", None)
+    if isinstance(architecture, Architecture):
+        check_built(architecture, state, whole=_form(net) == "dense")
+    data = save(_apart(state))
     header = {
         "format": FORMAT,
         "architecture": architecture.to_json() if isinstance(architecture, Architecture) else {"name": _class_name(dense)},

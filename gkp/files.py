@@ -310,6 +310,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(one_line(error)) from error
 
 
-def one_line(error: Exception) -> str:
-    """The error's message on one line."""
+def one_line(error: object) -> str:
+    """The error's message, or whatever else, on one line."""
     return " ".join(str(error).split()) or type(error).__name__

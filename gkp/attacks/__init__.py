@@ -127,6 +127,8 @@ def attack(model: nn.Module, x: Tensor, y: Tensor, name: str, *, eps: float | st
     bounds = check_bounds(options.get("bounds", (0.0, 1.0)))
     options = {**options, "eps": parse_eps(eps, norm=options.get("norm", "linf"), bounds=bounds)}
     check_images(x, y, bounds)
+    with torch.inference_mode(False):  # gradients do not go through tensors that were made for inference
+        x, y = (one.clone() if one.is_inference() else one for one in (x, y))
     x = x.float() if x.dtype in HALF else x
     if "ids" in options:
         options["ids"] = checked_ids(options["ids"], len(x))

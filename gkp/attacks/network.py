@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gkp.errors import BadInput
+from gkp.errors import BadInput, RunFailed
+from gkp.files import one_line
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (N, K) logits, (N,) labels -> (N,) losses to climb
 
@@ -76,11 +77,18 @@ def asked(model: Model, x: Tensor) -> Tensor:
 
     A network in half precision gets the images in its own type and its logits come back in float32, so that everything around
     it is computed in float32.
+
+    Raises BadInput when it does not take them.
     """
     images = x.clone()
     if isinstance(model, nn.Module) and (dtype := home(model)[1]) in HALF:
         images = images.to(dtype)
-    logits = model(images)
+    try:
+        logits = model(images)
+    except (BadInput, RunFailed, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a foreign forward says
+        raise BadInput(f"the network does not take {_named(x)}: {one_line(error)[:200]}") from error
     return logits.float() if isinstance(logits, Tensor) and logits.dtype in HALF else logits
 
 
@@ -129,7 +137,12 @@ def climb(model: Model, x: Tensor, y: Tensor | None, loss: Loss) -> tuple[Tensor
         if not logits.requires_grad:
             raise BadInput("the logits carry no gradient; give a network that does not detach them or wrap itself in no_grad")
         losses = loss(logits, labels)
-        (gradient,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
+        try:
+            (gradient,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # reentrant checkpoints, operations without a derivative
+            raise BadInput(f"the network gives no gradient of the images: {one_line(error)[:200]}") from error
     if gradient is None:
         raise BadInput("the logits do not depend on the images by any differentiable path; gradient attacks need one")
     if not bool(gradient.isfinite().all()):
@@ -172,7 +185,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         raise BadInput(f"the model is a {type(model).__name__}; give a torch.nn.Module that maps images in [0, 1] to logits")
     modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
+        with suppress(NotImplementedError):  # an exported network has one mode
+            model.eval()
         with full_precision():
             yield
     finally:
@@ -210,16 +224,17 @@ def full_precision() -> Iterator[None]:
 
 def probe(model: Model, x: Tensor) -> int:
     """How many logits `model` gives the first image of `x`. Raises BadInput when it does not take such images."""
-    try:
-        return logits_of(model, x[:1]).shape[1]
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        what = f"{x.dtype} images of shape {tuple(x.shape[1:])} on {x.device}"
-        raise BadInput(f"the network does not take {what}: {reason}") from error
+    return logits_of(model, x[:1]).shape[1]
+
+
+def _named(x: Tensor) -> str:
+    return f"{x.dtype} images of shape {tuple(x.shape[1:])} on {x.device}, {len(x)} at once"
 
 
 def _checked_logits(logits: Tensor, n: int) -> Tensor:
     """The first `n` rows, the others being copies."""
+    if isinstance(logits, Tensor) and not logits.is_floating_point():
+        raise BadInput(f"the network gives {logits.dtype} numbers; it must give logits, which are floats")
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) < n or logits.shape[1] < 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise BadInput(f"the network gives {shape} for a batch of images; it must give logits (N, classes), classes >= 2")

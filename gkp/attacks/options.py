@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from gkp.attacks.balls import NORMS, Bounds
 from gkp.errors import BadInput
+from gkp.files import one_line
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {}
 _FORWARDED = ("norm", "ids", "bounds", "batch_size")  # what a cascade hands to each of its attacks
@@ -54,7 +56,7 @@ def parse_eps(eps: float | str, *, norm: str = "linf", bounds: Bounds = (0.0, 1.
     Raises BadInput for one that is no radius in the units of images within `bounds`.
     """
     hint = 'write pixel units as 8 / 255 or "8/255"'
-    value: Any = eps
+    value: Any = eps.item() if isinstance(eps, Tensor) and eps.ndim == 0 else float(eps) if isinstance(eps, Fraction) else eps
     if isinstance(eps, str):
         top, slash, bottom = eps.partition("/")
         try:
@@ -62,7 +64,7 @@ def parse_eps(eps: float | str, *, norm: str = "linf", bounds: Bounds = (0.0, 1.
         except (ValueError, ZeroDivisionError) as error:
             raise BadInput(f"eps {eps!r} is not a number; {hint}") from error
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating) or not math.isfinite(value):
-        raise BadInput(f"eps {eps!r} is not a finite number; {hint}")
+        raise BadInput(f"eps {one_line(repr(eps))[:80]} is not a finite number; {hint}")
     if value < 0:
         raise BadInput(f"eps {eps!r} is negative; {hint}")
     low, high = bounds
@@ -78,6 +80,10 @@ def check_images(x: Tensor, y: Tensor, bounds: Bounds = (0.0, 1.0)) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         what = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
         raise BadInput(f"images are {what}; give a float tensor in [0, 1], e.g. images.float() / 255")
+    if x.layout != torch.strided or x.is_meta:
+        raise BadInput(
+            f"images are {x.layout} on {x.device}; give an ordinary tensor that holds numbers, e.g. images.to_dense()"
+        )
     if x.ndim != 4 or 0 in x.shape:
         raise BadInput(f"images have the shape {tuple(x.shape)}; give (N, C, H, W) with at least one image")
     low, high = check_bounds(bounds)
@@ -91,6 +97,8 @@ def check_images(x: Tensor, y: Tensor, bounds: Bounds = (0.0, 1.0)) -> None:
             mend = "y.squeeze(1).long()" if y.shape[1] == 1 else "y.argmax(1), if they are one-hot"
             raise BadInput(f"labels are {what}; give one int64 label per image: {mend}")
         raise BadInput(f"labels are {what}; give an int64 tensor of shape ({len(x)},), one label per image")
+    if y.device != x.device:
+        raise BadInput(f"labels are on {y.device}, images on {x.device}; give both on one device, e.g. y.to({str(x.device)!r})")
 
 
 def check_bounds(bounds: Any) -> Bounds:
@@ -98,7 +106,9 @@ def check_bounds(bounds: Any) -> Bounds:
     try:
         low, high = (float(bound) for bound in bounds)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise BadInput(f"bounds are {bounds!r}; give two numbers, the least and the largest value of a pixel") from error
+        raise BadInput(
+            f"bounds are {one_line(repr(bounds))}; give two numbers, the least and the largest value of a pixel"
+        ) from error
     if not -math.inf < low < high < math.inf:
         raise BadInput(f"bounds are {bounds!r}; give two finite numbers, the smaller one first")
     return low, high
@@ -113,7 +123,10 @@ def check_labels(y: Tensor, classes: int) -> None:
 
 def checked_ids(ids: Any, n: int) -> Tensor:
     """The ids as a tensor. Raises BadInput unless they are `n` integers >= 0."""
-    ids = torch.as_tensor(ids)
+    try:
+        ids = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadInput(f"ids are {one_line(repr(ids))[:80]}; give {n} integers >= 0, one per image") from error
     if ids.is_floating_point() or ids.dtype == torch.bool or ids.shape != (n,) or int(ids.min()) < 0:
         raise BadInput(f"ids are {ids.dtype} {tuple(ids.shape)}; give {n} integers >= 0, one per image")
     return ids

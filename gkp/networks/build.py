@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gkp.errors import BadInput
 from gkp.networks.classifier import Architecture, CifarResNet, Classifier, Vgg16Bn
@@ -73,3 +73,26 @@ def initialised(architecture: Architecture, seed: int) -> Classifier:
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
     return net
+
+
+def check_built(architecture: Architecture, state: Mapping[str, Tensor], *, whole: bool) -> None:
+    """Raise BadInput where a network is not what `architecture` builds any more, as which it would be loaded.
+
+    Args:
+        architecture: The description that it carries.
+        state: Its state dict.
+        whole: Whether nothing was pruned; of a pruned network only the number of classes is held against it.
+    """
+    with torch.device("meta"):
+        built = {name: tuple(tensor.shape) for name, tensor in build(architecture).state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if not whole:
+        built = {name: shape[:1] for name, shape in built.items() if len(shape) == 2}
+        found = {name: found[name][:1] for name in built if name in found}
+    for name in built | found:
+        if (wanted := built.get(name)) != (shape := found.get(name)):
+            what = "is new" if wanted is None else "is gone" if shape is None else f"has the shape {shape}, not {wanted}"
+            raise BadInput(
+                f"{name} {what}, so that this is no {architecture.name} with {architecture.num_classes} classes any more; "
+                "save its state_dict() instead, or build it with the num_classes that it is to have"
+            )

@@ -2,9 +2,10 @@
 
 In a forward pass a masked layer reads each masked parameter times its mask: removed weights count for nothing, whatever their
 values, and their gradient is zero. Everywhere else the attribute is the parameter itself, so that optimisers, initialisers and
-state dicts meet an ordinary layer; a hook on it masks gradients that reach it by another way, as of a penalty on weights. A
-masked layer has a class of its own, derived from the layer's and of the same name; its masks are no buffers, so that averages
-of buffers and broadcasts of them leave the masks alone.
+state dicts meet an ordinary layer. A hook on it masks gradients that reach it by another way, as of a penalty on weights, and
+what an optimiser adds of its own (momentum of the dense network, noise) is set to zero after its step. A masked layer has a
+class of its own, derived from the layer's and of the same name; its masks are no buffers, so that averages of buffers and
+broadcasts of them leave the masks alone.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gkp.errors import BadInput
+from gkp.networks.wrappers import unwrapped
 
 
 class _State(threading.local):
@@ -72,6 +75,11 @@ class MaskedLayer:
         _fit(self)
         return moved
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        super().register_parameter(name, param)  # type: ignore[misc]
+        if param is not None and name in self.keep:
+            _fit(self)  # a new parameter under an old name
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, metadata, *rest)  # type: ignore[misc]
         if not metadata.get("assign_to_params_buffers"):  # then they are the caller's own tensors
@@ -86,15 +94,16 @@ def mask(net: nn.Module, removed: Mapping[str, Tensor]) -> None:
     """Mask parameters of `net`, in place, and set the removed weights to zero.
 
     Args:
-        net: A network without masked layers.
+        net: A network; layers that are masked already stay as they are.
         removed: By name of parameter, broadcastable to it: True where a weight goes.
     """
     owners = Counter(id(p) for module in net.modules() for p in module._parameters.values() if p is not None)
     of_layer: dict[nn.Module, dict[str, Tensor]] = {}
     for full, gone in removed.items():
         layer, _, name = full.rpartition(".")
-        module = net.get_submodule(layer)
-        of_layer.setdefault(module, {})[name] = gone
+        module = unwrapped(net.get_submodule(layer))
+        if not isinstance(module, MaskedLayer):
+            of_layer.setdefault(module, {})[name] = gone
     for module, found in of_layer.items():
         masks = {name: gone for name, gone in found.items() if bool(gone.any())}
         if not masks:
@@ -177,8 +186,18 @@ def _fit(layer: Any) -> None:
     for name, parameter in _masked_parameters(layer):
         if not parameter.is_meta:
             layer.gone[name] = layer.gone[name].to(parameter.device)
-            layer.keep[name] = torch.empty_like(parameter, requires_grad=False).copy_(layer.keep[name])
+            layer.keep[name] = _spread(layer, name, parameter)
     _guard(layer)
+
+
+def _spread(layer: Any, name: str, parameter: Tensor) -> Tensor:
+    try:
+        return torch.empty_like(parameter, requires_grad=False).copy_(~layer.gone[name])
+    except RuntimeError as error:
+        raise BadInput(
+            f"the {name} of a masked {layer.unmasked.__name__} cannot have the shape {tuple(parameter.shape)}, which its mask "
+            "does not fit; put the new layer into the network before pruning"
+        ) from error
 
 
 class _Guard:
@@ -193,8 +212,29 @@ class _Guard:
         layer = self._layer()
         return grad if layer is None else grad * _fitting(layer.keep[self._name], grad)
 
+    def zero(self, parameter: Tensor) -> None:
+        """Set the removed weights of this parameter to zero, in place, if it is still the layer's."""
+        layer = self._layer()
+        if layer is not None and layer._parameters.get(self._name) is parameter:
+            parameter.masked_fill_(layer.gone[self._name], 0.0)
+
+
+@torch.no_grad()
+def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for hook in (getattr(parameter, "_backward_hooks", None) or {}).values():
+                if isinstance(hook, _Guard):
+                    hook.zero(parameter)
+
+
+@cache
+def _watch_optimisers() -> None:
+    register_optimizer_step_post_hook(_after_step)
+
 
 def _guard(layer: Any) -> None:
+    _watch_optimisers()
     for name, parameter in _masked_parameters(layer):
         guarded = any(isinstance(hook, _Guard) for hook in (parameter._backward_hooks or {}).values())
         if not (guarded or name in layer.tied or parameter.is_inference()):

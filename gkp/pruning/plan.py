@@ -12,7 +12,7 @@ from gkp.networks.wrappers import take_off_compiled, unwrapped
 from gkp.pruning import coupling
 from gkp.pruning.coupling import Couplings, Cut
 from gkp.pruning.probe import copy_of
-from gkp.pruning.spec import Spec, spec_from_json
+from gkp.pruning.spec import Spec, not_own, spec_from_json
 
 
 class Plan(Mapping[str, Spec]):
@@ -129,6 +129,28 @@ def plan_of(net: nn.Module) -> Plan:
     """The plan by which a masked twin or a compact network was pruned; an empty one for any other network."""
     plan = getattr(unwrapped(net), "__dict__", {}).get("plan")
     return plan if isinstance(plan, Plan) else Plan({})
+
+
+def pruned_part(net: nn.Module) -> str | None:
+    """The name of a part of `net` that is a masked twin or a compact network, "" for all of it; None if there is none."""
+    return next((name for name, module in net.named_modules() if plan_of(module)), None)
+
+
+def check_saved(net: nn.Module, dense: nn.Module) -> None:
+    """Raise BadInput for a network that a saved folder could not bring back.
+
+    Args:
+        net: A dense network, a masked twin or a compact network.
+        dense: The same, or the network in the twin.
+    """
+    if part := pruned_part(dense):
+        who = type(dense).__name__
+        raise BadInput(f"{who} holds a pruned network, {part}; save that, and put it into a {who} again once it is loaded")
+    for name in plan_of(net):
+        for conv in dense.get_submodule(name).modules():
+            if isinstance(conv, nn.Conv2d) and "other tensors" in (reason := not_own(conv)):
+                mend = "undo that (remove_parametrizations, remove_weight_norm, torch.nn.utils.prune.remove ...) before saving"
+                raise BadInput(f"{name} {reason}; {mend}")
 
 
 def replace_layer(net: nn.Module, name: str, layer: nn.Module) -> None:

@@ -10,7 +10,7 @@ import copy
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from gkp.networks.build import INPUT_SIDE
 from gkp.networks.classifier import Classifier, convolutions
 from gkp.networks.wrappers import has_compiled, take_off_compiled, unwrapped
 from gkp.pruning.arguments import checked_shape
+from gkp.pruning.masks import unmasked
 from gkp.pruning.watched import ENDLESS, FAILURES, Watched, in_mode
 
 # Pixels a side to try on a network of unknown input; any that passes shows the same.
@@ -74,7 +75,7 @@ def shape_copy(net: nn.Module) -> nn.Module:
 
 
 def network_to_prune(net: nn.Module) -> nn.Module:
-    """The network inside wrappers, no part of it compiled.
+    """The network inside wrappers, no part of it compiled and no layer masked.
 
     Raises:
         BadInput: No network, one that `gkp.compile` made, or one without weights yet.
@@ -88,7 +89,7 @@ def network_to_prune(net: nn.Module) -> nn.Module:
     check_lazy(net)
     if any(p.is_meta for p in net.parameters()):
         raise BadInput(f"{type(net).__name__} has weights on the meta device, without numbers; load a checkpoint first")
-    net = unwrapped(net)
+    net = unmasked(unwrapped(net))
     return take_off_compiled(copy_of(net)) if has_compiled(net) else net
 
 
@@ -233,6 +234,24 @@ def undisturbed(seed: int = 0) -> Iterator[None]:
         random.setstate(states[0])
         if theirs:
             theirs.set_state(states[1])
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Within, tensors are made as without any context around: on the CPU, in float32, none for inference, no autocast."""
+    usual = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(usual)
 
 
 def reason_of(error: BaseException) -> str:

@@ -18,14 +18,15 @@ from torch import nn
 from gkp.data.dataset import Dataset, check_fit
 from gkp.errors import BadInput
 from gkp.networks.classifier import eval_mode
+from gkp.networks.wrappers import unwrapped
 from gkp.pruning.arguments import check_arguments, checked_layers, checked_shape
 from gkp.pruning.budget import TOLERANCE, check_budget, grouped_kernel_macs
 from gkp.pruning.callback import PruningCallback
 from gkp.pruning.cost import cost
 from gkp.pruning.exact import TIME_LIMIT, difference, sound_layers
 from gkp.pruning.layers import Chosen, Kinds, Layers, choose_block_layers, choose_filter_layers, choose_layers, whole_kernels
-from gkp.pruning.plan import Plan, plan_of
-from gkp.pruning.probe import copy_of, find_input_shape, network_to_prune
+from gkp.pruning.plan import Plan, pruned_part
+from gkp.pruning.probe import copy_of, find_input_shape, network_to_prune, settled
 from gkp.pruning.registry import MethodInfo, make_method, method_info
 from gkp.pruning.twin import PrunedModel
 from gkp.training.callback import Callback
@@ -49,7 +50,7 @@ class TrainingMethod(Protocol):
     # A method may also have `network(net) -> nn.Module`: what is trained in place of `net`, with its names of layers.
 
 
-@torch.inference_mode(mode=False)
+@settled()
 def prune(
     net: nn.Module,
     method: str = "sr-gkp",
@@ -96,8 +97,8 @@ def prune(
             data, a budget that the method cannot reach or does not keep, or a layer that was asked for and cannot be pruned
             exactly.
     """
-    net = network_to_prune(net)
     info = _info_for(net, method)
+    net = network_to_prune(net)
     net = copy_of(net) if any(p.is_inference() for p in net.parameters()) else net
     if info.procedure != "one-shot":
         raise BadInput(f"{method} prunes while it trains ({info.procedure}); use gkp.pruning.prune.train_pruned")
@@ -148,7 +149,7 @@ def faulty_layers(pruned: PrunedModel, net: nn.Module, shape: tuple[int, ...] | 
     return faulty or dict.fromkeys(pruned.plan, f"is not pruned exactly: {reason}")
 
 
-@torch.inference_mode(mode=False)
+@settled()
 def train_pruned(
     net: nn.Module,
     method: str,
@@ -189,8 +190,8 @@ def train_pruned(
         BadInput: A one-shot method, or as `gkp.prune` and `gkp.training.loop.train`.
         OutOfTime: As `gkp.training.loop.train`.
     """
-    net = network_to_prune(net)
     info = _info_for(net, method)
+    net = network_to_prune(net)
     if info.procedure == "one-shot":
         raise BadInput(f"{method} prunes in one shot; use gkp.prune, then gkp.training.loop.train")
     check_arguments(rate, seed, budget)
@@ -304,13 +305,15 @@ def check_inputs(info: MethodInfo, net: nn.Module, convs: Mapping[str, nn.Conv2d
     if {"data", "gradients"} <= set(info.needs):
         with eval_mode(net), torch.enable_grad():
             images = data.pixels(slice(0, 1)).to(next(net.parameters()).device).requires_grad_()
-            if not net(images).requires_grad:
+            if not net(images.clone()).requires_grad:
                 raise BadInput(f"{info.name} takes gradients, and the logits of this {type(net).__name__} have none")
 
 
 def _info_for(net: nn.Module, method: str) -> MethodInfo:
-    if isinstance(net, PrunedModel):
+    if isinstance(net, nn.Module) and isinstance(unwrapped(net), PrunedModel):
         raise BadInput("this network is pruned already; prune its `.net`, or the network it was made from")
+    if isinstance(net, nn.Module) and (part := pruned_part(unwrapped(net))) is not None:
+        raise BadInput(f"{part or 'this network'} is pruned already; prune the network it was made from")
     return method_info(method)
 
 

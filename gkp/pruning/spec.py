@@ -123,8 +123,8 @@ def ints(values: Any, what: str, dims: int) -> Tensor:
 
 def not_own(conv: nn.Module) -> str:
     """The reason why a convolution does not compute with a weight of its own by its class's forward pass, or ""."""
-    if "weight" not in conv._parameters:
-        return "computes its weight from other tensors (weight_norm, a parametrisation or the like)"
+    if lost := next((name for name in ("weight", "bias") if name not in conv._parameters), ""):
+        return f"computes its {lost} from other tensors (weight_norm, a parametrisation or the like)"
     if is_lazy(conv._parameters["weight"]):  # type: ignore[arg-type]
         return "has no weights before a first batch has passed through the network"
     return "has a forward pass put in place of its class's" if "forward" in vars(conv) else ""

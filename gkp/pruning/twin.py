@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gkp.errors import BadInput, ModelWarning
 from gkp.networks.wrappers import take_off_compiled, unwrapped
 from gkp.pruning import masks
 from gkp.pruning.grouped import GroupedKernelConv2d, GroupedSpec
 from gkp.pruning.plan import Plan, plan_of, replace_layer
-from gkp.pruning.probe import copy_of
+from gkp.pruning.probe import copy_of, settled
+from gkp.pruning.spec import Spec
 
 
 class PrunedModel(nn.Module):
@@ -23,7 +26,9 @@ class PrunedModel(nn.Module):
     goes whole, its row, its bias, its BatchNorm weight and bias and its readers' columns are masked, so that its channel is
     zero all the way.
 
-    It takes and returns what the dense network does; attributes that it does not have itself are those of the dense network.
+    It takes and returns what the dense network does; attributes that it does not have itself are those of the dense network,
+    and a state dict of the dense network is loaded as one of its own. A layer that is put in the place of a masked one, such as
+    a new classifier or SyncBatchNorm, is masked by the same plan before the next forward pass.
 
     Args:
         net: The dense network.
@@ -39,7 +44,10 @@ class PrunedModel(nn.Module):
         BadInput: Plan and network do not fit.
     """
 
-    @torch.inference_mode(mode=False)
+    _masked: frozenset[str] = frozenset()  # names of the masked layers
+    _misfit = ""  # why the plan does not fit the network as it is now
+
+    @settled()
     def __init__(self, net: nn.Module, plan: Plan, left_out: Mapping[str, str] | None = None):
         super().__init__()
         self.plan = plan
@@ -49,11 +57,21 @@ class PrunedModel(nn.Module):
         twin = masks.unmask(take_off_compiled(copy_of(unwrapped(net))))
         self._cuts = plan.cuts(twin)
         plan.make_twin(twin)
-        masks.mask(twin, plan.removed(twin, self._cuts))
+        self._mask(twin, plan.removed(twin, self._cuts))
         self.net = twin
 
+    def _mask(self, twin: nn.Module, removed: Mapping[str, Tensor]) -> None:
+        masks.mask(twin, removed)
+        self._masked = frozenset(name.rpartition(".")[0] for name, gone in removed.items() if bool(gone.any()))
+
     def apply_masks(self) -> None:
-        """Set every removed weight to exactly zero, in place, if something wrote into it; the function stays the same."""
+        """Set every removed weight to exactly zero, in place, if something wrote into it; the function stays the same.
+
+        Raises:
+            BadInput: The plan does not fit layers that were exchanged since.
+        """
+        if not self._holds():
+            self._mask_again()
         masks.zero_removed(self.net)
 
     def __getattr__(self, name: str) -> Any:
@@ -72,14 +90,71 @@ class PrunedModel(nn.Module):
     __prepare_scriptable__ = masks.MaskedLayer.__prepare_scriptable__
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling() and not self._holds() and not self._misfit:
+            try:
+                self._mask_again()
+            except BadInput as misfit:
+                self._misfit = str(misfit)
+                warnings.warn(f"{misfit}; until then, it has no compact form", ModelWarning, stacklevel=2)
         return masks.computing(self.net, *args, **kwargs)
 
-    @torch.inference_mode(mode=False)
+    def _holds(self) -> bool:
+        """Whether every layer that is to be masked is."""
+        net = unwrapped(self.net)
+        return all(isinstance(_at(net, name), masks.MaskedLayer) for name in self._masked)
+
+    @settled()
+    def _mask_again(self) -> None:
+        """Mask the layers that were put in the place of masked ones. Raises BadInput where the plan does not fit them."""
+        lost = sorted(name for name in self._masked if not isinstance(_at(self.net, name), masks.MaskedLayer))
+        try:
+            if any(type(self.plan[name]).twin is not Spec.twin for name in self.plan):
+                raise BadInput("the plan puts other layers in place, which it cannot do twice")
+            ordinary = self._ordinary()
+            self._cuts = self.plan.cuts(ordinary)
+            self._mask(self.net, self.plan.removed(ordinary, self._cuts))
+        except BadInput as error:
+            found = _at(self.net, lost[0])
+            what = "taken out" if found is None else "replaced"
+            now = "" if found is None else f" (now {type(found).__name__})"
+            mend = "change the network before pruning, or its compact form"
+            raise BadInput(f"{lost[0]} was {what} after pruning{now}, and the plan no longer fits: {error}; {mend}") from error
+        self._misfit = ""
+
+    def _ordinary(self) -> nn.Module:
+        """A copy of the network without masks and wrappers; removed weights are zero."""
+        return masks.unmask(take_off_compiled(copy_of(unwrapped(self.net))))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        names = list(self.net.state_dict())
+        if all(prefix + name in state_dict and f"{prefix}net.{name}" not in state_dict for name in names):  # a dense network's
+            state_dict.update({f"{prefix}net.{name}": state_dict.pop(prefix + name) for name in names})
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    @settled()
     def compact(self) -> nn.Module:
-        """A new, really smaller module that computes the same function (logits within 1e-5), in the same mode."""
-        small = masks.unmask(copy_of(self.net))
+        """A new, really smaller module that computes the same function (logits within 1e-5), in the same mode.
+
+        Raises:
+            BadInput: The plan does not fit layers that were exchanged or reparametrised since.
+        """
+        if not self._holds():
+            self._mask_again()
+        small = self._ordinary()
         self.plan.shrink(small, self._cuts)
         return small
+
+
+def _at(net: nn.Module, name: str) -> nn.Module | None:
+    """The module of this name, that inside wherever torch.compile wraps one; None if there is none."""
+    found: nn.Module | None = net
+    for part in name.split(".") if name else ():
+        while found is not None and part not in found._modules and "_orig_mod" in found._modules:
+            found = found._modules["_orig_mod"]
+        found = found and found._modules.get(part)
+    while found is not None and "_orig_mod" in found._modules:
+        found = found._modules["_orig_mod"]
+    return found
 
 
 def _forward(self: PrunedModel, x: Tensor) -> Tensor:
