@@ -125,6 +125,7 @@ def attack(model: nn.Module, x: Tensor, y: Tensor, name: str, *, eps: float | st
     """
     check_options(name, options)
     bounds = check_bounds(options.get("bounds", (0.0, 1.0)))
+    options |= {"bounds": bounds} if "bounds" in options else {}
     options = {**options, "eps": parse_eps(eps, norm=options.get("norm", "linf"), bounds=bounds)}
     check_images(x, y, bounds)
     with torch.inference_mode(False):  # gradients do not go through tensors that were made for inference

@@ -109,6 +109,8 @@ def on_device(model: nn.Module, device: str | torch.device | None) -> Iterator[n
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise BadInput(f"device {str(device)!r} cannot be used ({reason}); leave it out for the network's own") from error
+    if wanted.type == "meta":
+        raise BadInput("device 'meta' holds no numbers; leave it out for the network's own")
     yield model if wanted == here else copy.deepcopy(model).to(wanted)
 
 

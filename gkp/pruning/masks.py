@@ -134,6 +134,7 @@ def unmask(net: nn.Module) -> nn.Module:
     for name, module in list(net.named_modules()):
         if isinstance(module, MaskedLayer):
             _unmask(name, module)
+        vars(module).pop("_masked", None)  # a twin masks its layers no more
     return net
 
 
