@@ -40,6 +40,7 @@ from gkp.attacks.network import (
     input_gradient,
     logits_and_gradient,
     logits_of,
+    ordinary_tensors,
     probe,
 )
 from gkp.attacks.options import (
@@ -128,7 +129,7 @@ def attack(model: nn.Module, x: Tensor, y: Tensor, name: str, *, eps: float | st
     options |= {"bounds": bounds} if "bounds" in options else {}
     options = {**options, "eps": parse_eps(eps, norm=options.get("norm", "linf"), bounds=bounds)}
     check_images(x, y, bounds)
-    with torch.inference_mode(False):  # gradients do not go through tensors that were made for inference
+    with ordinary_tensors():  # gradients do not go through tensors that were made for inference
         x, y = (one.clone() if one.is_inference() else one for one in (x, y))
     x = x.float() if x.dtype in HALF else x
     if "ids" in options:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain
 
 import torch
@@ -176,6 +176,13 @@ def images_home(net: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 @contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """Within, new tensors take gradients and hold numbers, also under torch.inference_mode and torch.device("meta")."""
+    with torch.inference_mode(False), torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext():
+        yield
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """`model` in eval mode and in `full_precision`; afterwards every module is in the mode it was in.
 
@@ -187,7 +194,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     try:
         with suppress(NotImplementedError):  # an exported network has one mode
             model.eval()
-        with full_precision():
+        with full_precision(), ordinary_tensors():
             yield
     finally:
         for module, training in modes:

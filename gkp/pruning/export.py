@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gkp.attacks.network import ordinary_tensors
 from gkp.errors import BadInput, need_extra
 from gkp.files import one_line, replace_file
 from gkp.networks.wrappers import unwrapped
@@ -34,6 +35,7 @@ from gkp.pruning.probe import find_input_shape
 from gkp.pruning.watched import in_mode
 
 
+@ordinary_tensors()
 def export(net: nn.Module, path: str | Path, *, input_shape: Sequence[int] | None = None) -> Path:
     """Write `net`, in eval mode, as one ONNX file; `net` itself is left as it was.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from gkp.attacks.network import home
+from gkp.attacks.network import home, ordinary_tensors
 from gkp.errors import BadInput
 from gkp.networks.build import INPUT_SIDE
 from gkp.networks.classifier import Classifier, convolutions
@@ -238,20 +238,13 @@ def undisturbed(seed: int = 0) -> Iterator[None]:
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """Within, tensors are made as without any context around: on the CPU, in float32, none for inference, no autocast."""
-    usual = torch.get_default_dtype()
+    """Within, tensors hold numbers and learn, whatever context the caller is in, and nothing is cast."""
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        if torch.get_default_device().type != "cpu":
-            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(ordinary_tensors())
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        torch.set_default_dtype(torch.float32)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(usual)
+        yield
 
 
 def reason_of(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from gkp.pruning.labels import ALONG, NOBODY, constant, is_after, labels_of, mov
 from gkp.pruning.probe import cheap_copy, image_for, undisturbed, without_norms
 from gkp.pruning.watched import FAILURES, Turn, Watched, in_mode, turns
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 OUTPUT = "is an output of the network"
 _MOVES = frozenset(
     "alias detach view _unsafe_view reshape _reshape_alias permute transpose t slice select split split_with_sizes chunk "  # noqa: SIM905
