@@ -75,7 +75,8 @@ def _compared(one: nn.Module, others: Sequence[nn.Module], images: Tensor, *, wi
 
     within: Whether to compare layers too, and the ways that other images may take.
     """
-    tolerance, exact = _TOLERANCE.get(images.dtype, 1e-4), images.dtype == torch.float64
+    types = {images.dtype, *(p.dtype for p in one.parameters() if p.is_floating_point())}
+    tolerance, exact = max(_TOLERANCE.get(dtype, 1e-4) for dtype in types), images.dtype == torch.float64
     layers = _leaves(one) if within and exact else ()
     expected = _asked(one, images, layers=layers, watched=within)
     if expected.problem:

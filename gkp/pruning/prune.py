@@ -235,8 +235,6 @@ def layers_for(
     time_limit: float = TIME_LIMIT,
 ) -> Chosen:
     """The convolutions that this method prunes, and the others with the reason; see `prune`."""
-    if plan_of(net):
-        raise BadInput("this network is pruned already; prune the network it was made from")
     if info.family == "filter":
         chosen = choose_filter_layers(net, layers, input_shape, time_limit=time_limit)
     elif info.family == "residual block":
