@@ -251,7 +251,7 @@ def test_scripted_parts_are_left_as_they_are(method):
     optimizer.step()
     check_twin(pruned)
     for whole in (torch.jit.script(Net()), torch.jit.trace(Net().eval(), X)):
-        with pytest.raises(BadInput, match="no layers? to prune"):
+        with pytest.raises(BadInput, match=r"no layers? to prune"):
             twin_of(method, whole)
 
 
