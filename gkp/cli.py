@@ -28,8 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if empty := [i for i, word in enumerate(words) if not word or (word.startswith("--") and word.endswith("="))]:
             raise BadInput(f"argument {empty[0] + 1} of gkp is empty, perhaps an unset variable of the shell; give a value")
+        _check_place()
         with gkp.make_context("gkp", words) as context:
-            return gkp.invoke(context) or 0
+            status = gkp.invoke(context) or 0
+        sys.stdout.flush()  # here, where what goes wrong can be said
+        return status
     except click.exceptions.Exit as end:  # --help
         return end.exit_code
     except (BadInput, click.UsageError) as error:
@@ -39,13 +42,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say("interrupted; finished cells are kept", 130)
     except BrokenPipeError:  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        _drop_output()
+        return _say(f"{error.filename or 'output'}: {error.strerror or error}; what is finished is kept", 1)
 
 
 @click.group(no_args_is_help=False, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 def gkp() -> None:
     """Grouped kernel pruning and the attacks it is judged by."""
+
+
+def _check_place() -> None:
+    """Raise BadInput if the current folder was deleted: libraries that are loaded later say that in ways nobody understands."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise BadInput(f"the current folder cannot be used ({error.strerror}); cd to another one") from error
+
+
+def _drop_output() -> None:
+    """Let what is still to be written go nowhere."""
+    if sys.stdout is sys.__stdout__:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # type: ignore[union-attr]
 
 
 def _say(message: str, status: int) -> int:

@@ -183,6 +183,8 @@ def problem_with(path: Path, *, text: bool = False) -> str:
     words = " ".join(start.decode("utf-8-sig", errors="ignore").split())
     if words.lower().startswith(("<!doctype", "<html", "<head", "<?xml", "<!--")):
         return "is a web page, not the file; download the file itself (on GitHub: Raw)"
+    if not text and words.startswith("{") and '"weight_map"' in start.decode("utf-8", errors="ignore"):
+        return "is the index of weights in several files; join them into one, or give the one that has all layers"
     if not text and len(start) >= 8 and start.isascii() and words.isprintable():
         return f"is text ({words[:40]!r}), not data; download the file itself"
     return ""

@@ -1,6 +1,10 @@
 """Arguments and options of the wrong kind are one line, before anything is computed or written."""
 
+import os
+import subprocess
+import sys
 import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +90,39 @@ def test_an_empty_word_is_a_variable_that_the_shell_does_not_have(words, capsys,
     assert main([*words, "--model", "resnet20"]) == 2
     assert "is empty, perhaps an unset variable" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def run_gkp(command, folder):
+    """Exit status and errors of a command of the shell, in which `gkp` is this one."""
+    root = Path(gkp.__file__).parent.parent
+    script = f'gkp() {{ "{sys.executable}" -m gkp "$@"; }}; {command}'
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("command", ["gkp prune --help > /dev/full", "gkp methods --json > /dev/full"])
+def test_output_that_cannot_be_written_is_one_line_and_status_1(command, tmp_path):
+    assert run_gkp(command, tmp_path) == (1, "gkp: output: No space left on device; what is finished is kept\n")
+
+
+def test_a_current_folder_that_was_deleted_is_one_line_and_status_2(tmp_path):
+    status, error = run_gkp("mkdir gone; cd gone; rmdir ../gone; gkp methods", tmp_path)
+    assert (status, error.count("\n")) == (2, 1) and "cd to another one" in error
+
+
+@pytest.mark.parametrize("option", ["--time-limit", "--memory-limit"])
+def test_limits_are_above_zero(option, capsys):
+    assert main(["run", "--dry-run", option, "-5"]) == 2
+    assert "-5.0 is not in the range" in capsys.readouterr().err
+
+
+def test_the_index_of_weights_in_several_files_is_told_from_text(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"metadata": {"total_size": 1}, "weight_map": {"conv1.weight": "model-00001-of-00002.safetensors"}}')
+    with pytest.raises(BadInput, match="is the index of weights in several files; join them into one"):
+        gkp.load_model("resnet20", weights=index)
 
 
 def test_names_of_layers_may_come_from_a_generator():

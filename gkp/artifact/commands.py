@@ -85,8 +85,15 @@ def _leaderboard(folders: tuple[Path, ...], out: Path, title: str) -> None:
 @click.option("--scheduler", help="Address or file of a Dask scheduler.  [default: $DASK_SCHEDULER_ADDRESS]")
 @click.option("--again", is_flag=True, help="Compute finished cells again and compare; needs --only.")
 @click.option("--dry-run", is_flag=True, help="Only list cells, with estimated hours, and which of them are cached.")
-@click.option("--time-limit", type=float, metavar="SECONDS", help="For cells without a limit of their own.")
-@click.option("--memory-limit", type=float, metavar="MB", help="For cells without a limit of their own.")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="For cells without a limit of their own.",
+)
+@click.option(
+    "--memory-limit", type=click.FloatRange(min=0, min_open=True), metavar="MB", help="For cells without a limit of their own."
+)
 @click.option("--for", "seconds", type=_seconds, metavar="TIME", help="Stop after 25min, 90s or 2h; the next run continues.")
 @click.option(
     "--probe/--no-probe", default=None, help="Measure this machine first, 20 s once.  [default: a GPU, for its cells]"
