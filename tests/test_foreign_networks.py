@@ -218,6 +218,18 @@ def test_a_count_says_what_it_leaves_out():
     assert cost(nn.Sequential(nn.Conv2d(3, 4, 1), Spectral()), input_shape=(3, 8, 8)).left_out == ("aten._fft_r2c",)
 
 
+@pytest.mark.parametrize(
+    "function", [torch.linalg.inv, torch.linalg.eigvalsh, torch.linalg.svdvals, torch.linalg.matrix_exp, torch.linalg.cholesky]
+)
+def test_linear_algebra_that_is_not_counted_is_named(function):
+    class Algebra(nn.Module):
+        def forward(self, x):
+            return function(x @ x.mT + 8 * torch.eye(8))
+
+    found = cost(Algebra(), input_shape=(3, 8, 8))
+    assert found.macs == 3 * 8**3 and len(found.left_out) >= 1
+
+
 def test_what_is_asked_of_a_network_draws_nothing_from_the_global_generators():
     class Noisy(Habits):
         def forward(self, x):

@@ -167,8 +167,15 @@ _aten = torch.ops.aten
 _NO_FORMULA = frozenset(
     "mkldnn_rnn_layer _thnn_fused_lstm_cell _thnn_fused_gru_cell _cudnn_rnn miopen_rnn _trilinear _cdist_forward _fft_r2c "  # noqa: SIM905
     "_fft_c2r _fft_c2c _transformer_encoder_layer_fwd _native_multi_head_attention _weight_int4pack_mm _int_mm "
-    "_scaled_dot_product_flash_attention_for_cpu _addmm_activation addbmm".split()
+    "_scaled_dot_product_flash_attention_for_cpu _addmm_activation addbmm conv_tbc _grouped_mm _lu_with_info matrix_exp "
+    "cholesky cholesky_inverse cholesky_solve triangular_solve ormqr geqrf lu_solve".split()
 )
+_OF_VALUES = frozenset(("linalg_vector_norm", "linalg_cross"))  # value by value; other linear algebra has matrix products
+
+
+def _multiplies(name: str) -> bool:
+    """Whether an operation of torch has multiplications of matrices and no formula."""
+    return name in _NO_FORMULA or (name.lstrip("_").startswith("linalg_") and name not in _OF_VALUES)
 
 
 class _Counting(TorchDispatchMode):
@@ -195,7 +202,7 @@ class _Counting(TorchDispatchMode):
         elif packet in (_aten.mv, _aten.addmv, _aten.dot):
             matrix = args[1] if packet is _aten.addmv else args[0]
             self.flops += 2 * matrix.numel()
-        elif func.namespace not in ("aten", "prim", "prims") or packet.__name__ in _NO_FORMULA:
+        elif func.namespace not in ("aten", "prim", "prims") or _multiplies(packet.__name__):
             self.left_out[f"{func.namespace}.{packet.__name__}"] = None
         return output
 
