@@ -75,6 +75,18 @@ class Training(Hyperparameters):
                 "epochs from 1 to the last, and how many images are scored"
             )
 
+    @property
+    def data(self) -> dict[str, str]:
+        """As `Cell.data`: the part that is trained on, and the test set where it is scored."""
+        cell: Any = self  # `dataset` and `model` are fields of a baseline, and those of the network that is pruned
+        return data_hashes(f"{cell.dataset}/{self.split}", *([f"{cell.dataset}/test"] if self.log_examples else []))
+
+    @property
+    def work(self) -> float:
+        """As `Cell.work`."""
+        cell: Any = self
+        return training_work(cell.dataset, cell.model, self.epochs, len(self.log_epochs or ()) * self.log_examples)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCell(Training, Network):
@@ -91,14 +103,6 @@ class TrainCell(Training, Network):
     @property
     def label(self) -> str:
         return f"{self.dataset}-{self.model}-baseline-e{self.epochs}-s{self.seed}"
-
-    @property
-    def data(self) -> dict[str, str]:
-        return data_hashes(f"{self.dataset}/{self.split}", *([f"{self.dataset}/test"] if self.log_examples else []))
-
-    @property
-    def work(self) -> float:
-        return training_work(self.dataset, self.model, self.epochs, len(self.log_epochs or ()) * self.log_examples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,14 +157,6 @@ class PruneCell(Training, Cell):
         rate = "" if self.method == "none" else f"-r{self.rate:g}"
         scratch = "-scratch" if self.scratch else ""
         return f"{self.dataset}-{self.model}-{self.method}{options}{scratch}{rate}-e{self.epochs}-s{self.seed}"
-
-    @property
-    def data(self) -> dict[str, str]:
-        return data_hashes(f"{self.dataset}/{self.split}", *([f"{self.dataset}/test"] if self.log_examples else []))
-
-    @property
-    def work(self) -> float:
-        return training_work(self.dataset, self.model, self.epochs, len(self.log_epochs or ()) * self.log_examples)
 
 
 @dataclass(frozen=True, kw_only=True)
