@@ -132,6 +132,23 @@ def test_rows_of_any_length_are_summed_in_the_order_of_numpy(compiled):
 
 
 @needs_numba
+@pytest.mark.parametrize(("bound", "certain"), [(1.0, 1), (1.25, 2), (np.inf, 2)])
+def test_a_choice_that_equals_what_a_channel_left_out_could_have_is_not_certain(compiled, bound, certain):
+    similarity = np.eye(4)
+    similarity[0, 1:] = similarity[1:, 0] = [1.0, -1.0, 0.5]  # 0 is the branch, and 2 the first choice
+    similarity[2, 1] = similarity[1, 2] = -1.0
+    similarity[2, 3] = similarity[3, 2] = -0.5  # then 1 and 3 are equally distant, and 1 comes first
+    rel = np.array([[np.inf, 1.0, -1.0, 0.5]])
+    tree, _ = selection_compiled._working_memory(4, selection_compiled._rule(4, 3, 1, Balance(check_every=0)))
+    tree.numbers[0] = 0.0, 0.0, bound, 0.0
+    least = similarity.min(axis=0)
+    arguments = (tree.shortlist, tree.values, tree.numbers, tree.path, rel, 0, -1.0, 1, 3, 2)
+    levels, *_ = compiled.grow(similarity, least, np.zeros(4), *arguments)
+    assert levels == certain
+    assert tree.path[2].tolist()[:2] == [2, 1] or certain == 1
+
+
+@needs_numba
 def test_no_multiplication_is_fused_with_an_addition_and_the_machine_code_is_kept(tmp_path):
     program = (
         "import gkp.pruning.sr_gkp.selection_compiled as c; c.engine = 'compiled'; kernels = c.prepare(0.0); "
