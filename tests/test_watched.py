@@ -1,6 +1,7 @@
 """Networks whose way depends on numbers, whose outputs hide much, or whose habits disturb those who ask them."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -113,6 +114,30 @@ def test_a_pass_that_does_not_end_is_ended(monkeypatch):
         gkp.prune(Endless(True), "l2")
     with pytest.raises(BadInput, match=r"one pass takes more than 0\.3 seconds"):
         gkp.cost(Endless(True))
+
+
+def test_the_search_for_a_size_takes_no_longer_than_it_may(monkeypatch):
+    class Slow(Counts):
+        tried = 0
+
+        def forward(self, image):
+            Slow.tried += 1
+            time.sleep(0.05)
+            raise ValueError("another image, please")
+
+    monkeypatch.setattr("gkp.pruning.probe._SEARCH", 0.2)
+    with pytest.raises(BadInput, match=r"passes through Slow \(3x32x32: another image, please"):
+        gkp.pruning.find_input_shape(Slow(True))
+    assert Slow.tried <= 12
+
+
+def test_a_size_is_looked_for_once(monkeypatch):
+    from gkp.pruning import probe
+
+    calls, find = [], probe._first_that_passes
+    monkeypatch.setattr(probe, "_first_that_passes", lambda *given: calls.append(1) or find(*given))
+    gkp.prune(Habits(""), "l2-gkp", rate=0.5)
+    assert len(calls) == 1
 
 
 class Habits(nn.Module):

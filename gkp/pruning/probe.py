@@ -9,6 +9,7 @@ import contextlib
 import copy
 import random
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -25,11 +26,12 @@ from gkp.networks.classifier import Classifier, convolutions
 from gkp.networks.wrappers import has_compiled, take_off_compiled, unwrapped
 from gkp.pruning.arguments import checked_shape
 from gkp.pruning.masks import unmasked
-from gkp.pruning.watched import ENDLESS, FAILURES, Watched, in_mode
+from gkp.pruning.watched import FAILURES, Watched, in_mode
 
 # Pixels a side to try on a network of unknown input; any that passes shows the same.
 SIDES = (32, 64, 224, 28, 96, 128, 299, 256, 384, 16, 48, 112, 160, 192, 240, 320, 448, 512)
 _CHANNELS = 8  # different numbers of image channels that are tried at most
+_SEARCH = 10.0  # seconds after which no further size is tried, of one kind of copy
 
 
 class _Copying(TorchFunctionMode):
@@ -203,16 +205,28 @@ def find_input_shape(net: nn.Module) -> tuple[int, int, int]:
 
 def _first_that_passes(twin: nn.Module, channels: Sequence[int]) -> tuple[int, int, int] | str:
     """The first usual shape of images that pass through `twin`, or why the very first do not."""
-    first = ""
+    first, end = "", time.monotonic() + _SEARCH
     for count in channels:
         for side in SIDES:
             problem = problem_with(twin, (count, side, side))
             if not problem:
                 return count, side, side
             first = first or problem
-            if problem.startswith(ENDLESS):  # others would take as long
-                return problem
+            if time.monotonic() > end:
+                return first if problem == first else f"{first}; nor do others that were tried in {_SEARCH:g} seconds"
     return first
+
+
+def known_shape(net: nn.Module, given: Sequence[int] | None) -> tuple[int, ...] | None:
+    """The shape of one image: as it is given, or as it is found for a network that is not ours; None if none is known.
+
+    The images of our networks are known at any time. Raises BadInput for what is given and is no shape.
+    """
+    if given is not None:
+        return checked_shape(given)
+    with contextlib.suppress(BadInput):
+        return None if isinstance(net, Classifier) else find_input_shape(net)
+    return None
 
 
 def _ending(net: nn.Module) -> AbstractContextManager[Any]:

@@ -26,7 +26,7 @@ from gkp.pruning.cost import cost
 from gkp.pruning.exact import TIME_LIMIT, difference, sound_layers
 from gkp.pruning.layers import Chosen, Kinds, Layers, choose_block_layers, choose_filter_layers, choose_layers, whole_kernels
 from gkp.pruning.plan import Plan, pruned_part
-from gkp.pruning.probe import copy_of, find_input_shape, network_to_prune, settled
+from gkp.pruning.probe import copy_of, find_input_shape, known_shape, network_to_prune, settled
 from gkp.pruning.registry import MethodInfo, make_method, method_info
 from gkp.pruning.twin import PrunedModel
 from gkp.training.callback import Callback
@@ -104,7 +104,7 @@ def prune(
         raise BadInput(f"{method} prunes while it trains ({info.procedure}); use gkp.pruning.prune.train_pruned")
     check_arguments(rate, seed, budget, groups=groups, time_limit=time_limit)
     layers = checked_layers(layers)
-    shape = checked_shape(input_shape) if input_shape is not None else None
+    shape = known_shape(net, input_shape)
     convs, left_out = layers_for(info, net, layers, groups, shape, time_limit)
     if info.family == "grouped kernel":
         convs, left_out = whole_kernels(convs, left_out, rate, layers)

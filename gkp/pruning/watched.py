@@ -15,7 +15,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 PASS_LIMIT = 60.0  # seconds that one forward pass may take
-ENDLESS = "one pass takes more than"  # how the error of one that takes longer begins
 _READS = 8  # numbers of a pass that are turned, at most
 _FAR = 1e3  # what other numbers are turned into, and its negative
 # What a foreign forward pass may raise: anything; those that dislike an image may call `exit`
@@ -41,7 +40,7 @@ class Watched(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if time.monotonic() > self._end:
-            raise TimeoutError(f"{ENDLESS} {self._seconds:g} seconds")
+            raise TimeoutError(f"one pass takes more than {self._seconds:g} seconds")
         output = func(*args, **(kwargs or {}))
         if func is torch.ops.aten._local_scalar_dense.default:
             self.read.append(output)
