@@ -139,6 +139,18 @@ def test_a_new_parameter_in_a_masked_layer_is_masked_like_the_old_one(method, as
         pruned.net.a.weight = nn.Parameter(torch.ones(WIDTH + 1, WIDTH + 1, 3, 3))
 
 
+@pytest.mark.parametrize("setting", ["set_swap_module_params_on_conversion", "set_overwrite_module_params_on_conversion"])
+def test_a_twin_of_another_type_is_masked_however_torch_exchanges_its_parameters(setting):
+    pruned = twin_of("l2-gkp").train()
+    getattr(torch.__future__, setting)(True)
+    try:
+        pruned.double().float()
+    finally:
+        getattr(torch.__future__, setting)(False)
+    step(pruned, torch.optim.SGD(pruned.parameters(), lr=0.01), penalty=0.1)
+    check_twin(pruned)
+
+
 def new_head(net):
     net.fc = nn.Sequential(nn.Dropout(0.2), nn.Linear(WIDTH, 4))
 

@@ -1,5 +1,7 @@
 """Images handed to a network: in its units and its type, left as they are, and each of them alone."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -190,3 +192,120 @@ def test_images_that_are_misclassified_are_moved_too_when_adversarial_images_are
     assert moved.min() > 0 and moved.max() <= 0.02 + 1e-6
     alone = gkp.attack(net, x[4:5], y[4:5], "pgd", eps=0.02, steps=3, seed=3, ids=[4])
     assert torch.allclose(alone, found[4:5], atol=1e-6)  # an image's result is independent of its neighbours
+
+
+class Says(Net):
+    """Raises, or gives what is no logits."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x):
+        return self.answer(super().forward(x), x)
+
+
+def fails(error):
+    def answer(logits, x):
+        raise error
+
+    return answer
+
+
+class NoDerivative(torch.autograd.Function):
+    """Goes forward only."""
+
+    @staticmethod
+    def forward(ctx, logits):
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("not\nnow")
+
+
+def one_size(logits, x):
+    assert len(x) == 16, f"16 images, please,\nnot {len(x)}"
+    return logits
+
+
+ANSWERS = {
+    "asserts": (fails(AssertionError("no such\nimages")), "does not take torch.float32 images of shape .*: no such images"),
+    "key": (fails(KeyError("mask")), "does not take torch.float32 images .*'mask'"),
+    "value": (fails(ValueError()), "does not take torch.float32 images .*ValueError"),
+    "one size": (one_size, "20 at once: 16 images, please, not 20"),
+    "whole": (lambda logits, x: logits.round().long(), "gives torch.int64 numbers; it must give logits"),
+    "complex": (lambda logits, x: logits.to(torch.complex64), "gives torch.complex64 numbers"),
+    "dictionary": (lambda logits, x: {"logits": logits}, "gives dict for a batch"),
+    "no derivative": (lambda logits, x: NoDerivative.apply(logits), "gives no gradient of the images: not now"),
+}
+
+
+@pytest.mark.parametrize(("answer", "line"), ANSWERS.values(), ids=ANSWERS)
+def test_what_a_network_says_to_images_is_said_in_one_line(answer, line):
+    net = Says(answer).eval()
+    for ask in (
+        lambda: gkp.attack(net, images(), torch.zeros(20, dtype=torch.long), "pgd", eps=0.1, steps=2),
+        lambda: benchmark(net, dataset(Net().eval()), eps="2/255", progress=False),
+    ):
+        with pytest.raises(BadInput, match=line) as refused:
+            ask()
+        assert "\n" not in str(refused.value)
+
+
+REFUSED = {
+    "sparse": (lambda x, y: {"x": x.to_sparse()}, r"images are torch.sparse_coo .*to_dense"),
+    "meta": (lambda x, y: {"x": x.to("meta")}, "images are torch.strided on meta"),
+    "labels elsewhere": (lambda x, y: {"y": y.to("meta")}, r"labels are on meta, images on cpu; .*y.to\('cpu'\)"),
+    "bounds by channel": (
+        lambda x, y: {"bounds": (torch.zeros(3, 1, 1), torch.ones(3, 1, 1))},
+        "bounds are .*; give two numbers",
+    ),
+    "ids": (lambda x, y: {"ids": "abc"}, "ids are 'abc'; give 20 integers"),
+    "no ids": (lambda x, y: {"ids": None}, "ids are None; give 20 integers"),
+    "eps by channel": (lambda x, y: {"eps": torch.full((3, 1, 1), 0.1)}, "eps tensor.* is not a finite number"),
+}
+
+
+@pytest.mark.parametrize(("change", "line"), REFUSED.values(), ids=REFUSED)
+def test_images_and_options_that_do_not_fit_are_refused_in_one_line(change, line):
+    x, y = images(), torch.zeros(20, dtype=torch.long)
+    given_ = {"x": x, "y": y, "eps": 0.1, "steps": 2, **change(x, y)}
+    with pytest.raises(BadInput, match=line) as refused:
+        gkp.attack(Net().eval(), given_.pop("x"), given_.pop("y"), "pgd", **given_)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_radius_and_bounds_are_taken_in_every_form_that_is_a_number():
+    net, x, y = Net().eval(), images(), torch.zeros(20, dtype=torch.long)
+    expected = gkp.attack(net, x, y, "pgd", eps=8 / 255, steps=2)
+    for eps in ("8/255", Fraction(8, 255), torch.tensor(8 / 255, dtype=torch.float64)):
+        assert torch.equal(gkp.attack(net, x, y, "pgd", eps=eps, steps=2, bounds="01"), expected)
+    assert torch.equal(gkp.attack(net, x, y, "pgd", eps=8 / 255, steps=2, bounds=torch.tensor([0, 1])), expected)
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, "apgd-t"])
+def test_an_attack_is_the_same_in_every_context(name):
+    net, x, y = Net().eval(), images(), torch.arange(20) % 5
+    options = ATTACKS.get(name, {"steps": 2})
+    expected = gkp.attack(net, x, y, name, eps="4/255", **options)
+    with torch.inference_mode():
+        found = [gkp.attack(net, x.clone(), y.clone(), name, eps="4/255", **options)]
+        made = x.clone(), y.clone()
+    found.append(gkp.attack(net, *made, name, eps="4/255", **options))
+    with torch.device("meta"), torch.no_grad():
+        found.append(gkp.attack(net, x, y, name, eps="4/255", **options))
+    assert all(torch.equal(one, expected) for one in found)
+
+
+def test_methods_that_take_gradients_take_networks_that_write_in_place():
+    data = dataset(Net().eval())
+    plans = []
+    for net in (Net().eval(), Net(IN_PLACE["sub_"]).eval()):
+        net.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *net.body)
+        net.body[2] = nn.Conv2d(8, 8, 3)
+        net.body[4] = nn.AdaptiveAvgPool2d(4)
+        for seed, layer in enumerate((net.body[0], net.body[2])):
+            nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(seed))
+        plans.append(gkp.prune(net, "taylor-fo", rate=0.5, tolerance=0.9, data=data, input_shape=(3, 8, 8)).plan)
+    assert plans[0] == plans[1]

@@ -72,6 +72,8 @@ class MaskedLayer:
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         moved = super()._apply(fn, recurse)  # type: ignore[misc]
+        for _, parameter in _masked_parameters(self):
+            parameter._backward_hooks = parameter._backward_hooks  # put again where torch has swapped the tensor
         _fit(self)
         return moved
 
