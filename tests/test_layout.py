@@ -59,6 +59,14 @@ def floor(module: str) -> int:
     return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
 
 
+LONGEST = 330  # lines of a module, docstrings included: more than one thing is in a longer one
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_module_is_short_enough_to_be_read_at_once(name):
+    assert len(FILES[name].read_text().splitlines()) <= LONGEST
+
+
 def test_every_module_stands_in_a_room_of_the_order():
     rooms = {room for rooms in FLOORS for room in rooms}
     assert {name.split(".")[1] for name in FILES if "." in name} <= rooms

@@ -22,26 +22,12 @@ from torch.utils._pytree import tree_leaves
 
 from gkp.networks.classifier import Classifier
 from gkp.pruning.labels import ALONG, NOBODY, constant, is_after, labels_of, moved, put_labels, reduced, spatial, varying
+from gkp.pruning.operations import COPIES, MOVES, POINTWISE, REDUCTIONS, SPATIAL
 from gkp.pruning.probe import cheap_copy, image_for, undisturbed, without_norms
 from gkp.pruning.watched import FAILURES, Turn, Watched, in_mode, turns
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 OUTPUT = "is an output of the network"
-_MOVES = frozenset(
-    "alias detach view _unsafe_view reshape _reshape_alias permute transpose t slice select split split_with_sizes chunk "  # noqa: SIM905
-    "unbind expand squeeze unsqueeze cat stack index index_select narrow roll flip pixel_shuffle pixel_unshuffle "
-    "channel_shuffle native_channel_shuffle repeat constant_pad_nd unfold unsafe_split unsafe_chunk movedim tile".split()
-)
-_POINTWISE = frozenset(("hardswish", "rsub"))  # which torch does not call so
-_COPIES = frozenset(("clone", "_to_copy", "contiguous", "lift_fresh", "dropout", "feature_dropout"))
-_SPATIAL = frozenset(
-    "max_pool2d_with_indices max_pool2d avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d "  # noqa: SIM905
-    "mkldnn_max_pool2d mkldnn_adaptive_avg_pool2d reflection_pad2d replication_pad2d upsample_nearest2d upsample_bilinear2d "
-    "upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa".split()
-)
-_REDUCTIONS = frozenset(
-    ("mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "logsumexp", "prod", "max", "min")
-)
 
 
 @dataclass
@@ -248,19 +234,19 @@ class _Tracer(TorchDispatchMode):
             for tensor in (given[0], given[0]._base):
                 if (there := labels_of(tensor)) is not None:
                     self.stop(there, "is written over in place, in a part of a tensor")
-        elif name in _MOVES:
+        elif name in MOVES:
             labels = moved(func, args, kwargs)
             if labels is not None:
                 self._check_move(name, args, given, labels)
         elif name.endswith("_like") or name.startswith("new_"):  # of its shape only
             labels = [None] * len(made)
-        elif name in _COPIES and made[0].shape == given[0].shape:
+        elif name in COPIES and made[0].shape == given[0].shape:
             labels = [labels_of(given[0])]
-        elif (torch.Tag.pointwise in func.tags or name in _POINTWISE) and len(made) == 1:
+        elif (torch.Tag.pointwise in func.tags or name in POINTWISE) and len(made) == 1:
             labels = [self._pointwise(given, made[0].shape)]
-        elif name in _SPATIAL:
+        elif name in SPATIAL:
             labels = spatial(given[0], made)
-        elif name in _REDUCTIONS or name in ALONG:
+        elif name in REDUCTIONS or name in ALONG:
             labels = reduced(name, args, kwargs, made)
         if labels is None:
             reason = f"is read by {self._what(name)}" + ", which may mix channels" * (not self._where)

@@ -4,7 +4,7 @@
 |---|---|
 | `evidence` | all measurements, as plain data |
 | `measure`, `probing` | measuring: outcomes of attacks, made once for all checks; probes of the network |
-| `checks`, `verdict` | judging: 22 pure functions; statistics of small samples |
+| `attack_checks`, `report_checks`, `verdict` | judging: 22 pure functions; statistics of small samples |
 | `planted` | a self-test on a network that is known to mask its gradients |
 | `card` | the card as Markdown and JSON, and evaluating again from the JSON |
 

@@ -72,6 +72,14 @@ def numbered(number: int, name: str, judge: Judge) -> Judge:
     return check
 
 
+CHECKS: dict[int, Judge] = {}  # number -> the function that decides it
+
+
+def check(number: int, name: str) -> Callable[[Judge], Judge]:
+    """Add the decorated function to CHECKS."""
+    return lambda judge: CHECKS.setdefault(number, numbered(number, name, judge))
+
+
 def finding(status: str, value: float | None, threshold: float | None, n: int, note: str = "") -> Check:
     """A check without number and name.
 
