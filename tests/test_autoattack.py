@@ -111,7 +111,7 @@ def test_everything_is_as_before_even_when_the_network_fails_half_way():
             return x.flatten(1)[:, :10]
 
     state, counts, x = torch.get_rng_state(), dict(checks.funcs), images(4)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(BadInput, match="the network does not take .*: ZeroDivisionError"):
         autoattack(Failing(), x, x.flatten(1)[:, :10].argmax(1), eps=0.01, **CHEAP)
     assert torch.equal(torch.get_rng_state(), state) and checks.funcs == counts
     assert not logging.getLogger("auto-attack").handlers

@@ -295,7 +295,7 @@ class Foreign(nn.Sequential):
         (lambda: build_model("resnet20"), {"budget": 60e6}, "the budget must lie below the 41,218,698 paper MACs"),
         (lambda: build_model("resnet20"), {"at_least": 0}, "at_least of dhp must be 1 or more, not 0"),
         (lambda: build_model("resnet20"), {"sparsity": -1}, "sparsity of dhp must be 0 or more, not -1"),
-        (lambda: build_model("resnet20"), {"path": float("nan")}, "path of dhp must be 0 or more, not nan"),
+        (lambda: build_model("resnet20"), {"path": float("nan")}, "dhp: path is nan; give a number"),
         (lambda: build_model("resnet20"), {"round_to": 8}, "dhp has no option round_to"),
     ],
 )

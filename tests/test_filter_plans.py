@@ -290,7 +290,9 @@ class OddSize(nn.Module):
 
 
 def test_a_network_that_takes_no_usual_image_size_wants_to_be_told_and_remembers(tmp_path):
-    with pytest.raises(BadInput, match=r"no usual image size passes through OddSize; give input_shape="):
+    with pytest.raises(
+        BadInput, match=r"no usual image size passes through OddSize \(3x32x32: mat1 and mat2 .*\); give input_shape="
+    ):
         prune(OddSize(), "l2", rate=0.5)
     pruned = prune(OddSize(), "l2", rate=0.5, input_shape=(3, 40, 40), tolerance=0.05)
     save_model(pruned.compact(), tmp_path)

@@ -361,7 +361,7 @@ def test_the_search_sees_a_tenth_of_the_training_images():
         ({"budget": 60e6}, "the budget must lie between 0 and"),
         ({"steps": 0}, "steps of nppm must be a whole number of 1 or more, not 0"),
         ({"share": 0.0}, "share of nppm must be above 0"),
-        ({"lr": math.nan}, "lr of nppm must be above 0, not nan"),
+        ({"lr": math.nan}, "nppm: lr is nan; give a number"),
         ({"noise": -1.0}, "noise of nppm must be 0 or more"),
         ({"final": "best"}, "final of nppm must be mean or sampled, not 'best'"),
     ],

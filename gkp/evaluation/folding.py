@@ -25,7 +25,7 @@ from gkp.attacks.network import MIN_ROWS, evaluating, logits_of
 from gkp.networks.wrappers import unwrapped
 from gkp.pruning.grouped import GroupedKernelConv2d
 from gkp.pruning.masks import unmask
-from gkp.pruning.plan import replace_layer
+from gkp.pruning.plan import replace_layers
 
 TOLERANCE = 1e-5
 
@@ -63,15 +63,14 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
 def _make_dense(net: nn.Module) -> int:
     """Put dense convolutions in the place of grouped kernels, in place; how many those were."""
     grouped = {name: layer for name, layer in net.named_modules() if isinstance(layer, GroupedKernelConv2d) and name}
-    for name, layer in grouped.items():
-        replace_layer(net, name, layer.dense().eval())
+    replace_layers(net, {name: layer.dense().eval() for name, layer in grouped.items()})
     return len(grouped)
 
 
 def _fold(net: nn.Module, graph: fx.Graph) -> int:
     """Folds what can be folded in `net` and `graph`, in place; how many BatchNorms that were."""
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    count = 0
+    fused: dict[str, nn.Module] = {}
     for node in list(graph.nodes):
         source = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
@@ -79,11 +78,11 @@ def _fold(net: nn.Module, graph: fx.Graph) -> int:
         conv, norm = net.get_submodule(str(source.target)), net.get_submodule(str(node.target))
         alone = calls[source.target] == calls[node.target] == 1  # shared layers have other inputs or readers elsewhere
         if alone and isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
-            replace_layer(net, str(source.target), _fused(conv, norm))
+            fused[str(source.target)] = _fused(conv, norm)
             node.replace_all_uses_with(source)
             graph.erase_node(node)
-            count += 1
-    return count
+    replace_layers(net, fused)
+    return len(fused)
 
 
 def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:

@@ -76,7 +76,7 @@ def _is_of(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         kind = Integral if hint is int else Real
         return isinstance(value, kind) and not isinstance(value, bool) and not math.isnan(value)
-    return isinstance(value, hint) if isinstance(hint, type) and get_origin(hint) is None else True
+    return isinstance(value, hint) if hint in (bool, str, types.NoneType) else True
 
 
 def _plain(value: Any) -> Any:

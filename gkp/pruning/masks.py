@@ -78,9 +78,10 @@ class MaskedLayer:
         return moved
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter, as torch does; one under a masked name is masked as the one before it was."""
         super().register_parameter(name, param)  # type: ignore[misc]
         if param is not None and name in self.keep:
-            _fit(self)  # a new parameter under an old name
+            _fit(self)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, metadata, *rest)  # type: ignore[misc]

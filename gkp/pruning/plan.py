@@ -92,8 +92,7 @@ class Plan(Mapping[str, Spec]):
 
     def make_twin(self, net: nn.Module) -> None:
         """Put the trainable form of every pruned layer into the dense `net`, in place."""
-        for name, layer in self.layers(net).items():
-            replace_layer(net, name, self[name].twin(layer))
+        replace_layers(net, {name: self[name].twin(layer) for name, layer in self.layers(net).items()})
 
     def removed(self, twin: nn.Module, cuts: Sequence[Cut]) -> dict[str, Tensor]:
         """Masks by parameter name, broadcastable to it: True where the `twin` that `make_twin` made is held at zero."""
@@ -106,8 +105,7 @@ class Plan(Mapping[str, Spec]):
 
     def shrink(self, twin: nn.Module, cuts: Sequence[Cut]) -> None:
         """Make the masked `twin` really small, in place."""
-        for name, spec in self.items():
-            replace_layer(twin, name, spec.compact(twin.get_submodule(name)))
+        replace_layers(twin, {name: spec.compact(twin.get_submodule(name)) for name, spec in self.items()})
         if cuts:
             coupling.cut(twin, cuts)
         vars(twin)["plan"] = self  # for `plan_of`, also beside a property of that name
@@ -153,39 +151,43 @@ def check_saved(net: nn.Module, dense: nn.Module) -> None:
                 raise BadInput(f"{name} {reason}; {mend}")
 
 
-def replace_layer(net: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put `layer` in the place of the module `name` of `net`, under each name that it has; what is new in it takes its mode.
+def replace_layers(net: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Put other layers in the place of modules of `net`, each under every name that it has; what is new takes the old mode.
 
     The names are those of modules, and of lists, tuples and dictionaries that modules hold.
+
+    Args:
+        net: The network, changed in place.
+        layers: By the name of the module that each one replaces.
     """
-    old = net.get_submodule(name)
-    if layer is old:
-        return
-    known = set(old.modules())
-    for new in layer.modules():
-        new.training = new.training if new in known else old.training
-    for parent in list(net.modules()):
+    swaps: dict[int, nn.Module] = {}  # by identity: modules may compare in ways of their own
+    for name, layer in layers.items():
+        if (old := net.get_submodule(name)) is not layer:
+            known, swaps[id(old)] = {id(part) for part in old.modules()}, layer
+            for new in layer.modules():
+                new.training = new.training if id(new) in known else old.training
+    for parent in list(net.modules()) if swaps else ():
         for child, module in list(parent._modules.items()):
-            if module is old:
-                setattr(parent, child, layer)
+            if id(module) in swaps:
+                setattr(parent, child, swaps[id(module)])
         for attribute, value in vars(parent).items():
             if attribute not in _OF_MODULES and isinstance(value, nn.Module | list | tuple | dict):
-                vars(parent)[attribute] = _swapped(value, old, layer)
+                vars(parent)[attribute] = _swapped(value, swaps)
 
 
 _OF_MODULES = frozenset(vars(nn.Module()))
 _DEPTH = 4  # of containers in containers that are looked into
 
 
-def _swapped(value: Any, old: nn.Module, new: nn.Module, depth: int = _DEPTH) -> Any:
-    """The same list, tuple, dictionary or module with `new` for `old`; lists and dictionaries in place."""
-    if value is old:
-        return new
+def _swapped(value: Any, swaps: Mapping[int, nn.Module], depth: int = _DEPTH) -> Any:
+    """The same list, tuple, dictionary or module with new modules for old ones; lists and dictionaries in place."""
+    if isinstance(value, nn.Module):
+        return swaps.get(id(value), value)
     if depth and type(value) is list:
-        value[:] = [_swapped(one, old, new, depth - 1) for one in value]
+        value[:] = [_swapped(one, swaps, depth - 1) for one in value]
     elif depth and isinstance(value, dict):
         for key, one in value.items():
-            value[key] = _swapped(one, old, new, depth - 1)
+            value[key] = _swapped(one, swaps, depth - 1)
     elif depth and type(value) is tuple:
-        return tuple(_swapped(one, old, new, depth - 1) for one in value)
+        return tuple(_swapped(one, swaps, depth - 1) for one in value)
     return value

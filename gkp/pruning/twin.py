@@ -13,7 +13,7 @@ from gkp.errors import BadInput, ModelWarning
 from gkp.networks.wrappers import take_off_compiled, unwrapped
 from gkp.pruning import masks
 from gkp.pruning.grouped import GroupedKernelConv2d, GroupedSpec
-from gkp.pruning.plan import Plan, plan_of, replace_layer
+from gkp.pruning.plan import Plan, plan_of, replace_layers
 from gkp.pruning.probe import copy_of, settled
 from gkp.pruning.spec import Spec
 
@@ -176,9 +176,7 @@ def masked_twin(small: nn.Module) -> nn.Module:
     if isinstance(inside, PrunedModel) or not plan or not all(isinstance(spec, GroupedSpec) for spec in plan.values()):
         return small
     dense = copy_of(inside)
-    for name in plan:
-        layer = dense.get_submodule(name)
-        assert isinstance(layer, GroupedKernelConv2d)
-        replace_layer(dense, name, layer.dense())
+    grouped = {name: layer for name in plan if isinstance(layer := dense.get_submodule(name), GroupedKernelConv2d)}
+    replace_layers(dense, {name: layer.dense() for name, layer in grouped.items()})
     del vars(dense)["plan"]  # it is no compact network any more
     return PrunedModel(dense, plan)
