@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import gkp
 from gkp.attacks.autoattack import autoattack, build, fenced
 from gkp.attacks.network import logits_of
-from gkp.errors import ModelWarning
+from gkp.errors import BadInput, ModelWarning
 
 CHEAP = {"version": "custom", "attacks_to_run": ["apgd-ce"]}
 
@@ -111,7 +111,7 @@ def test_everything_is_as_before_even_when_the_network_fails_half_way():
             return x.flatten(1)[:, :10]
 
     state, counts, x = torch.get_rng_state(), dict(checks.funcs), images(4)
-    with pytest.raises(BadInput, match="the network does not take .*: ZeroDivisionError"):
+    with pytest.raises(BadInput, match=r"the network does not take .*: ZeroDivisionError"):
         autoattack(Failing(), x, x.flatten(1)[:, :10].argmax(1), eps=0.01, **CHEAP)
     assert torch.equal(torch.get_rng_state(), state) and checks.funcs == counts
     assert not logging.getLogger("auto-attack").handlers
