@@ -22,7 +22,7 @@ FLOORS = (
     ("checkpoints",),
     ("evaluation",),
     ("artifact",),
-    ("cli", "__main__"),
+    ("cli", "__main__", "reproduce"),
 )
 APART = {("attacks", "networks"), ("networks", "attacks")}  # on one floor, and independent of each other
 
@@ -102,3 +102,10 @@ def test_every_cell_keeps_its_id(profile):
 
 def test_public_names_keep_their_signatures():
     assert public_names() == json.loads((FOLDER / "names.json").read_text())
+
+
+def test_scripts_that_import_from_a_former_place_go_on_working():
+    from gkp.artifact import notebooks
+    from gkp.reproduce import run_notebook
+
+    assert run_notebook is notebooks.run_notebook
