@@ -1,4 +1,4 @@
-"""Where `gkp.artifact.notebooks` stood before: scripts that import `run_notebook` from here go on working."""
+"""A former name of `gkp.artifact.notebooks`, for scripts that import `run_notebook` from it; nothing else uses it."""
 
 from gkp.artifact.notebooks import run_notebook
 

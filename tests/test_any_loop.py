@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_chain import METHODS, SHAPE, WIDTH, Net, X, Y
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
@@ -20,31 +21,9 @@ from gkp.pruning.masks import MaskedLayer
 from gkp.pruning.methods.cc import mean_gradients
 from gkp.pruning.probe import copy_of
 
-WIDTH = 8
-
-
-class Net(nn.Module):
-    """A stem, two convolutions with a BatchNorm between them, and a classifier."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem, self.a, self.b = nn.Conv2d(3, WIDTH, 3), nn.Conv2d(WIDTH, WIDTH, 3), nn.Conv2d(WIDTH, WIDTH, 3)
-        self.norm, self.fc = nn.BatchNorm2d(WIDTH), nn.Linear(WIDTH, 4)
-
-    def features(self, x):
-        return self.b(self.norm(self.a(self.stem(x).relu())).relu()).relu()
-
-    def forward(self, x):
-        return self.fc(self.features(x).mean((2, 3)))
-
-
-METHODS = {"l2-gkp": {"groups": 4}, "l2": {"tolerance": 0.9}}
-X, Y = torch.rand(6, 3, 11, 11, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4
-
 
 def twin_of(method, net=None):
-    return gkp.prune(net or Net(), method, rate=0.5, input_shape=(3, 11, 11), **METHODS[method])
+    return gkp.prune(net or Net(), method, rate=0.5, input_shape=SHAPE, **METHODS[method])
 
 
 def removed(pruned):

@@ -1,4 +1,4 @@
-"""How much of attacked accuracy benign accuracy explains, by a regression over networks, and the residual of SR-GKP.
+"""The share of attacked accuracy that benign accuracy explains, by regression over networks; the residual of SR-GKP.
 
 An image that is misclassified without an attack is mostly misclassified under one, so a method that loses benign accuracy loses
 attacked accuracy too, whatever it does to robustness. A regression of attacked on benign accuracy over all networks separates

@@ -27,7 +27,7 @@ _CHUNK = 512  # images that are decoded at a time
 
 
 class Size(NamedTuple):
-    """What images are resized to: their shorter side, in pixels, and the side of the square cut out of their middle."""
+    """The size that images get: their shorter side, in pixels, and the side of the square cut out of their middle."""
 
     shorter: int
     side: int

@@ -235,7 +235,7 @@ def _check_known(names: Iterable[str], numbers: dict[str, int], part: Path) -> N
 
 
 def _cache_file(root: Path, part: str, how: list[Any], paths: Sequence[Path], labels: Tensor) -> Path:
-    """Where the decoded images are: named by the folder, size and classes, and by the names, sizes and times of the files."""
+    """The file of the decoded images, named by the folder, size and classes, and by the names, sizes and times of the files."""
     stats, above = [path.stat() for path in paths], len(str(root))
     seen = [[str(path)[above:], stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]
     where = files.json_sha256([str(root), part, *how])[:12]

@@ -1,4 +1,4 @@
-"""Are the arguments of `prune`, and the options of a method, of their kinds? Asked before anything is computed."""
+"""Checks that arguments of `prune` and options of a method are of their types, before anything is computed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check_arguments(rate: Any, seed: Any, budget: Any = None, **counts: Any) -> 
 
 
 def checked_layers(layers: Any) -> Any:
-    """What chooses layers, in a form that can be read twice. Raises BadInput for what does not."""
+    """The choice of layers in a form that can be read twice. Raises BadInput for anything else."""
     if layers is None or callable(layers) or isinstance(layers, str):
         return layers
     names = list(layers) if isinstance(layers, Iterable) else [layers]

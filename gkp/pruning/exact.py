@@ -147,7 +147,7 @@ def sound_layers(
 
 @dataclass
 class _Answer:
-    """What a network answers to images: its outputs, those of its layers, the numbers it read, or why there is no answer."""
+    """The answer of a network to images: its outputs, those of its layers, the numbers it read, or why there is no answer."""
 
     outputs: list[Tensor] = field(default_factory=list)
     layers: dict[str, list[Tensor]] = field(default_factory=dict)

@@ -138,7 +138,7 @@ class Cell:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What the hash covers: stage, revision, params, data, and the hashes of the parents by role."""
+        """The contents that the hash covers: stage, revision, params, data, and the hashes of the parents by role."""
         return {
             "stage": self.stage,
             "revision": self.revision,

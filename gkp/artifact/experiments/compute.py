@@ -33,7 +33,7 @@ from gkp.errors import BadInput, OutOfTime
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to compute one cell, as plain values that can be sent to other machines.
+    """The request to compute one cell, in plain values that can be sent to other machines.
 
     Attributes:
         id, hash, stage, spec, work: Of the cell.
@@ -113,7 +113,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage gets besides its parameters, parents and folder.
+    """The surroundings of a stage, besides its parameters, parents and folder.
 
     Attributes:
         cell_id: The id of the cell.

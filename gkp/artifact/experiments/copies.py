@@ -71,7 +71,7 @@ def entry_of(folder: Path) -> Entry:
 
 
 def check_folder(folder: Path) -> list[str]:
-    """What is wrong with the finished cell in a folder, a line each: wrong hashes, or fields missing from run.json."""
+    """Check the finished cell in a folder; the faults found, a line each: wrong hashes, or fields missing from run.json."""
     try:
         run = entry_of(folder).run()
     except Damaged as error:

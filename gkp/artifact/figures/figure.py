@@ -125,7 +125,7 @@ def saying(text: str) -> Figure:
 
 
 def family_of(row: str) -> str:
-    """What the method of a row removes: a key of `FAMILIES`, "nothing" for unpruned networks, "" for unknown methods."""
+    """The part that the method of a row removes: a key of `FAMILIES`, "nothing" if unpruned, "" for unknown methods."""
     method = method_of(row)
     known = methods().get(method)
     return "nothing" if method in (BASELINE, CONTINUED) else known.family if known else ""
