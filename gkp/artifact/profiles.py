@@ -37,6 +37,7 @@ from gkp.artifact.groups import (
     RATE,
     RATED,
     RATES,
+    SMALL,
     TENTH,
     TINY_IMAGENET,
     UNPRUNED,
@@ -49,6 +50,7 @@ from gkp.artifact.groups import (
     published_log,
     tiny_imagenet,
     twenty_classes,
+    under_autoattack,
 )
 from gkp.errors import BadInput
 
@@ -62,7 +64,6 @@ OTO: dict[str, Any] = {
     "momentum": 0.0,
     "options": {"sparsity": 1e-3, "warm_up": 1 / 6, "deadline": 1.0},
 }
-SMALL = ("0.5/255", "1/255")  # radii at which networks that were not trained for robustness keep some accuracy
 _ONE_SHOT = "SR-GKP, one shot"
 COMMITTED = "cifar10"  # the profile whose cells are in the repository, so that they are not computed again
 
@@ -145,9 +146,13 @@ def cifar10() -> Groups:
         nets += scale.pruned(large, methods, epochs=epochs, log_examples=0)
     groups["public"] = [*nets, *scale.evaluated(nets), *frequencies([large], scale)]
     groups |= _longer(baseline, scale)
-    seeded = [cell for cell in _pruned(groups["seeds"]) if cell.method in PRECISE and cell.seed]
+    seeded = [cell for cell in _precise(groups["seeds"]) if cell.seed]
     nets = [baseline, *_pruned(groups["main"]), *seeded, *_pruned(groups["tenth"])]
-    groups["precision"] = [*nets, *evaluations(nets, eps=SMALL, engine="fast", purpose="precision")]
+    groups["precision"] = [
+        *nets,
+        *evaluations(nets, eps=SMALL, engine="fast", purpose="precision"),
+        *under_autoattack(_precise(groups["main"]), engine="fast"),
+    ]
     groups["log"] = published_log(scale, log_epochs=LOG_EPOCHS)
     groups["tiny"] = twenty_classes(scale)
     on_board = {cell.hash for cell in groups["board"]}
@@ -164,6 +169,11 @@ def _longer(baseline: TrainCell, scale: Scale) -> Groups:
 
 def _pruned(cells: list[Cell]) -> list[PruneCell]:
     return [cell for cell in cells if isinstance(cell, PruneCell)]
+
+
+def _precise(cells: list[Cell]) -> list[PruneCell]:
+    """The rows of `PRECISE` without their shapes trained from scratch."""
+    return [cell for cell in _pruned(cells) if cell.method in PRECISE and not cell.scratch]
 
 
 def paper() -> Groups:
@@ -197,7 +207,11 @@ def paper() -> Groups:
         baseline = TrainCell(dataset="cifar10", model=model, **schedule)
         found = network_groups(baseline, scale)
         nets: list[Network | PruneCell] = [baseline, *_pruned(found["main"])]
-        found["precision"] = [*nets, *evaluations(nets, eps=SMALL, purpose="precision", **gpu)]
+        found["precision"] = [
+            *nets,
+            *evaluations(nets, eps=SMALL, purpose="precision", **gpu),
+            *under_autoattack(_precise(found["main"]), **gpu),
+        ]
         for name, cells in found.items():
             if model != "vgg16_bn" or name == "main":  # the paper has only Table 12 for VGG-16
                 groups[f"{model}-{name}"] = cells

@@ -129,17 +129,18 @@ def _note(results: Sequence[Result], boards: Mapping[str, Mapping[str, Evaluatio
         first = next(iter(found.values()))
         said.append(f"At {radius}: {len(found)} networks, {_attacks(first, radius)}, {first.facts['n']:,} images.")
         stronger = [(one, other) for one in found.values() for other in _others(results, one, radius)]
-        if stronger:
-            lost = [_lost(one, other, radius) for one, other in stronger]
+        for named in dict.fromkeys(_attacks(other, radius) for _, other in stronger):
+            lost = [_lost(one, other, radius) for one, other in stronger if _attacks(other, radius) == named]
             mean, most = 100 * np.mean(lost), 100 * max(lost)
-            named = _attacks(stronger[0][1], radius)
             said.append(
-                f"{named}, which is stronger, leaves {mean:.1f} points less of the images that both saw, {most:.1f} at most."
+                f"{named}, which is stronger, leaves {mean:.1f} points less of the images that both saw, {most:.1f} at most "
+                f"({len(lost)} of {len(found)} networks)."
             )
         if first.cell.part != "precision":
             there = {one.net.hash for one in evaluations(results, "precision")} & {one.net.hash for one in found.values()}
             said.append(f"On all test images: {f'finished for {len(there)} of {len(found)} networks' if there else 'not run'}.")
-    return " ".join(said if _has_autoattack(boards) else [*said, "AutoAttack: not run at these radii."])
+    met = any(f"autoattack-{radius}" in one.result["accuracy"] for radius in boards for one in evaluations(results, STRONG))
+    return " ".join(said if met else [*said, "AutoAttack: not run at these radii."])
 
 
 def _others(results: Sequence[Result], one: Evaluation, radius: str) -> list[Evaluation]:
@@ -162,10 +163,6 @@ def _lost(one: Evaluation, other: Evaluation, radius: str) -> float:
 def _attacks(one: Evaluation, radius: str) -> str:
     keys = [key for key in one.result["accuracy"] if key.endswith(f"-{radius}") and not key.startswith("worst-case")]
     return " and ".join(attack_name(key, "pixel").removesuffix(f" {radius}") for key in keys)
-
-
-def _has_autoattack(boards: Mapping[str, Mapping[str, Evaluation]]) -> bool:
-    return any(f"autoattack-{radius}" in one.result["accuracy"] for radius, found in boards.items() for one in found.values())
 
 
 def _ranks(entries: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[int, int]]:

@@ -202,9 +202,9 @@ class EvaluateCell(Cell):
     def part(self) -> str:
         """The role of the evaluation in tables and claims.
 
-        For the attacks of a protocol: `purpose` ("start"), or the protocol where there is none. For given attacks: their names,
-        such as "cascade". Without attack, on the plain test set or its high frequencies: "frequency". On another changed test
-        set: its name. "-fast" is appended for `engine` "fast", except to a purpose.
+        For the attacks of a protocol: `purpose` ("start"), or the protocol where there is none. For given attacks: `purpose`,
+        or their names where there is none ("cascade"). Without attack, on the plain test set or its high frequencies:
+        "frequency". On another changed test set: its name. "-fast" is appended for `engine` "fast", except to a purpose.
         """
         return self._asked if self.engine == "torch" or self._asked == self.purpose else f"{self._asked}-{self.engine}"
 
@@ -214,7 +214,8 @@ class EvaluateCell(Cell):
             return self.variant
         if self.attacks is None:
             return self.purpose or self.protocol
-        return "+".join(item if isinstance(item, str) else item["attack"] for item in self.attacks) or "frequency"
+        names = (item if isinstance(item, str) else item["attack"] for item in self.attacks)
+        return (self.purpose or "+".join(names)) if self.attacks else "frequency"
 
     @property
     def label(self) -> str:
