@@ -11,6 +11,7 @@ from gkp.artifact import experiments, profiles, standings
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import EvaluateCell, LatencyCell
 from gkp.artifact.experiments.report import Result
+from gkp.artifact.groups import under_autoattack
 from gkp.artifact.results import row_name
 from gkp.evaluation.robustbench.entry import load_entries
 
@@ -90,11 +91,29 @@ def test_entries_are_robustbenchs_and_say_what_stronger_attacks_left(results, bo
     assert "grouped by what is removed" in page and "Robust accuracy by what is removed: cifar10" in page
 
 
-def test_what_is_not_run_is_said(board):
+def test_what_was_run_is_said(board):
     table, build = board
     for text in (table.legend, (build / "leaderboard.html").read_text()):
-        assert "AutoAttack: not run at these radii" in text
         assert "At 0.5/255: 5 networks, FGSM and PGD, 1,000 images" in text
+
+
+def under_autoattack_of(result: Result) -> Result:
+    """The same evaluation as if its outcomes at 0.5/255 were those of AutoAttack."""
+    (cell,) = under_autoattack([result.cell.net])
+    value = result["accuracy"]["worst-case-0.5/255"]
+    accuracy = {"autoattack-0.5/255": value, "worst-case-0.5/255": value}
+    return replace(result, cell=cell, figures={**result.figures, "accuracy": accuracy})
+
+
+def test_autoattack_is_said_to_be_missing_until_a_network_was_evaluated_under_it(results, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    without = [one for one in results if not (isinstance(one.cell, EvaluateCell) and one.cell.part == "autoattack-small")]
+    assert "AutoAttack: not run at these radii" in standings.of_results(without).legend
+    some = [under_autoattack_of(measured(results, row, "pixel")) for row in ("sr-gkp", "cc")]
+    legend = standings.of_results([*without, *some]).legend
+    assert "not run" not in legend
+    assert "AutoAttack, which is stronger, leaves 0.0 points less of the images that both saw, 0.0 at most (2 of 5" in legend
+    assert "Cascade, which is stronger" in legend and "(5 of 5 networks)" in legend
 
 
 def precise(result: Result) -> Result:

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from gkp.artifact.experiments.kinds import EvaluateCell, PretrainedCell, TrainCell
+from gkp.artifact.experiments.rates import part_of
 from gkp.artifact.experiments.stages import evaluate
+from gkp.artifact.groups import under_autoattack
 from gkp.checkpoints import save_model
 from gkp.data.dataset import Dataset
 from gkp.data.shifts import CONVENTIONS, DEFAULT, gaussian_noise, high_frequency, low_frequency, rotate, shift
@@ -118,6 +120,15 @@ def test_a_change_is_part_of_the_hash_and_of_the_label_once():
         == f"{BASELINE.label}-rotate-10-n9"
     )
     assert EvaluateCell(net=BASELINE, variant="rotate-10", purpose="beyond").label == f"{BASELINE.label}-beyond-rotate-10"
+
+
+def test_a_purpose_names_the_role_of_given_attacks_and_their_own_names_do_without_one():
+    attacks = tuple({"attack": "autoattack", "eps": eps} for eps in ("0.5/255", "8/255"))
+    cells = [EvaluateCell(net=BASELINE, attacks=attacks[1:]), *under_autoattack([BASELINE], engine="fast")]
+    assert [cell.part for cell in cells] == ["autoattack", "autoattack-small"]
+    assert EvaluateCell(net=BASELINE, attacks=("fgsm", attacks[0]), engine="fast").part == "fgsm+autoattack-fast"
+    # an image that withstands AutoAttack takes many times as long as one that is misclassified at once
+    assert [part_of(cell.params) for cell in cells] == ["autoattack", "autoattack, small radius"]
 
 
 def test_a_misspelt_change_is_refused_when_the_cell_is_made():
