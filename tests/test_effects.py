@@ -94,6 +94,21 @@ def test_the_trade_off_is_a_rank_correlation_with_its_sign(tmp_path):
     assert sum(text.get_text() == "SR-GKP" for text in figure.drawing.axes[0].texts) == 1
 
 
+def test_an_outlier_is_a_triangle_on_the_edge_of_the_trade_off_with_its_coordinates(tmp_path):
+    found = [trained(BASELINE, tmp_path)]
+    for at, method in enumerate(["none", "sr-gkp", "l2-gkp", "random-gkp", "greedy-gkp", "fpgm", "cc", "dhp"]):
+        net = pruned(method)
+        benign = 200 if method == "dhp" else 380 - 10 * at
+        found += [trained(net, tmp_path), evaluated(net, tmp_path, benign, 100 + 10 * at)]
+    figure = figures.trade_off(found)
+    ax, points = figure.drawing.axes[0], figure.points.set_index("method")
+    outside = 100 * points.loc["dhp", ["difference_benign", "difference_attacked"]].astype(float)
+    assert outside.iloc[0] < ax.get_xlim()[0] < 100 * points["difference_benign"].drop("dhp").min()
+    assert f"DHP ({outside.iloc[0]:+.1f}, {outside.iloc[1]:+.1f})" in [text.get_text() for text in ax.texts]
+    (mark,) = [line for line in ax.lines if line.get_marker() == "<"]
+    assert mark.get_xdata()[0] == ax.get_xlim()[0] and mark.get_ydata()[0] == pytest.approx(outside.iloc[1])
+
+
 @pytest.mark.parametrize("draw", [figures.forest, figures.trade_off])
 def test_without_the_unpruned_network_under_the_same_fine_tuning_there_is_nothing_to_compare(draw, tmp_path):
     assert draw([]).points.empty and draw(report(tmp_path, sr_gkp=(100,))).points.empty

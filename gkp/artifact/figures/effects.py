@@ -6,14 +6,13 @@ Differences are to the unpruned network with the same fine-tuning, on the same i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
 from gkp.artifact.effects import ATTACKS, Scores, printed_differences, scores, smallest_radius, worst_case
 from gkp.artifact.experiments.report import Result
@@ -110,7 +109,7 @@ def differences(side: Scores, reference: str = CONTINUED) -> pd.DataFrame:
 def trade_off(results: Sequence[Result]) -> Figure:
     """Benign against attacked accuracy, as differences to the unpruned network with the same fine-tuning, with 95 % intervals.
 
-    Outliers are outside the panel, and shown in an inset of all networks.
+    Outliers, and values of the paper outside the panel, are triangles on its edge that point to where they are.
 
     Args:
         results: As for `forest`.
@@ -128,9 +127,7 @@ def trade_off(results: Sequence[Result]) -> Figure:
     printed = pd.DataFrame({"x": printed_differences(["clean"]), "y": printed_differences()}) * 100
     drawing, axes = panels(1, len(frames), 6.4 * len(frames), 6.2)
     for ax, (title, frame) in zip(axes, frames.items(), strict=True):
-        shown = printed if frame["attack_attacked"].iloc[0] == "+".join(ATTACKS) else printed.iloc[:0]
-        _cloud(ax, frame, shown)
-        _whole(ax.inset_axes((0.02, 0.68, 0.34, 0.31)), ax, frame, shown)
+        _cloud(ax, frame, printed if frame["attack_attacked"].iloc[0] == "+".join(ATTACKS) else printed.iloc[:0])
         ax.set(
             title=title, xlabel="Benign accuracy, difference in points", ylabel="Accuracy under attack, difference in points"
         )
@@ -138,9 +135,12 @@ def trade_off(results: Sequence[Result]) -> Figure:
     figure = finish(drawing, points, question, _trade(frames))
     drawing.draw_without_rendering()  # names need the final size of the panels
     for ax, frame in zip(axes, frames.values(), strict=True):
-        first = frame.loc[frame["method"].eq(SR).sort_values(ascending=False, kind="stable").index]
-        xy = 100 * first["difference_benign"], 100 * first["difference_attacked"]
-        label_dots(ax, *xy, [_label(row) for row in first["method"]], keep_out=(0, 0.66, 0.38, 1))
+        first = frame.loc[frame["method"].isin([SR, BASELINE]).sort_values(ascending=False, kind="stable").index]
+        at = [
+            _place(ax, 100 * x, 100 * y) for x, y in zip(first["difference_benign"], first["difference_attacked"], strict=True)
+        ]
+        names = [_label(row) + place.outside for row, place in zip(first["method"], at, strict=True)]
+        label_dots(ax, [place.x for place in at], [place.y for place in at], names)
     return figure
 
 
@@ -221,49 +221,60 @@ def _label(row: str) -> str:
     return "unpruned, not fine-tuned" if row == BASELINE else paper_name(row)
 
 
+class _Place(NamedTuple):
+    """Where a dot is drawn: where it is, or on the nearest edge of the panel.
+
+    Attributes:
+        x, y: In data units.
+        marker: The marker, "" for that of the series; a triangle that points out of the panel for a dot outside of it.
+        outside: What its name is followed by: its coordinates where they cannot be read off.
+    """
+
+    x: float
+    y: float
+    marker: str
+    outside: str
+
+
+def _place(ax: Axes, x: float, y: float) -> _Place:
+    """Where a dot is drawn, given the final limits of the panel."""
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    inside = float(np.clip(x, left, right)), float(np.clip(y, low, high))
+    if inside == (x, y):
+        return _Place(x, y, "", "")
+    marker = ("<" if x < left else ">") if inside[0] != x else ("v" if y < low else "^")
+    return _Place(*inside, marker, f" ({x:+.1f}, {y:+.1f})")
+
+
 def _cloud(ax: Axes, frame: pd.DataFrame, printed: pd.DataFrame) -> None:
-    """One panel of the trade-off: a dot with both intervals for each method, the paper's values behind; no outliers."""
-    _cross(ax, printed, 28)
+    """One panel of the trade-off: a dot with both intervals for each method, the paper's values behind."""
+    close = frame[near(frame["difference_benign"]) & near(frame["difference_attacked"])]
+    heights = 100 * pd.concat(
+        [close["low_attacked"], close["high_attacked"], frame["difference_attacked"], printed["y"].clip(0) / 100]
+    )
+    ax.set(
+        xlim=(100 * close["low_benign"].min() - 1.3, 100 * max(close["high_benign"].max(), 0) + 0.9),  # room for names
+        ylim=(min(heights) - 0.4, max(*heights, 0) + 0.4),
+    )
+    ax.axhline(0, color="#bbbbbb", linewidth=1, zorder=0)
+    ax.axvline(0, color="#bbbbbb", linewidth=1, zorder=0)
+    for row, x, y in zip(printed.index, printed["x"], printed["y"], strict=True):
+        at, colour = _place(ax, x, y), method_colour(row)
+        ax.plot(at.x, at.y, at.marker or "D", ms=5.3, mfc="white", mec=colour, alpha=0.5, zorder=1, clip_on=False)
     ends = {}
     for side in ("benign", "attacked"):
         columns = [f"{name}_{side}" for name in ("difference", "low", "high")]
         ends[side] = bars(frame[columns].set_axis(["difference", "low", "high"], axis=1), "difference")
-    for at, (_, row) in enumerate(frame.iterrows()):
+    for number, (_, row) in enumerate(frame.iterrows()):
         colour, sr = method_colour(str(row["method"])), row["method"] == SR
-        x, y = 100 * row["difference_benign"], 100 * row["difference_attacked"]
+        at = _place(ax, 100 * row["difference_benign"], 100 * row["difference_attacked"])
+        if at.marker:
+            ax.plot(at.x, at.y, at.marker, ms=7, color=colour, zorder=3, clip_on=False)
+            continue
         style: dict[str, Any] = {"color": colour, "ecolor": (colour, 0.9 if sr else 0.35), "elinewidth": 1.5 if sr else 0.8}
-        style |= {"xerr": ends["benign"][:, [at]], "yerr": ends["attacked"][:, [at]]}
-        ax.errorbar(x, y, marker="o", markersize=5, zorder=4 if sr else 3, **style)
-    close = frame[near(frame["difference_benign"]) & near(frame["difference_attacked"])]
-    low, high = 100 * close["low_attacked"].min() - 0.3, 100 * max(close["high_attacked"].max(), 0) + 0.3
-    ax.set(
-        xlim=(100 * close["low_benign"].min() - 0.3, 100 * max(close["high_benign"].max(), 0) + 0.9),
-        ylim=(low, high + 0.5 * (high - low)),  # room for the inset
-    )
+        style |= {"xerr": ends["benign"][:, [number]], "yerr": ends["attacked"][:, [number]]}
+        ax.errorbar(at.x, at.y, marker="o", markersize=5, zorder=4 if sr else 3, **style)
     sns.despine(ax=ax)
-
-
-def _whole(inset: Axes, ax: Axes, frame: pd.DataFrame, printed: pd.DataFrame) -> None:
-    """An inset with all dots, in which a rectangle marks the part that the panel shows."""
-    _cross(inset, printed, 8)
-    colours = [method_colour(row) for row in frame["method"]]
-    inset.scatter(100 * frame["difference_benign"], 100 * frame["difference_attacked"], s=8, c=colours, zorder=3)
-    for row in frame[~(near(frame["difference_benign"]) & near(frame["difference_attacked"]))].itertuples():
-        at = 100 * row.difference_benign, 100 * row.difference_attacked
-        inset.annotate(paper_name(str(row.method)), at, (3, 3), textcoords="offset points", fontsize=6)
-    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
-    inset.add_patch(Rectangle((left, low), right - left, high - low, fill=False, edgecolor="#999999", linewidth=0.8))
-    inset.margins(0.12)
-    inset.yaxis.tick_right()
-    inset.tick_params(labelsize=6)
-
-
-def _cross(ax: Axes, printed: pd.DataFrame, size: float) -> None:
-    """The unpruned network as a cross of lines, and the paper's values."""
-    ax.axhline(0, color="#bbbbbb", linewidth=1, zorder=0)
-    ax.axvline(0, color="#bbbbbb", linewidth=1, zorder=0)
-    edge = [method_colour(row) for row in printed.index]
-    ax.scatter(printed["x"], printed["y"], marker="D", s=size, facecolors="white", edgecolors=edge, alpha=0.5, zorder=1)
 
 
 def _trade(frames: dict[str, pd.DataFrame]) -> str:

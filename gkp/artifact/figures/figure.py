@@ -181,9 +181,7 @@ def near(values: pd.Series, least: float = 0.0) -> pd.Series:
     return values.between(first - reach, third + reach)
 
 
-def label_dots(
-    ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str], *, size: float = 7.5, keep_out: Sequence[float] = ()
-) -> None:
+def label_dots(ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str], *, size: float = 7.5) -> None:
     """Write names beside dots without covering dots or other names; names without room are left out.
 
     Args:
@@ -191,14 +189,12 @@ def label_dots(
         x, y: The dots, in data units, the most important first.
         names: The name of each dot.
         size: The font size in points.
-        keep_out: A rectangle (left, bottom, right, top) that stays free, in fractions of the panel.
     """
     box = ax.get_window_extent()
     points = 72 / ax.figure.dpi  # points in a pixel
     wide, high = box.width * points, box.height * points
     spots = (ax.transData.transform(np.stack([x, y], axis=1)) - (box.x0, box.y0)) * points
     taken = [(px - 3, py - 3, px + 3, py + 3) for px, py in spots]
-    taken += [tuple(np.asarray(keep_out) * (wide, high, wide, high))] if len(keep_out) else []
     for spot, (px, py), name in zip(zip(x, y, strict=True), spots, names, strict=True):
         w, h = 0.58 * size * len(name), 1.1 * size
         beside = [
