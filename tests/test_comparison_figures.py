@@ -82,9 +82,13 @@ def test_the_front_is_what_no_cheaper_network_beats_and_an_attack_that_leaves_no
             for attack, value in (("cascade-1/255", accuracy), ("autoattack-8/255", 0.0), ("clean", 0.9))
         ]
     )
-    figure = figures.pareto(points, x="latency", x_label="Latency")
+    figure = figures.pareto(points, costs={"latency": "Latency"})
     assert figure.answer.startswith("Not dominated, from the cheapest on: Cascade 1/255: L2Norm, SR-GKP.")
     assert [ax.get_title() for ax in figure.drawing.axes] == ["Cascade 1/255, n = 9"]
+    in_our_engine = points["method"].map({"l2": 1.0, "cc": 0.9, "sr-gkp": 0.7})
+    figure = figures.pareto(points.assign(fast=in_our_engine), costs={"latency": "PyTorch, time", "fast": "Ours, time"})
+    assert "Cascade 1/255, PyTorch: L2Norm, SR-GKP; Cascade 1/255, Ours: SR-GKP. The grey" in figure.answer
+    assert [ax.get_xlabel() for ax in figure.drawing.axes] == ["PyTorch, time", "Ours, time"]
 
 
 def test_time_is_told_against_the_dense_network():

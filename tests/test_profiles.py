@@ -242,13 +242,13 @@ def test_an_evaluation_has_the_outcomes_its_figures_follow_from(report):
 def test_where_only_filters_go_the_small_network_is_the_one_that_is_trained_evaluated_and_kept(report):
     store = grid.Store(report[0].folder.parent)
     net = replace(PRUNED, method="l1norm-b")
-    pruned, found, timed, grouped = grid.run(
-        [net, replace(EVALUATED, net=net), *(LatencyCell(net=cell, seconds=0.1, batch_sizes=(2,)) for cell in (net, PRUNED))],
-        jobs=1, store=store, progress=False,
-    )  # fmt: skip
+    timings = [LatencyCell(net=cell, seconds=0.1, batch_sizes=(2,)) for cell in (net, PRUNED)]
+    timings += [replace(timings[1], engine="fast")]
+    assert timings[1].label + "-fast" == timings[2].label
+    pruned, found, *timed = grid.run([net, replace(EVALUATED, net=net), *timings], jobs=1, store=store, progress=False)
     assert plan_of(gkp.load_model(pruned.file("compact"))).only_cuts
     assert found["model_sha256"] == pruned["model_sha256"] and pruned["paper_macs"] < report[0]["paper_macs"]
-    for result in (timed, grouped):
+    for result in timed:
         (row,) = result["latency"]
         assert row["batch_size"] == 2 and 0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
         assert row["compact"] / row["dense"] == pytest.approx(row["ratio"], rel=5)

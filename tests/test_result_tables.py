@@ -124,7 +124,7 @@ def test_strong_attacks_are_listed_with_their_n_and_what_the_network_costs(resul
     table = tables.strong_attacks([*results, strong])
     assert table.shown.loc["SR-GKP", "cascade-1/255"] == "20.0 [10.0, 25.0], n 8"
     assert set(table.points["macs"]) == {23.0} and set(table.points["attack"]) == {"clean", "cascade-1/255"}
-    assert set(plots.pareto(table.points, x="macs", x_label="MACs (M)").points["method"]) == {"sr-gkp"}
+    assert set(plots.pareto(table.points, costs={"macs": "MACs (M)"}).points["method"]) == {"sr-gkp"}
 
 
 def test_latency_is_that_of_the_largest_batch_1_for_the_unpruned_network_and_left_out_where_it_was_not_measured(
@@ -133,9 +133,15 @@ def test_latency_is_that_of_the_largest_batch_1_for_the_unpruned_network_and_lef
     nets = {"unpruned": BASELINE, **{method: PRUNED[method, 0] for method in ("sr-gkp", "l2-gkp")}}
     strong = [evaluated(net, tmp_path, {"cascade-1/255": 0.2}, attacks=("cascade",)) for net in nets.values()]
     rows = [{"batch_size": 128, "ratio": 2.5}, {"batch_size": 1, "ratio": 4.0}]
-    points = tables.strong_attacks([*results, *strong, result(LatencyCell(net=nets["sr-gkp"]), tmp_path, latency=rows)]).points
+    timed = [result(LatencyCell(net=nets["sr-gkp"]), tmp_path, latency=rows)]
+    points = tables.strong_attacks([*results, *strong, *timed]).points
     assert points.set_index("method")["latency"].dropna().to_dict() == {"unpruned": 1.0, "sr-gkp": 2.5}
-    assert set(plots.pareto(points, x="latency", x_label="latency").points["method"]) == {"unpruned", "sr-gkp"}
+    assert points["latency_fast"].isna().all()  # no network was timed in our engine, so nothing is relative to anything
+    assert set(plots.pareto(points, costs={"latency": "latency"}).points["method"]) == {"unpruned", "sr-gkp"}
+    timed += [result(LatencyCell(net=nets["l2-gkp"], engine="fast"), tmp_path, latency=[{"batch_size": 128, "ratio": 0.7}])]
+    points = tables.strong_attacks([*results, *strong, *timed]).points.set_index("method")
+    assert points["latency"].dropna().to_dict() == {"unpruned": 1.0, "sr-gkp": 2.5}
+    assert points["latency_fast"].dropna().to_dict() == {"unpruned": 1.0, "l2-gkp": 0.7}
 
 
 def test_times_become_ratios_within_one_run(tmp_path):
@@ -257,7 +263,7 @@ def test_without_points_a_figure_says_that_it_was_not_run():
     nothing = pd.DataFrame()
     for draw in (plots.method_dots, plots.superscore_dots, plots.frequency_dots, plots.latency_dots):
         assert draw(nothing).points.empty
-    assert plots.pareto(nothing, x="macs", x_label="MACs").points.empty
+    assert plots.pareto(nothing, costs={"macs": "MACs"}).points.empty
 
 
 def test_a_network_is_called_as_in_the_paper_by_one_function():

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gkp.artifact.experiments.cell import Cell, load_file
 from gkp.artifact.experiments.kinds import (
     EvaluateCell,
+    LatencyCell,
     Network,
     PretrainedCell,
     PruneCell,
@@ -155,6 +157,9 @@ def cifar10() -> Groups:
     ]
     groups["log"] = published_log(scale, log_epochs=LOG_EPOCHS)
     groups["tiny"] = twenty_classes(scale)
+    timed = [replace(cell, engine="fast") for cell in groups["strong"] if isinstance(cell, LatencyCell)]
+    groups["strong"] += timed
+    groups["board"] += timed
     on_board = {cell.hash for cell in groups["board"]}
     groups["board"] += [cell for cell in groups["precision"] if isinstance(cell, EvaluateCell) and cell.net.hash in on_board]
     return groups

@@ -108,7 +108,7 @@ def _latencies(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     dense: list[float] = []
     for result in results:
-        if isinstance(result.cell, LatencyCell):
+        if isinstance(result.cell, LatencyCell) and result.cell.engine == "torch":
             row = min(result["latency"], key=lambda row: row["batch_size"])
             facts = {"threads": result["threads"], "batch_size": row["batch_size"]}
             how = f"median of {row['rounds']} rounds, in turn with the dense network"

@@ -195,8 +195,7 @@ class EvaluateCell(Cell):
     def __post_init__(self) -> None:
         if self.variant:
             parse_variant(self.variant)  # to refuse a misspelt name now instead of hours later in a worker
-        if self.engine not in ("torch", "fast"):
-            raise BadInput(f"unknown engine {self.engine!r} of an evaluation; known: torch, fast")
+        _known_engine(self.engine, "an evaluation")
 
     @property
     def part(self) -> str:
@@ -272,6 +271,7 @@ class LatencyCell(Cell):
         net: A pruned network.
         seconds: How long each of the two is measured at each batch size.
         batch_sizes: Images per forward pass.
+        engine: What runs both, "torch" or "fast" for `gkp.compile`.
     """
 
     stage = "latency"
@@ -279,10 +279,14 @@ class LatencyCell(Cell):
     net: PruneCell
     seconds: float = 2.0
     batch_sizes: tuple[int, ...] = (1, 128)
+    engine: str = later("torch")
+
+    def __post_init__(self) -> None:
+        _known_engine(self.engine, "a latency")
 
     @property
     def label(self) -> str:
-        return f"{self.net.label}-latency"
+        return f"{self.net.label}-latency" + ("" if self.engine == "torch" else f"-{self.engine}")
 
     @property
     def work(self) -> float:
@@ -318,6 +322,11 @@ class SpeedCell(Cell):
     @property
     def work(self) -> float:
         return SIZE.get(self.net.model, 1.0) * self.rounds * sum(self.batch_sizes) * (1 + 2 * len(self.rates))
+
+
+def _known_engine(engine: str, of: str) -> None:
+    if engine not in ("torch", "fast"):
+        raise BadInput(f"unknown engine {engine!r} of {of}; known: torch, fast")
 
 
 def network_in(folder: Path) -> str:

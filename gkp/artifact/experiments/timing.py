@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gkp.artifact.experiments.entry import figures_of
 from gkp.checkpoints import load_model
+from gkp.engine.compile import compile_all
 from gkp.networks.build import build_model
 from gkp.networks.classifier import Classifier
 from gkp.pruning.cost import latency
@@ -57,7 +58,7 @@ def timing(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path,
 
 
 def latency_of(params: Mapping[str, Any], parents: Mapping[str, Path], folder: Path, context: Context) -> dict[str, Any]:
-    """Time a compact network and the dense network of its architecture, on `context.threads` threads.
+    """Time a compact network and the dense network of its architecture in one engine, on `context.threads` threads.
 
     Returns:
         "latency": a row for each batch size with the seconds of both (medians of ROUNDS rounds, in turn) and the median, lowest
@@ -67,7 +68,10 @@ def latency_of(params: Mapping[str, Any], parents: Mapping[str, Path], folder: P
     shape = tuple(parent["input_shape"])
     compact = cast(Classifier, load_model(parents["net"] / "compact"))
     made = compact.architecture
-    forms = [build_model(made.name, num_classes=made.num_classes, shortcut=made.shortcut), compact]  # its weights do not matter
+    dense_net = build_model(made.name, num_classes=made.num_classes, shortcut=made.shortcut)  # its weights do not matter
+    forms: list[nn.Module] = [dense_net.eval(), compact.eval()]
+    if params.get("engine") == "fast":
+        forms = [compile_all(net) for net in forms]
     rows = []
     for size in params["batch_sizes"]:
         options = {"input_shape": shape, "batch_size": size, "threads": context.threads, "seconds": params["seconds"] / ROUNDS}

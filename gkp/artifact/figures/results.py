@@ -128,46 +128,52 @@ def superscore_dots(points: pd.DataFrame) -> Figure:
     return finish(drawing, points, question, answer)
 
 
-def pareto(points: pd.DataFrame, *, x: str, x_label: str, question: str = "What does robustness cost?") -> Figure:
-    """Accuracy with 95 % intervals against a cost, a panel for each attack; the line is the Pareto front.
+def pareto(points: pd.DataFrame, *, costs: Mapping[str, str], question: str = "What does robustness cost?") -> Figure:
+    """Accuracy with 95 % intervals against costs, a panel for each attack and cost; the line is the Pareto front.
 
     Args:
-        points: A row for each network and attack, with columns method, attack, accuracy, low, high, n and `x`. Networks whose
-            cost is NaN are left out, as are attacks under which all accuracies are 0.
-        x: The column of the cost.
-        x_label: The label of its axis, with the unit.
+        points: A row for each network and attack, with columns method, attack, accuracy, low, high, n and those of costs.
+            Networks are left out where the cost is NaN, and attacks under which all accuracies are 0.
+        costs: Column of a cost -> label of its axis, with the unit.
         question: The title.
     """
-    points = points.dropna(subset=[x]) if len(points) else points
+    points = points.dropna(subset=list(costs), how="all") if len(points) else points
     most = points.groupby("attack", sort=False)["accuracy"].max() if len(points) else {}
     attacks = [attack for attack, accuracy in dict(most).items() if attack != "clean" and accuracy > 0]
-    if not attacks:
+    chosen = {
+        (attack, cost): shown.sort_values(cost)
+        for attack in attacks
+        for cost in costs
+        if len(shown := points[points["attack"] == attack].dropna(subset=[cost]))
+    }
+    if not chosen:
         return not_run(question)
-    drawing, axes = panels(1, len(attacks), max(7, 5.5 * len(attacks)), 5.2)
+    drawing, axes = panels(1, len(chosen), max(7, 5.5 * len(chosen)), 5.2)
     fronts = {}
-    for ax, attack in zip(axes, attacks, strict=True):
-        shown = points[points["attack"] == attack].sort_values(x)
+    for ax, (panel, shown) in zip(axes, chosen.items(), strict=True):
+        attack, x = panel
         for row, bar, at in zip(shown.itertuples(), bars(shown).T, shown[x], strict=True):
             colour = method_colour(row.method)
             style: dict[str, Any] = {"marker": "o", "color": colour, "ecolor": (colour, 0.4), "elinewidth": 1}
             ax.errorbar(at, 100 * row.accuracy, yerr=bar[:, None], **style)
-        front = fronts[attack] = shown[shown["accuracy"] > shown["accuracy"].cummax().shift(fill_value=-1.0)]
+        front = fronts[panel] = shown[shown["accuracy"] > shown["accuracy"].cummax().shift(fill_value=-1.0)]
         ax.step(front[x], 100 * front["accuracy"], where="post", color="#999999", linewidth=1, zorder=0)
         title = f"{attack_name(attack, 'pixel')}, {images(shown)}"
-        ax.set(title=title, xlabel=x_label, ylabel="Accuracy (%)", xscale="log")
+        ax.set(title=title, xlabel=costs[x], ylabel="Accuracy (%)", xscale="log")
         log_ticks(ax.xaxis, (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100), shown[x].min(), shown[x].max())
         sns.despine(ax=ax)
     families(drawing, points["method"])
-    names = {attack: ", ".join(map(paper_name, front["method"])) for attack, front in fronts.items()}
-    told = [f"{attack_name(attack, 'pixel')}: {named}" for attack, named in names.items()]
+    told = []
+    for (attack, x), front in fronts.items():
+        of = f", {costs[x].partition(',')[0]}" if len(costs) > 1 else ""
+        told.append(f"{attack_name(attack, 'pixel')}{of}: {', '.join(map(paper_name, front['method']))}")
     answer = f"Not dominated, from the cheapest on: {'; '.join(told)}. The grey line is this front; bars: 95 %."
     figure = finish(drawing, points, question, answer)
     drawing.draw_without_rendering()
-    for ax, attack in zip(axes, attacks, strict=True):
-        shown = points[points["attack"] == attack]
-        first = shown["method"].isin({*fronts[attack]["method"], SR, *UNPRUNED}).sort_values(ascending=False, kind="stable")
+    for ax, (panel, shown) in zip(axes, chosen.items(), strict=True):
+        first = shown["method"].isin({*fronts[panel]["method"], SR, *UNPRUNED}).sort_values(ascending=False, kind="stable")
         shown = shown.loc[first.index]
-        label_dots(ax, shown[x], 100 * shown["accuracy"], [paper_name(row) for row in shown["method"]])
+        label_dots(ax, shown[panel[1]], 100 * shown["accuracy"], [paper_name(row) for row in shown["method"]])
     return figure
 
 

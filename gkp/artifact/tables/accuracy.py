@@ -212,15 +212,23 @@ def strong_attacks(results: Sequence[Result]) -> Table:
 
     Returns:
         A table whose points have a row for each network and attack, with the cost of the network: "macs", multiply-accumulates
-        in millions by the paper's counter; "latency", the time for the largest batch relative to the dense network, 1 for
-        unpruned networks and NaN where it was not measured.
+        in millions by the paper's counter; "latency" in PyTorch and "latency_fast" in `gkp.compile`, the time for the largest
+        batch relative to the dense network in the same engine, 1 for unpruned networks and NaN where it was not measured.
     """
-    took = {result.cell.net.hash: _largest_batch(result) for result in results if isinstance(result.cell, LatencyCell)}
+    torch_took, fast_took = (
+        {
+            result.cell.net.hash: _largest_batch(result)
+            for result in results
+            if isinstance(result.cell, LatencyCell) and result.cell.engine == engine
+        }
+        for engine in ("torch", "fast")
+    )
     points = [
         {
             "method": one.facts["method"],
             "macs": one.network["paper_macs"] / 1e6,
-            "latency": took.get(one.net.hash, 1.0 if row_name(one.net) in UNPRUNED else np.nan),
+            "latency": torch_took.get(one.net.hash, 1.0 if row_name(one.net) in UNPRUNED else np.nan),
+            "latency_fast": fast_took.get(one.net.hash, 1.0 if fast_took and row_name(one.net) in UNPRUNED else np.nan),
             "seed": one.facts["seed"],
             "n": one.facts["n"],
             "of": one.cell.purpose or one.cell.protocol,
