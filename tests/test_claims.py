@@ -282,8 +282,10 @@ def test_fragility_needs_two_networks_of_equal_benign_accuracy_that_fall_apart(l
     def decision(case):
         return equal_but_fragile.decide(case, keys=Keys.of("(c)"))
 
-    for method in ("sr-gkp", "cc", "fpgm"):
+    for method in ("sr-gkp", "cc", "fpgm", "l2", "lrf", "nppm"):
         lab.net(method)
+    with pytest.raises(NotRun, match="only 6 pruned networks are finished"):  # fewer than half of the paper's methods
+        decision(lab.case())
     lab.net("sfp", {"clean": 0.80, "pgd-8/255": 0.1})  # falls apart, but is another network without attack
     assert decision(lab.case()).verdict == FAILS
     lab.net("hrank", {"clean": 0.895, "pgd-8/255": 0.3})
@@ -530,6 +532,18 @@ def test_a_method_with_a_search_before_it_is_compared_with_those_that_are_fine_t
     longer, shorter = lab.case().index.by_schedule(lab.model)
     assert [net.method for net in longer.methods(lab.model)] == ["l2"]
     assert [net.method for net in shorter.methods(lab.model)] == ["sr-gkp", "gal"]
+
+
+def test_a_method_that_trains_its_small_network_for_longer_makes_no_schedule_of_its_own(lab):
+    for method in ("none", "sr-gkp"):
+        lab.net(method)
+    lab.net("dhp", epochs=9, soft_epochs=3)  # three epochs of search, then six from scratch
+    (only,) = lab.case().index.by_schedule(lab.model)
+    assert [net.method for net in only.methods(lab.model)] == ["none", "sr-gkp"]
+    assert lab.case().at(lab.model, (), only).epochs() == 3
+    lab.net("none", epochs=30)
+    lab.net("sr-gkp", epochs=30)
+    assert [part.tuned(lab.model).finetuned for part in lab.case().index.by_schedule(lab.model)] == [30, 3]
 
 
 def test_the_rivals_of_a_claim_are_the_methods_of_its_table_that_are_here_and_not_trained_for_robustness():

@@ -155,7 +155,7 @@ class Case:
 
     def setting(self) -> str:
         """The architecture and the epochs of fine-tuning, and how both differ from the paper's."""
-        name, epochs = NAMES.get(self.model, self.model), f"{self.epochs()} epochs"
+        name, epochs = NAMES.get(self.model, self.model), f"{self.epochs()} epoch{'' if self.epochs() == 1 else 's'}"
         if not self.same:
             return f"{name}, {epochs}"
         off = [self._papers()] if self.model not in self.same else []

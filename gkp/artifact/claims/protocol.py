@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from gkp.artifact.claims.case import Case
 from gkp.artifact.claims.decision import TREND, Decision, NotRun, rule
 from gkp.artifact.claims.evidence import BASELINE, CONTINUED, Index, Keys, Net
-from gkp.artifact.claims.rules import conclude
+from gkp.artifact.claims.rules import HALF, conclude
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.kinds import PruneCell
 from gkp.evaluation.statistics import LEVEL, Estimate, difference, wilson
@@ -77,7 +77,7 @@ def order_survives_pixels(case: Case, *, keys: Keys, pixel: str, at_least: float
     """
     nets = [net for net in case.index.methods(case.model) if net != CONTINUED]
     nets = case.available(case.available(nets, "paper"), "pixel")
-    if len(nets) < 5:
+    if len(nets) < HALF:
         raise NotRun(f"only {len(nets)} methods are finished in both protocols on {case.model}")
     rows = [
         np.array([np.mean(case.rows(net, part, keys), axis=0) for net in nets])
