@@ -150,11 +150,7 @@ def cifar10() -> Groups:
     groups |= _longer(baseline, scale)
     seeded = [cell for cell in _precise(groups["seeds"]) if cell.seed]
     nets = [baseline, *_pruned(groups["main"]), *seeded, *_pruned(groups["tenth"])]
-    groups["precision"] = [
-        *nets,
-        *evaluations(nets, eps=SMALL, engine="fast", purpose="precision"),
-        *under_autoattack(_precise(groups["main"]), engine="fast"),
-    ]
+    groups["precision"] = _precision(nets, groups["main"], engine="fast")
     groups["log"] = published_log(scale, log_epochs=LOG_EPOCHS)
     groups["tiny"] = twenty_classes(scale)
     timed = [replace(cell, engine="fast") for cell in groups["strong"] if isinstance(cell, LatencyCell)]
@@ -179,6 +175,11 @@ def _pruned(cells: list[Cell]) -> list[PruneCell]:
 def _precise(cells: list[Cell]) -> list[PruneCell]:
     """The rows of `PRECISE` without their shapes trained from scratch."""
     return [cell for cell in _pruned(cells) if cell.method in PRECISE and not cell.scratch]
+
+
+def _precision(nets: list[Network | PruneCell], main: list[Cell], **fields: Any) -> list[Cell]:
+    """Networks with their evaluations at SMALL on all test images, and those of the rows of `PRECISE` under AutoAttack."""
+    return [*nets, *evaluations(nets, eps=SMALL, purpose="precision", **fields), *under_autoattack(_precise(main), **fields)]
 
 
 def paper() -> Groups:
@@ -212,11 +213,7 @@ def paper() -> Groups:
         baseline = TrainCell(dataset="cifar10", model=model, **schedule)
         found = network_groups(baseline, scale)
         nets: list[Network | PruneCell] = [baseline, *_pruned(found["main"])]
-        found["precision"] = [
-            *nets,
-            *evaluations(nets, eps=SMALL, purpose="precision", **gpu),
-            *under_autoattack(_precise(found["main"]), **gpu),
-        ]
+        found["precision"] = _precision(nets, found["main"], **gpu)
         for name, cells in found.items():
             if model != "vgg16_bn" or name == "main":  # the paper has only Table 12 for VGG-16
                 groups[f"{model}-{name}"] = cells

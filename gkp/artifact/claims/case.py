@@ -135,7 +135,7 @@ class Case:
         at = (self.model, part, "+".join(keys))
         if at not in self._spreads:
             groups = []
-            for index in (self.whole or self.index).by_schedule(self.model):
+            for index in (self.whole or self.index).by_length(self.model):
                 case = self.at(self.model, self.same, index)
                 for net in index.methods(self.model):
                     with suppress(NotRun):

@@ -144,16 +144,22 @@ class Index:
         return found
 
     def by_schedule(self, model: str) -> list[Index]:
+        """Those of `by_length` within which networks are compared.
+
+        They are the lengths of the unpruned network's fine-tuning, where it has one: a method that trains its small network
+        from scratch may have a length of its own, which is no other schedule.
+        """
+        every = self.by_length(model)
+        unpruned = [part for part in every if any(cell.method == UNPRUNED for cell in part._pruned.get(model, ()))]
+        return unpruned or every
+
+    def by_length(self, model: str) -> list[Index]:
         """One index for each length of fine-tuning of this architecture, the longest first.
 
-        Networks are compared within one of them. The lengths are those of the unpruned network's fine-tuning, where it has one:
-        a method that trains its small network from scratch may have a length of its own, which is no other schedule. This index
-        itself where the architecture has fewer than two lengths.
+        This index itself where the architecture has fewer than two lengths.
         """
-        members = self._pruned.get(model, ())
-        every = {cell.finetuned for cell in members}
-        lengths = {cell.finetuned for cell in members if cell.method == UNPRUNED} or every
-        return [self._of_length(model, epochs) for epochs in sorted(lengths, reverse=True)] if len(every) > 1 else [self]
+        lengths = sorted({cell.finetuned for cell in self._pruned.get(model, ())}, reverse=True)
+        return [self._of_length(model, epochs) for epochs in lengths] if len(lengths) > 1 else [self]
 
     def _of_length(self, model: str, epochs: int) -> Index:
         if (model, epochs) not in self._shorter:

@@ -1,8 +1,7 @@
 """The kinds of cells of this project: public checkpoints, baselines, pruned networks, evaluations, and measured times.
 
 Their stages are in `gkp.artifact.experiments.stages`, which planning does not import. Raise the revision of a kind when its
-stage computes something else than before. Declare a field with `later(default)` when cells of the kind have been computed
-already.
+stage computes something else than before; declare a field with `later(default)` once cells of the kind have been computed.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gkp.artifact.experiments.cell import Cell, later, not_hashed
-from gkp.artifact.experiments.work import SIZE, evaluation_work, training_work
+from gkp.artifact.experiments.work import SIZE, check_engine, evaluation_work, training_work
 from gkp.data.pinned import data_hashes
 from gkp.data.variants import parse_variant
 from gkp.errors import BadInput
@@ -195,7 +194,7 @@ class EvaluateCell(Cell):
     def __post_init__(self) -> None:
         if self.variant:
             parse_variant(self.variant)  # to refuse a misspelt name now instead of hours later in a worker
-        _known_engine(self.engine, "an evaluation")
+        check_engine(self.engine, "an evaluation")
 
     @property
     def part(self) -> str:
@@ -221,8 +220,7 @@ class EvaluateCell(Cell):
         n = "" if self.examples is None else f"-n{self.examples}"
         what = self.purpose or self.protocol
         changed = f"-{self.variant}" if self.variant not in ("", what) else ""
-        engine = "" if self.engine == "torch" else f"-{self.engine}"
-        return f"{self.net.label}-{what}{changed}{n}{engine}"
+        return f"{self.net.label}-{what}{changed}{n}" + ("" if self.engine == "torch" else f"-{self.engine}")
 
     @property
     def data(self) -> dict[str, str]:
@@ -282,7 +280,7 @@ class LatencyCell(Cell):
     engine: str = later("torch")
 
     def __post_init__(self) -> None:
-        _known_engine(self.engine, "a latency")
+        check_engine(self.engine, "a latency")
 
     @property
     def label(self) -> str:
@@ -295,9 +293,7 @@ class LatencyCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedCell(Cell):
-    """The measured speed of a network, dense and pruned, in stock engines and in `gkp.compile`.
-
-    Only ratios can be compared between machines.
+    """The measured speed of a network, dense and pruned, in stock engines and in `gkp.compile`; only ratios can be compared.
 
     Attributes:
         net: The network that is run and pruned.
@@ -322,11 +318,6 @@ class SpeedCell(Cell):
     @property
     def work(self) -> float:
         return SIZE.get(self.net.model, 1.0) * self.rounds * sum(self.batch_sizes) * (1 + 2 * len(self.rates))
-
-
-def _known_engine(engine: str, of: str) -> None:
-    if engine not in ("torch", "fast"):
-        raise BadInput(f"unknown engine {engine!r} of {of}; known: torch, fast")
 
 
 def network_in(folder: Path) -> str:
