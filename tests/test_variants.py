@@ -129,6 +129,13 @@ def test_a_purpose_names_the_role_of_given_attacks_and_their_own_names_do_withou
     assert EvaluateCell(net=BASELINE, attacks=("fgsm", attacks[0]), engine="fast").part == "fgsm+autoattack-fast"
     # an image that withstands AutoAttack takes many times as long as one that is misclassified at once
     assert [part_of(cell.params) for cell in cells] == ["autoattack", "autoattack, small radius"]
+    assert part_of(EvaluateCell(net=BASELINE, attacks=("autoattack",), eps=("1/255",)).params) == "autoattack, small radius"
+
+
+@pytest.mark.parametrize("eps", ["a pixel", "1/0", "1/255, 2/255", ["1/255"]])
+def test_a_radius_that_cannot_be_read_is_left_to_the_evaluation_to_refuse(eps):
+    cell = EvaluateCell(net=BASELINE, attacks=({"attack": "autoattack", "eps": eps},))
+    assert part_of(cell.params) == "autoattack"
 
 
 def test_a_misspelt_change_is_refused_when_the_cell_is_made():

@@ -56,7 +56,7 @@ class Curve:
 
     @property
     def state(self) -> str:
-        """Where the training stands: "300 epochs", "120 of 300 epochs so far", "not run, 24 h"."""
+        """The progress of the training: "300 epochs", "120 of 300 epochs so far", "not run, 24 h"."""
         if self.whole:
             return f"{self.trained} epochs"
         return f"{self.trained} of {LOG_LENGTH} epochs so far" if self.trained else f"not run, {self.cost}"

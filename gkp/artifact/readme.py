@@ -39,7 +39,7 @@ def write_opening(root: Path, verdicts: pd.DataFrame, profile: str) -> None:
 
 
 def problems(root: Path, verdicts: pd.DataFrame, profile: str) -> list[str]:
-    """What is wrong with README's opening, as a list of at most one line.
+    """Check README's opening; the fault found, as a list of at most one line.
 
     Args:
         root, verdicts, profile: As in `opening`.

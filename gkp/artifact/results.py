@@ -15,7 +15,8 @@ import numpy as np
 from torch import nn
 
 from gkp.artifact.experiments.cell import Cell
-from gkp.artifact.experiments.kinds import EvaluateCell, Network, PruneCell, network_in
+from gkp.artifact.experiments.entry import network_in
+from gkp.artifact.experiments.kinds import EvaluateCell, Network, PruneCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.groups import NAMES
 from gkp.artifact.published import ATTACKED

@@ -17,7 +17,8 @@ import pandas as pd
 from torch import nn
 
 from gkp.artifact.effects import UNPRUNED, radii_of
-from gkp.artifact.experiments.kinds import LatencyCell, Network, PruneCell, network_in
+from gkp.artifact.experiments.entry import network_in
+from gkp.artifact.experiments.kinds import LatencyCell, Network, PruneCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.figures.figure import FAMILIES, family_of
 from gkp.artifact.leaderboard import grouped, leaderboard
@@ -128,9 +129,11 @@ def _note(results: Sequence[Result], boards: Mapping[str, Mapping[str, Evaluatio
     for radius, found in boards.items():
         first = next(iter(found.values()))
         said.append(f"At {radius}: {len(found)} networks, {_attacks(first, radius)}, {first.facts['n']:,} images.")
-        stronger = [(one, other) for one in found.values() for other in _others(results, one, radius)]
-        for named in dict.fromkeys(_attacks(other, radius) for _, other in stronger):
-            lost = [_lost(one, other, radius) for one, other in stronger if _attacks(other, radius) == named]
+        stronger: dict[str, list[float]] = {}
+        for one in found.values():
+            for other in _others(results, one, radius):
+                stronger.setdefault(_attacks(other, radius), []).append(_lost(one, other, radius))
+        for named, lost in stronger.items():
             mean, most = 100 * np.mean(lost), 100 * max(lost)
             said.append(
                 f"{named}, which is stronger, leaves {mean:.1f} points less of the images that both saw, {most:.1f} at most "

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from gkp.attacks.network import evaluating, logits_of
 from gkp.data.dataset import Dataset
 from gkp.engine.compile import Compiled, compile_all
-from gkp.errors import BadInput
+from gkp.engine.names import check_engine
 from gkp.evaluation.attacked import Run
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.protocols import (
@@ -52,8 +52,6 @@ from gkp.evaluation.subject import (
     on_device,
     state_sha256,
 )
-
-ENGINES = ("torch", "fast")
 
 
 def benchmark(
@@ -127,8 +125,7 @@ def benchmark(
     if isinstance(model, Compiled):  # its network, by the engine that runs it
         engine = "torch" if "network" in model.fallbacks else "fast"
         model = model.compiled_from
-    if engine not in ENGINES:
-        raise BadInput(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+    check_engine(engine)
     with torch.inference_mode(False), evaluating(model), on_device(model, device) as given:
         net = compile_all(given) if engine == "fast" else given
         check_fit(net, data)

@@ -30,7 +30,8 @@ from gkp.artifact.claims.decision import (
 )
 from gkp.artifact.claims.evidence import SR, TMI, Index, Keys, Net
 from gkp.artifact.experiments.cell import Cell
-from gkp.artifact.experiments.kinds import PruneCell, SpeedCell, TimingCell, network_in
+from gkp.artifact.experiments.entry import network_in
+from gkp.artifact.experiments.kinds import PruneCell, SpeedCell, TimingCell
 from gkp.artifact.published import ATTACKED, CODE, NETWORKS, published, superscores
 from gkp.artifact.tables.cost import CLUSTERINGS, accelerations
 from gkp.artifact.tables.methods import method_checklist

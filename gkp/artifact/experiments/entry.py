@@ -60,6 +60,11 @@ def figures_of(folder: Path) -> dict[str, Any]:
     return found["figures"]
 
 
+def network_in(folder: Path) -> str:
+    """The name of the folder with the network of a finished cell: "compact" where something was pruned, else "model"."""
+    return "compact" if (folder / "compact").exists() else "model"
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write indented JSON with sorted keys. ValueError for NaN and infinity, TypeError for values that are not plain."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)

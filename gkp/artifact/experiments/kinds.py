@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gkp.artifact.experiments.cell import Cell, later, not_hashed
-from gkp.artifact.experiments.work import SIZE, check_engine, evaluation_work, training_work
+from gkp.artifact.experiments.work import SIZE, evaluation_work, training_work
 from gkp.data.pinned import data_hashes
 from gkp.data.variants import parse_variant
+from gkp.engine.names import check_engine
 from gkp.errors import BadInput
 from gkp.training.recipe import Hyperparameters
 
@@ -194,7 +194,7 @@ class EvaluateCell(Cell):
     def __post_init__(self) -> None:
         if self.variant:
             parse_variant(self.variant)  # to refuse a misspelt name now instead of hours later in a worker
-        check_engine(self.engine, "an evaluation")
+        check_engine(self.engine, " of an evaluation")
 
     @property
     def part(self) -> str:
@@ -212,8 +212,8 @@ class EvaluateCell(Cell):
             return self.variant
         if self.attacks is None:
             return self.purpose or self.protocol
-        names = (item if isinstance(item, str) else item["attack"] for item in self.attacks)
-        return (self.purpose or "+".join(names)) if self.attacks else "frequency"
+        named = "+".join(item if isinstance(item, str) else item["attack"] for item in self.attacks)
+        return (self.purpose or named) if self.attacks else "frequency"
 
     @property
     def label(self) -> str:
@@ -280,7 +280,7 @@ class LatencyCell(Cell):
     engine: str = later("torch")
 
     def __post_init__(self) -> None:
-        check_engine(self.engine, "a latency")
+        check_engine(self.engine, " of a latency")
 
     @property
     def label(self) -> str:
@@ -293,7 +293,7 @@ class LatencyCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedCell(Cell):
-    """The measured speed of a network, dense and pruned, in stock engines and in `gkp.compile`; only ratios can be compared.
+    """Measured speed of a network, dense and pruned, in stock engines and `gkp.compile`; compare only ratios between machines.
 
     Attributes:
         net: The network that is run and pruned.
@@ -318,11 +318,6 @@ class SpeedCell(Cell):
     @property
     def work(self) -> float:
         return SIZE.get(self.net.model, 1.0) * self.rounds * sum(self.batch_sizes) * (1 + 2 * len(self.rates))
-
-
-def network_in(folder: Path) -> str:
-    """The name of the folder with the network of a finished cell: "compact" where something was pruned, else "model"."""
-    return "compact" if (folder / "compact").exists() else "model"
 
 
 def evaluations(nets: Iterable[Network | PruneCell], **options: Any) -> list[EvaluateCell]:

@@ -54,14 +54,22 @@ def part_of(params: Mapping[str, Any]) -> str:
         return params["protocol"]
     attacks = [{"attack": item} if isinstance(item, str) else item for item in params["attacks"]]
     names = "+".join(dict.fromkeys(item["attack"] for item in attacks)) or "unattacked"
-    if names == "autoattack" and any(_radius(item.get("eps", 1)) < _FALL for item in attacks):
+    radii = [item["eps"] for item in attacks if "eps" in item] or params.get("eps") or ()
+    if names == "autoattack" and any(map(_is_small, radii)):
         return "autoattack, small radius"
     return names if names in PASSES else "pixel"
 
 
-def _radius(eps: float | str) -> float:
+def _is_small(eps: Any) -> bool:
+    """Whether images are left at a radius; no for one that cannot be read, which the evaluation refuses.
+
+    It reads "0.5/255" as `gkp.attacks.options.parse_eps` does, which imports torch.
+    """
     above, _, below = str(eps).partition("/")
-    return float(above) / float(below or 1)
+    try:
+        return float(above) / float(below or 1) < _FALL
+    except (ValueError, ZeroDivisionError):
+        return False
 
 
 @dataclass(frozen=True)

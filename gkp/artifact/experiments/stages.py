@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gkp.artifact.experiments.entry import figures_of
+from gkp.artifact.experiments.entry import figures_of, network_in
 from gkp.artifact.experiments.history import TRAINING
-from gkp.artifact.experiments.kinds import network_in
 from gkp.artifact.experiments.speed import speed
 from gkp.artifact.experiments.timing import latency_of, timing
 from gkp.checkpoints import load_model, save_model

@@ -68,8 +68,8 @@ def latency_of(params: Mapping[str, Any], parents: Mapping[str, Path], folder: P
     shape = tuple(parent["input_shape"])
     compact = cast(Classifier, load_model(parents["net"] / "compact"))
     made = compact.architecture
-    dense_net = build_model(made.name, num_classes=made.num_classes, shortcut=made.shortcut)  # its weights do not matter
-    forms: list[nn.Module] = [dense_net.eval(), compact.eval()]
+    like = build_model(made.name, num_classes=made.num_classes, shortcut=made.shortcut).eval()  # its weights do not matter
+    forms: list[nn.Module] = [like, compact]
     if params.get("engine") == "fast":
         forms = [compile_all(net) for net in forms]
     rows = []

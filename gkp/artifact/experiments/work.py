@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from gkp.errors import BadInput
-
 # Multiply-accumulates for one image relative to ResNet-20, at 32x32 pixels.
 SIZE = {
     "resnet20": 1.0,
@@ -28,7 +26,6 @@ PASSES = {
     **{"paper": 8.0, "pixel": 60.0, "cascade": 1500.0, "unattacked": 1.0},
     **{"autoattack": 300.0, "autoattack, small radius": 1700.0},
 }
-ENGINES = ("torch", "fast")
 _SCORED = 2.0  # scoring an image in the paper's protocol takes as long as training on so many
 
 
@@ -63,9 +60,3 @@ def evaluation_work(dataset: str, model: str, examples: int | None, protocol: st
     images, pixels = _IMAGES.get(dataset, _OTHER)
     passes = PASSES[protocol] / (2 if engine == "fast" and protocol == "pixel" else 1)
     return (examples or images / 5) * pixels * SIZE.get(model, 1.0) * passes
-
-
-def check_engine(engine: str, of: str) -> None:
-    """Raise BadInput unless cells know the engine; `of` says what it would run."""
-    if engine not in ENGINES:
-        raise BadInput(f"unknown engine {engine!r} of {of}; known: {', '.join(ENGINES)}")

@@ -222,7 +222,7 @@ def _label(row: str) -> str:
 
 
 class _Place(NamedTuple):
-    """Where a dot is drawn: where it is, or on the nearest edge of the panel.
+    """The place of a dot in a panel: its own, or the nearest one on the edge.
 
     Attributes:
         x, y: In data units.
@@ -237,7 +237,7 @@ class _Place(NamedTuple):
 
 
 def _place(ax: Axes, x: float, y: float) -> _Place:
-    """Where a dot is drawn, given the final limits of the panel."""
+    """The place of a dot, given the final limits of the panel."""
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
     inside = float(np.clip(x, left, right)), float(np.clip(y, low, high))
     if inside == (x, y):

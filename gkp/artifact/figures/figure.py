@@ -175,7 +175,7 @@ def log_ticks(axis: Axis, ticks: Iterable[float], low: float, high: float) -> No
 
 
 def near(values: pd.Series, least: float = 0.0) -> pd.Series:
-    """Which values are no outliers: within three interquartile ranges of the quartiles, or `least` where that is more."""
+    """Mark values that are no outliers: within three interquartile ranges of the quartiles, or `least` where that is more."""
     first, third = values.quantile(0.25), values.quantile(0.75)
     reach = max(3 * (third - first), least)
     return values.between(first - reach, third + reach)

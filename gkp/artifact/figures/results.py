@@ -247,7 +247,7 @@ def _grid_of_dots(points: pd.DataFrame, by: str, titles: Mapping[str, str]) -> t
 
 
 def _above(rows: pd.DataFrame, cut: str) -> str:
-    """How many pruned networks lie above and below the unpruned one, by intervals that do not overlap."""
+    """The numbers of pruned networks above and below the unpruned one, by intervals that do not overlap."""
     reference, others = rows[rows["method"] == "unpruned"], rows[~rows["method"].isin(UNPRUNED)]
     if reference.empty:
         return f"not known at {cut}, where it is not finished"

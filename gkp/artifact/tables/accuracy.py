@@ -16,6 +16,7 @@ from gkp.artifact.results import BASELINE, STRONG, Evaluation, attack_name, eval
 from gkp.artifact.tables.table import Table, beside, by_method, marked, not_run, spread_out, with_interval
 from gkp.attacks.options import parse_eps
 from gkp.data.folders import is_folder
+from gkp.engine.names import ENGINES
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import mean_rank
 
@@ -215,14 +216,7 @@ def strong_attacks(results: Sequence[Result]) -> Table:
         in millions by the paper's counter; "latency" in PyTorch and "latency_fast" in `gkp.compile`, the time for the largest
         batch relative to the dense network in the same engine, 1 for unpruned networks and NaN where it was not measured.
     """
-    torch_took, fast_took = (
-        {
-            result.cell.net.hash: _largest_batch(result)
-            for result in results
-            if isinstance(result.cell, LatencyCell) and result.cell.engine == engine
-        }
-        for engine in ("torch", "fast")
-    )
+    torch_took, fast_took = (_relative_times(results, engine) for engine in ENGINES)
     points = [
         {
             "method": one.facts["method"],
@@ -247,9 +241,13 @@ def strong_attacks(results: Sequence[Result]) -> Table:
     return Table("Accuracy (%) under strong attacks, 95 % Wilson intervals", shown, frame)
 
 
-def _largest_batch(timed: Result) -> float:
-    """The time of the compact network for the largest batch, relative to the dense one."""
-    return float(max(timed["latency"], key=lambda row: row["batch_size"])["ratio"])
+def _relative_times(results: Sequence[Result], engine: str) -> dict[str, float]:
+    """Hash of a network -> its time for the largest batch in this engine, relative to the dense network."""
+    return {
+        timed.cell.net.hash: float(max(timed["latency"], key=lambda row: row["batch_size"])["ratio"])
+        for timed in results
+        if isinstance(timed.cell, LatencyCell) and timed.cell.engine == engine
+    }
 
 
 def mean_ranks(points: pd.DataFrame) -> Table:
