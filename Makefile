@@ -36,6 +36,9 @@ endif
 # Threads that wait by spinning slow a busy machine down twentyfold (an epoch on two threads: 17.6 s against 0.8 s).
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# Reports and tests start hundreds of short processes that import gkp: each would compile it anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DELETE_ON_ERROR:
 .PHONY: help reproduce lab test verify check bench zoo publish html clean distclean
 .DEFAULT_GOAL := help

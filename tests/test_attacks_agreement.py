@@ -62,6 +62,8 @@ def test_pgd_agrees_with_foolbox(judged, norm, random_start):
 
 # --- 1,000 real images ----------------------------------------------------------------------------------------------
 
+BATCH = 50  # its activations stay in the cache: a tenth faster than 200 on both sides
+
 
 @pytest.fixture(scope="module")
 def thousand(cifar10_root, public_weights) -> tuple[nn.Module, Tensor, Tensor]:
@@ -72,20 +74,20 @@ def thousand(cifar10_root, public_weights) -> tuple[nn.Module, Tensor, Tensor]:
     test = gkp.load_dataset("cifar10", "test").first(1000)
     x, y = test.pixels(), test.labels
     net = folded(load_model("resnet20", weights="akamaster").eval(), x).requires_grad_(False)  # foolbox would compute them
-    known = torch.cat([own_labels(net, part) for part in x.split(200)]) == y
+    known = torch.cat([own_labels(net, part) for part in x.split(BATCH)]) == y
     assert 900 < known.sum() < 940
     return net, x[known], y[known]
 
 
 def robust(net: nn.Module, x: Tensor, y: Tensor) -> int:
-    return sum(right(net, *part) for part in zip(x.split(200), y.split(200), strict=True))
+    return sum(right(net, *part) for part in zip(x.split(BATCH), y.split(BATCH), strict=True))
 
 
 def foolbox_finds(net: nn.Module, attack, x: Tensor, y: Tensor, eps: float) -> Tensor:
     import foolbox
 
     model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
-    return torch.cat([attack(model, *part, epsilons=eps)[1] for part in zip(x.split(200), y.split(200), strict=True)])
+    return torch.cat([attack(model, *part, epsilons=eps)[1] for part in zip(x.split(BATCH), y.split(BATCH), strict=True)])
 
 
 def test_fgsm_has_foolboxs_robust_accuracy_on_a_thousand_images_within_two_of_them(thousand):
@@ -93,7 +95,7 @@ def test_fgsm_has_foolboxs_robust_accuracy_on_a_thousand_images_within_two_of_th
 
     net, x, y = thousand
     for eps in (1 / 255, 8 / 255):
-        found = gkp.attack(net, x, y, "fgsm", eps=eps, batch_size=200)
+        found = gkp.attack(net, x, y, "fgsm", eps=eps, batch_size=BATCH)
         expected = foolbox_finds(net, foolbox.attacks.LinfFastGradientAttack(), x, y, eps)
         assert abs(robust(net, found, y) - robust(net, expected, y)) <= 2
         assert lengths(found - x, "linf").max() <= eps + 1e-6
@@ -105,7 +107,7 @@ def test_pgd_20_has_foolboxs_robust_accuracy_on_a_thousand_images_within_two_of_
 
     net, x, y = thousand
     eps = 1 / 255
-    found = gkp.attack(net, x, y, "pgd", eps=eps, steps=20, random_start=False, batch_size=200)
+    found = gkp.attack(net, x, y, "pgd", eps=eps, steps=20, random_start=False, batch_size=BATCH)
     attack = foolbox.attacks.LinfPGD(abs_stepsize=2.5 * eps / 20, steps=20, random_start=False)
     standing = [robust(net, images, y) for images in (found, foolbox_finds(net, attack, x, y, eps))]
     assert abs(standing[0] - standing[1]) <= 2 and 50 < standing[1] < 500

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from attack_nets import conv_net, images, own_labels
 from method_checks import lived_in
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils import prune as torch_prune
 
 import gkp
 from gkp.attacks.network import logits_and_gradient, logits_of
+from gkp.data.dataset import Dataset
 from gkp.evaluation.folding import folded
 from gkp.evaluation.subject import state_sha256
 from gkp.networks.build import build_model
@@ -121,3 +126,55 @@ def test_a_few_images_are_enough_to_compare_on():
     net = conv_net().eval()
     x = images(1)
     torch.testing.assert_close(logits_of(folded(net, x), x), logits_of(net, x))
+
+
+class Locked(nn.Module):
+    """Holds what cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.lock = conv_net(), threading.Lock()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Remembering(nn.Module):
+    """Keeps the last activation, with its graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.last = conv_net(), None
+
+    def forward(self, x):
+        self.last = self.net[0](x)
+        return self.net[1:](self.last)
+
+
+def with_first_layer(change):
+    net = conv_net()
+    change(net[0])
+    return net
+
+
+UNFOLDABLE = {
+    "lock": Locked,
+    "activation": Remembering,
+    "weight norm": lambda: with_first_layer(parametrizations.weight_norm),
+    "spectral norm": lambda: with_first_layer(parametrizations.spectral_norm),
+    "old spectral norm": lambda: with_first_layer(nn.utils.spectral_norm),
+    "torch.nn.utils.prune": lambda: with_first_layer(lambda conv: torch_prune.l1_unstructured(conv, "weight", 0.3)),
+}
+
+
+@pytest.mark.parametrize("name", UNFOLDABLE)
+def test_networks_that_cannot_be_copied_or_folded_are_attacked_as_they_are(name):
+    net = UNFOLDABLE[name]()
+    x = images(20)
+    if name == "activation":
+        net.train()(x)  # now it holds a tensor with a graph, which cannot be copied
+    net.eval()
+    assert folded(net, x) is net
+    data = Dataset("mine", "test", (x * 255).round().to(torch.uint8), own_labels(net, x), 5, (0.5,) * 3, (0.25,) * 3)
+    found = gkp.benchmark(net, data, attacks="pgd", eps="8/255", progress=False)
+    assert found.accuracy()["clean"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from dataclasses import replace
@@ -103,8 +104,8 @@ def card(plain: nn.Module) -> Card:
     return quick(plain, parent=Quantised(plain), reference_accuracy=0.95, selection="last epoch")
 
 
-def quick(net: nn.Module, **options) -> Card:
-    return audit(net, "digits", **{"n_examples": N, "eps": EPS, "effort": QUICK, "progress": False, **options})
+def quick(net: nn.Module, data: str | Dataset = "digits", **options) -> Card:
+    return audit(net, data, **{"n_examples": N, "eps": EPS, "effort": QUICK, "progress": False, **options})
 
 
 def failed(card: Card) -> set[int]:
@@ -243,13 +244,39 @@ def test_robust_images_that_are_wrong_without_attack_are_found_out():
     assert {16, 17}.isdisjoint(failed(clean))
 
 
+def test_images_that_stand_class_by_class_are_the_same_ones_in_every_row(plain):
+    whole = load_dataset("digits", "test")
+    by_class = whole.subset(whole.labels.argsort(stable=True))
+    given = benchmark(plain, by_class, attacks=["fgsm"], eps=EPS, n_examples=20, progress=False)
+    assert set(given.labels) == set(range(10))  # `leading` takes all classes in turn, 20 in a row would be of one
+    alone = quick(plain, data=by_class, n_examples=20)
+    for card in (alone, quick(plain, data=by_class, n_examples=None, outcomes=given)):
+        assert card.facts["clean"] == "".join("01"[int(right)] for right in given.right[0])
+        assert card.facts["attacks"]["fgsm"]["right"] == "".join("01"[int(right)] for right in given.right[1])
+        assert {17, 18}.isdisjoint(failed(card))
+    assert reevaluate(alone.to_json(), plain, by_class)  # the card's images are found again
+    with pytest.raises(BadInput, match="not of the images of"):
+        quick(plain, data=by_class, n_examples=12, outcomes=given)
+
+
+def test_an_audit_within_inference_mode_is_the_same(plain, card):
+    with torch.inference_mode():
+        again = quick(plain)
+    assert again.facts["attacks"].items() <= card.facts["attacks"].items() and len(again.facts["attacks"]) > 5
+
+
+def test_a_parent_of_another_type_is_attacked_in_its_own(plain):
+    found = quick(plain, n_examples=8, parent=copy.deepcopy(plain).double())
+    assert status(found, 11) in ("pass", "warn", "fail")
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"model_sha256": "0" * 64}, "outcomes are of another network"),
         ({"data_sha256": "0" * 64}, "outcomes are of other images"),
         ({"seed": 7}, "give seed=7"),
-        ({"indices": np.arange(2, 10)}, "not of the first 8 images"),
+        ({"indices": np.arange(2, 10)}, r"not of the images of benchmark\(n_examples=8\)"),
     ],
 )
 def test_outcomes_of_something_else_are_refused(plain, changed, message):

@@ -306,6 +306,19 @@ def test_the_newer_settings_of_precision_are_honoured_and_restored():
         matmul.fp32_precision = before
 
 
+def test_the_newer_settings_of_convolutions_are_honoured_and_restored():
+    cudnn = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision
+    try:
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = "ieee", "tf32"  # what the older allow_tf32 cannot say
+        with full_precision():
+            assert (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision) == ("ieee", "ieee") and cudnn.deterministic
+        assert (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision) == ("ieee", "tf32") and not cudnn.deterministic
+    finally:
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before
+    assert isinstance(cudnn.allow_tf32, bool)
+
+
 # --- on a GPU -------------------------------------------------------------------------------------------------------
 
 

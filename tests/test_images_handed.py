@@ -1,5 +1,6 @@
 """Images handed to a network: in its units and its type, left as they are, and each of them alone."""
 
+import copy
 from fractions import Fraction
 
 import pytest
@@ -13,6 +14,8 @@ from gkp.attacks.network import apart_from_others, asked, climb, cross_entropy, 
 from gkp.attacks.options import parse_eps
 from gkp.data.dataset import Dataset
 from gkp.errors import BadInput, ModelWarning
+from gkp.evaluation.audit import Effort, audit
+from gkp.evaluation.batches import bytes_per_image
 from gkp.evaluation.benchmark import benchmark, predict
 
 
@@ -40,6 +43,7 @@ def dataset(net, n=20):
     return Dataset("mine", "test", (x * 255).round().to(torch.uint8), labels, 5, (0.5,) * 3, (0.25,) * 3)
 
 
+SHORT = Effort(steps=3, apgd_steps=3, queries=20, draws=2, probes=4)
 ATTACKS = {"fgsm": {}, "pgd": {"steps": 4}, "apgd-ce": {"steps": 4}, "square": {"queries": 20}}
 
 
@@ -309,3 +313,59 @@ def test_methods_that_take_gradients_take_networks_that_write_in_place():
             nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(seed))
         plans.append(gkp.prune(net, "taylor-fo", rate=0.5, tolerance=0.9, data=data, input_shape=(3, 8, 8)).plan)
     assert plans[0] == plans[1]
+
+
+# --- half precision -------------------------------------------------------------------------------------------------
+
+
+class Confident(Net):
+    """`Net` with logits so far apart that gradients of the cross-entropy are below what float16 can hold."""
+
+    def forward(self, x):
+        return 160 * super().forward(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_a_confident_network_in_half_precision_do_not_vanish(dtype):
+    net, x = Confident().eval(), images(64)
+    y = net(x).argmax(1)
+    usual = climb(net, x, y, cross_entropy)[2]
+    half = copy.deepcopy(net).to(dtype)
+    found = climb(half, x, y, cross_entropy)[2]
+    behind_a_function = climb(lambda z: asked(half, z), x, y, cross_entropy)[2]  # as the paper's protocol asks it
+    assert found.dtype == torch.float32 and torch.equal(found, behind_a_function)
+    large = usual.flatten(1).abs().amax(1)
+    assert ((large > 1e-30) & (large < 1e-8)).sum() >= 10  # float16 holds 6e-8 and more
+    felt = usual.abs() > 0.1 * large.view(-1, 1, 1, 1)
+    felt &= (large > 1e-30).view(-1, 1, 1, 1)
+    assert (found.sign() == usual.sign())[felt].float().mean() > 0.95
+    assert (found / usual)[felt].log().abs().nanmedian() < 0.3  # as large as it is, not only its sign
+
+
+def test_an_attack_on_a_network_in_half_precision_is_no_weaker():
+    net, x = Confident().eval(), images(64)
+    y = net(x).argmax(1)
+    standing = []
+    for asked_one in (net, copy.deepcopy(net).half()):
+        found = gkp.attack(asked_one, x, y, "fgsm", eps=16 / 255)
+        standing.append(int((net(found).argmax(1) == y).sum()))
+    assert abs(standing[0] - standing[1]) <= 2 and standing[0] < 60
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_networks_in_half_precision_are_audited_and_measured(dtype):
+    net, usual = Net().to(dtype).eval(), Net().eval()
+    flags = [audit(one, dataset(one), eps="8/255", effort=SHORT, progress=False).flags for one in (net, usual)]
+    assert flags[0] == flags[1]  # so short an effort is found too weak for both
+    kept = bytes_per_image(net, images(1))
+    assert 0 < kept < bytes_per_image(Net().eval(), images(1))
+
+
+# --- networks that normalise the images they are given ------------------------------------------------------------------
+
+
+def test_a_network_that_normalises_in_place_is_audited_and_measured_like_any_other():
+    usual, own = Net().eval(), Net(lambda x: x.sub_(0.5).div_(0.25)).eval()
+    cards = [audit(net, dataset(usual), eps="8/255", effort=SHORT, progress=False) for net in (usual, own)]
+    assert cards[0].accuracies == cards[1].accuracies
+    assert bytes_per_image(own, images(1)) > 0

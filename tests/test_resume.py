@@ -22,12 +22,13 @@ from gkp.attacks.gradient import pgd
 from gkp.attacks.options import ATTACKS
 from gkp.checkpoints import save_model
 from gkp.data.dataset import Dataset
-from gkp.data.sources import load_dataset
+from gkp.data.sources import CIFAR10_MEAN, CIFAR10_STD, load_dataset
 from gkp.errors import BadInput, ModelWarning
 from gkp.evaluation import attacked as evaluation
 from gkp.evaluation import protocols
 from gkp.evaluation.benchmark import benchmark
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
+from gkp.evaluation.protocols import PAPER_BOX
 from gkp.evaluation.resume import Pieces
 from gkp.networks.build import build_model
 
@@ -214,6 +215,20 @@ def test_a_checkpoint_of_another_evaluation_is_refused_and_left_alone(changed, m
         run(call.pop("model"), call.pop("data"), checkpoint=tmp_path / "kept", **call)
     assert "give another folder, or delete it to start anew" in str(caught.value) and "\n" not in str(caught.value)
     assert contents(tmp_path / "kept") == before
+
+
+@pytest.mark.parametrize("part", ["mean", "std"])
+def test_in_the_papers_protocol_images_normalised_by_other_numbers_are_another_evaluation(part, tmp_path):
+    data = replace(noise(20), name="cifar10", mean=CIFAR10_MEAN, std=CIFAR10_STD)
+    other = replace(data, **{"mean": {"mean": (0.5, 0.4822, 0.4465)}, "std": {"std": (0.247, 0.2435, 0.2616)}}[part])
+    first, second = (benchmark(Net(), d, protocol="paper", attacks="fgsm-0.1", seed=4) for d in (data, other))
+    ends = [((0 - m) / s, (1 - m) / s) for m, s in zip(other.mean, other.std, strict=True)]
+    assert first.bounds == PAPER_BOX["cifar10"] and second.bounds == (min(a for a, _ in ends), max(b for _, b in ends))
+    with pytest.raises(BadInput, match="bounds is "):
+        first.merge(second)
+    benchmark(Net(), data, protocol="paper", attacks="fgsm-0.1", seed=4, checkpoint=tmp_path / "kept")
+    with pytest.raises(BadInput, match=r"(bounds|mean|std) is .* in one"):
+        benchmark(Net(), other, protocol="paper", attacks="fgsm-0.1", seed=4, checkpoint=tmp_path / "kept")
 
 
 def test_a_checkpoint_made_with_another_version_of_torch_is_refused(monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,20 +77,56 @@ def asked(model: Model, x: Tensor) -> Tensor:
     """What `model` answers to images `x`, which stay as they are whatever it does to its input.
 
     A network in half precision gets the images in its own type and its logits come back in float32, so that everything around
-    it is computed in float32.
+    it is computed in float32. Gradients of a confident prediction are smaller than what float16 can hold: each image's is
+    scaled to 1 on its way into the network and back at the images.
 
     Raises BadInput when it does not take them.
     """
-    images = x.clone()
+    images, scale = x.clone(), _Scale()
     if isinstance(model, nn.Module) and (dtype := home(model)[1]) in HALF:
-        images = images.to(dtype)
+        images = _Into.apply(images, dtype, scale)
     try:
         logits = model(images)
     except (BadInput, RunFailed, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a foreign forward says
         raise BadInput(f"the network does not take {_named(x)}: {one_line(error)[:200]}") from error
-    return logits.float() if isinstance(logits, Tensor) and logits.dtype in HALF else logits
+    return _OutOf.apply(logits, scale) if isinstance(logits, Tensor) and logits.dtype in HALF else logits
+
+
+class _Scale:
+    """What each row of a batch was divided by on its way back through a network in half precision, (N,), once it is known."""
+
+    rows: Tensor | None = None
+
+
+class _Into(torch.autograd.Function):
+    """Images in the network's half precision; their gradient in float32, as large as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, scale: _Scale) -> Tensor:
+        ctx.scale = scale
+        return x.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        rows = ctx.scale.rows
+        return gradient.float() * (1 if rows is None else rows.view(-1, *[1] * (gradient.ndim - 1))), None, None
+
+
+class _OutOf(torch.autograd.Function):
+    """Logits in float32; each row of their gradient divided by its largest entry, and so in the middle of what a half holds."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, scale: _Scale) -> Tensor:
+        ctx.scale, ctx.dtype = scale, logits.dtype
+        return logits.float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        rows = gradient.abs().flatten(1).amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+        ctx.scale.rows = rows
+        return (gradient / rows.view(-1, *[1] * (gradient.ndim - 1))).to(ctx.dtype), None
 
 
 def apart_from_others(model: Model, x: Tensor, logits: Tensor | None = None) -> float:
@@ -209,24 +246,29 @@ def full_precision() -> Iterator[None]:
     gradient, and so the pixels of an attack. cuDNN is held to its deterministic kernels and does not choose them by a race.
     On a CPU nothing changes.
     """
-    matmul = torch.backends.cuda.matmul
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    wanted: list[tuple[Any, str, object]] = [(cudnn, "benchmark", False), (cudnn, "deterministic", True)]
+    with suppress(RuntimeError):  # the user has set the newer fp32_precision, and the older setting cannot say it
+        wanted += [(cudnn, "allow_tf32", False)] if isinstance(cudnn.allow_tf32, bool) else []
+    if hasattr(cudnn, "conv"):  # since torch 2.9
+        wanted += [(cudnn.conv, "fp32_precision", "ieee"), (cudnn.rnn, "fp32_precision", "ieee")]
     try:
         usual = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the user has set the newer fp32_precision, which takes no orders from the older setting
-        usual, newer = "", matmul.fp32_precision
-    cudnn = torch.backends.cudnn
-    with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False, fp32_precision="ieee"):
-        try:
-            if not usual:
-                matmul.fp32_precision = "ieee"
-            elif usual != "highest":
-                torch.set_float32_matmul_precision("highest")
-            yield
-        finally:
-            if not usual:
-                matmul.fp32_precision = newer
-            elif usual != "highest":
-                torch.set_float32_matmul_precision(usual)
+    except RuntimeError:  # likewise
+        usual = "highest"
+        wanted.append((matmul, "fp32_precision", "ieee"))
+    before = [(where, name, getattr(where, name)) for where, name, _ in wanted]
+    try:
+        for where, name, value in wanted:
+            setattr(where, name, value)
+        if usual != "highest":
+            torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        for where, name, value in before:
+            setattr(where, name, value)
+        if usual != "highest":
+            torch.set_float32_matmul_precision(usual)
 
 
 def probe(model: Model, x: Tensor) -> int:

@@ -140,7 +140,8 @@ def benchmark(
         if checkpoint is not None:
             rows = {f"row {spec.key}": asdict(spec) for spec in specs}
             options = {"device": images_home(net)[0].type, "allow_nondeterministic": allow_nondeterministic}
-            identity = {**facts, "rows": [spec.key for spec in specs], **rows, **options}
+            space_is = {"mean": list(data.mean), "std": list(data.std)} if protocol == "paper" else {}
+            identity = {**facts, **space_is, "rows": [spec.key for spec in specs], **rows, **options}
             pieces = Pieces(checkpoint, identity, np.zeros(0) if allow_nondeterministic else logits.flatten().numpy())
         with tqdm(
             total=len(chosen) * (1 + len(specs)),

@@ -39,23 +39,24 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
         x: Images `(N, C, H, W)` to compare the two on; MIN_ROWS of them are used.
 
     Returns:
-        The copy; `model` itself if torch.fx cannot trace it, if there is nothing to fold or make dense, or if logits differ by
-        more than TOLERANCE, times the largest logit if that is above 1.
+        The copy; `model` itself if it cannot be copied, traced by torch.fx or folded (reparametrised layers), if there is
+        nothing to fold or make dense, or if logits differ by more than TOLERANCE, times the largest logit if that is above 1.
 
     Raises:
         BadInput: The network gives NaN.
     """
     with evaluating(model):
-        twin = unmask(copy.deepcopy(unwrapped(model)))
+        expected = logits_of(model, x[:MIN_ROWS])
         try:
-            count = _make_dense(twin)
+            twin = unmask(copy.deepcopy(unwrapped(model)))
+            dense = _make_dense(twin)
             graph = fx.Tracer().trace(twin)
-        except Exception:  # whatever a forward pass says to a symbol in place of a tensor
+            if not _fold(twin, graph) + dense:
+                return model
+            fast = fx.GraphModule(twin, graph).eval().to(memory_format=torch.channels_last)
+            found = logits_of(fast, x[:MIN_ROWS])
+        except Exception:  # whatever a network says that cannot be copied, or a forward pass to a symbol in place of a tensor
             return model
-        if not _fold(twin, graph) + count:
-            return model
-        fast = fx.GraphModule(twin, graph).eval().to(memory_format=torch.channels_last)
-        expected, found = (logits_of(net, x[:MIN_ROWS]) for net in (model, fast))
     close = expected.shape == found.shape and (found - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp_min(1)
     return fast if close else model
 

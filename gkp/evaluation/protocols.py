@@ -69,7 +69,10 @@ def space_of(net: nn.Module, data: Dataset, protocol: str, *, fold: bool = False
     mean, std = (torch.tensor(numbers, device=device, dtype=dtype).view(1, -1, 1, 1) for numbers in (data.mean, data.std))
     lows = [(0 - m) / s for m, s in zip(data.mean, data.std, strict=True)]
     highs = [(1 - m) / s for m, s in zip(data.mean, data.std, strict=True)]
-    bounds = PAPER_BOX.get(data.name.partition("+")[0], (min(lows), max(highs)))  # "cifar10+rotate-10" too
+    bounds = computed = (min(lows), max(highs))
+    rounded = PAPER_BOX.get(data.name.partition("+")[0], computed)  # "cifar10+rotate-10" too
+    if all(abs(a - b) < 1e-4 for a, b in zip(rounded, computed, strict=True)):  # not of images normalised by other numbers
+        bounds = rounded
     known = net if hasattr(net, "from_normalised") else unwrapped(net)
     inside = getattr(known, "from_normalised", None)
     if inside is not None and _same(getattr(known, "mean", None), mean) and _same(getattr(known, "std", None), std):

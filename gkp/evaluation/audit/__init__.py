@@ -18,6 +18,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
+from gkp.attacks.network import ordinary_tensors
 from gkp.attacks.options import parse_eps
 from gkp.data.dataset import Dataset
 from gkp.errors import BadInput
@@ -35,6 +36,7 @@ __all__ = ["CHECKS", "Card", "Check", "Effort", "Evidence", "audit", "gather", "
 DEFAULT_IMAGES = 100
 
 
+@ordinary_tensors()
 def audit(
     model: nn.Module,
     dataset: str | Dataset = "cifar10",
@@ -118,5 +120,5 @@ def _check_outcomes(outcomes: Outcomes, model: nn.Module, data: Dataset, n_examp
             raise BadInput(f"the outcomes are of {what} (sha256 {theirs[:8]}, here {ours[:8]}); leave them out")
     if outcomes.seed != seed:
         raise BadInput(f"the outcomes were made with seed {outcomes.seed}, not {seed}; give seed={outcomes.seed}")
-    if outcomes.n < n_examples or not np.array_equal(outcomes.indices, np.arange(outcomes.n)):
-        raise BadInput(f"the outcomes are not of the first {n_examples} images; give n_examples={outcomes.n} or less")
+    if outcomes.n < n_examples or not np.array_equal(outcomes.indices[:n_examples], data.leading(n_examples)):
+        raise BadInput(f"the outcomes are not of the images of benchmark(n_examples={n_examples}); leave them out")

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from gkp.attacks.network import ordinary_tensors
 from gkp.data.dataset import Dataset
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput
@@ -118,6 +119,7 @@ class Card:
         return replace_files(Path(folder), {"card.md": self.to_markdown(), "card.json": numbers}, "the card")
 
 
+@ordinary_tensors()
 def reevaluate(
     facts: Mapping[str, Any],
     model: nn.Module,

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gkp.attacks.network import ordinary_tensors
 from gkp.attacks.options import ATTACKS
 from gkp.data.dataset import Dataset
 from gkp.errors import BadInput
@@ -90,6 +91,7 @@ def planned(eps: float, effort: Effort) -> dict[str, AttackSpec]:
     }
 
 
+@ordinary_tensors()
 def gather(
     model: nn.Module,
     data: Dataset,

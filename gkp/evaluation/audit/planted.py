@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gkp.attacks.network import ordinary_tensors
 from gkp.data.dataset import Dataset
 from gkp.evaluation.audit.checks import CHECKS, MASKING
 from gkp.evaluation.audit.measure import Effort, gather
@@ -48,6 +49,7 @@ def toy_images() -> Dataset:
 
 
 @cache
+@ordinary_tensors()
 def self_test() -> dict[str, tuple[int, ...]]:
     """The numbers of the masking checks that fail: "planted" for `Rounded`, "plain" for `Linear`."""
     effort = Effort(steps=5, apgd_steps=5, queries=200, draws=2, probes=4)

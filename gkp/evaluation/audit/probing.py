@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gkp.attacks.network import evaluating, logits_of
+from gkp.attacks.network import HALF, asked, evaluating, home, logits_of
 from gkp.data.dataset import Dataset
 from gkp.data.shifts import gaussian_noise, rotate, shift
 from gkp.errors import ModelWarning
@@ -58,11 +58,12 @@ class Subject:
             model: The network to attack; None for the audited one.
             positions: Positions of images (n,); None for all.
         """
+        chosen = self.split.leading(len(self.data))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ModelWarning)
             return benchmark(
                 model or self.model, self.split, attacks=list(specs), seed=self.seed, batch_size=self.batch_size,
-                indices=np.arange(len(self.data)) if positions is None else positions, progress=self.progress,
+                indices=chosen if positions is None else chosen[positions], progress=self.progress,
                 allow_nondeterministic=True,
             )  # fmt: skip
 
@@ -104,10 +105,11 @@ class Subject:
         Returns:
             (n,) bool.
         """
-        right = [np.zeros(0, dtype=bool)]
+        right, theirs = [np.zeros(0, dtype=bool)], images_home(parent)
         for part in self.batches(positions):
             x, y, ids = self.images(part)
-            right.append(self.right(self.attacked(spec, x, y, ids, model=parent), y))
+            found = self.attacked(spec, x.to(*theirs), y.to(theirs[0]), ids, model=parent)
+            right.append(self.right(found.to(x), y))
         return np.concatenate(right)
 
     def images(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,7 +176,8 @@ def input_path(subject: Subject, logits: Tensor, reference: float | None) -> Inp
     """Measure whether the network normalises its input itself.
 
     Images normalised by the mean and std of the data set are given to the network as if they were pixels. Images normalised by
-    the mean and std of the network, as a loader computes it, are given to its `from_normalised`.
+    the mean and std of the network, as a loader computes it, are given to its `from_normalised`; not in half precision, whose
+    rounding is larger than what the check is to see.
 
     Args:
         subject: The network and its images.
@@ -189,7 +192,7 @@ def input_path(subject: Subject, logits: Tensor, reference: float | None) -> Inp
         for positions in subject.batches(np.arange(len(data))):
             x, y, _ = subject.images(positions)
             right[positions] = (logits_of(model, _normalised(x, data.mean, data.std)).argmax(1) == y).cpu().numpy()
-            if callable(inside) and isinstance(mean, Tensor) and isinstance(std, Tensor):
+            if callable(inside) and isinstance(mean, Tensor) and isinstance(std, Tensor) and home(model)[1] not in HALF:
                 z = _normalised(x, mean.flatten().tolist(), std.flatten().tolist())
                 apart = (logits_of(inside, z).cpu() - logits[positions]).abs().max() / logits.abs().max().clamp_min(1)
                 difference = max(difference or 0.0, apart.item())
@@ -207,7 +210,7 @@ def gradients(subject: Subject, positions: np.ndarray) -> Gradients:
     with evaluating(subject.model), torch.inference_mode(False), torch.enable_grad():
         for part in subject.batches(positions):
             x, y, _ = subject.images(part)
-            loss = F.cross_entropy(subject.model(x.requires_grad_(True)), y, reduction="sum")
+            loss = F.cross_entropy(asked(subject.model, x.requires_grad_(True)), y, reduction="sum")
             gradient = torch.autograd.grad(loss, x, allow_unused=True)[0] if loss.requires_grad else None
             gradient = torch.zeros_like(x) if gradient is None else gradient
             zero, not_finite = zero + len(x) - _images(gradient != 0), not_finite + _images(~gradient.isfinite())
