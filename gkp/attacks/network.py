@@ -109,7 +109,7 @@ class _Into(torch.autograd.Function):
         return x.to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         rows = ctx.scale.rows
         return gradient.float() * (1 if rows is None else rows.view(-1, *[1] * (gradient.ndim - 1))), None, None
 
@@ -123,7 +123,7 @@ class _OutOf(torch.autograd.Function):
         return logits.float()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         rows = gradient.abs().flatten(1).amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
         ctx.scale.rows = rows
         return (gradient / rows.view(-1, *[1] * (gradient.ndim - 1))).to(ctx.dtype), None
