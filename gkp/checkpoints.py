@@ -160,6 +160,8 @@ def save_model(net: nn.Module, folder: str | Path) -> Path:
     architecture = getattr(dense, "architecture", None)
     if isinstance(architecture, Architecture):
         check_built(architecture, state, whole=_form(net) == "dense")
+    if odd := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise BadInput(f"{odd[0]} is no tensor but extra state, and a saved network holds tensors only; keep it elsewhere")
     data = save(_apart(state))
     header = {
         "format": FORMAT,
@@ -256,7 +258,7 @@ def tensors_sha256(net: nn.Module) -> str:
     """The sha256 (hex) of the parameters and floating-point buffers of `net`, names and shapes included."""
     digest = hashlib.sha256()
     for key, tensor in sorted(net.state_dict().items()):
-        if tensor.is_floating_point():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
             digest.update(f"{key}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import gkp
 from gkp.errors import BadInput
 from gkp.pruning.cost import cost
+from gkp.pruning.grouped import GroupedSpec
 from gkp.pruning.layers import choose_layers
 from gkp.pruning.probe import copy_of, find_input_shape, undisturbed
 from gkp.pruning.prune import prune
@@ -241,3 +242,95 @@ def test_what_is_asked_of_a_network_draws_nothing_from_the_global_generators():
         torch.rand(5)
     assert cost(net, input_shape=find_input_shape(net)).macs > 0
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- layers and images of unusual habits ----------------------------------------------------------------------------
+
+
+class MaxNorm(nn.Conv2d):
+    """A convolution that bounds its filters in each forward pass, as in EEGNet."""
+
+    def forward(self, x):
+        self.weight.data = torch.renorm(self.weight.data, 2, 0, 100.0)
+        return super().forward(x)
+
+
+class Clamped(nn.Conv2d):
+    def forward(self, x):
+        with torch.no_grad():
+            self.weight.clamp_(-100.0, 100.0)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("method", "options"), [("l2-gkp", {"groups": 4}), ("l2", {"tolerance": 0.2})])
+@pytest.mark.parametrize("kind", [MaxNorm, Clamped])
+def test_a_layer_that_writes_its_own_weight_is_left_out_with_the_reason(kind, method, options):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), kind(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    pruned = prune(net, method, rate=0.5, input_shape=(3, 16, 16), **options)
+    assert "2" not in pruned.plan and "4" in pruned.plan
+    assert "its forward pass writes into 2.weight" in pruned.left_out["2"]
+
+
+class OneByOne(nn.Module):
+    """Its last convolution sees one image at a time, without a batch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.body, self.fc = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 5)
+
+    def forward(self, x):
+        z = torch.stack([self.body(one) for one in self.first(x).relu()])
+        return self.fc(z.mean((2, 3)))
+
+
+@pytest.mark.parametrize("groups", [2, 8])
+def test_a_compact_layer_takes_one_image_without_a_batch(groups):
+    pruned = prune(OneByOne(), "l2-gkp", rate=0.5, groups=groups, layers=["body"], input_shape=(3, 16, 16))
+    x = torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(pruned.compact()(x), pruned(x))
+
+
+def test_a_twin_inside_another_network_is_counted_as_small():
+    pruned = prune(Habits(), "l2-gkp", groups=4, rate=0.5, input_shape=(3, 40, 40))
+    inside = nn.Sequential(nn.Identity(), pruned)
+    whole, small = (cost(net, input_shape=(3, 40, 40)) for net in (inside, pruned))
+    assert (whole.macs, whole.params) == (small.macs, small.params)
+    assert inside[1] is pruned
+
+
+class Noted(nn.Linear):
+    def get_extra_state(self):
+        return {"note": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_network_with_extra_state_is_refused_by_name(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), Noted(8 * 36, 5))
+    with pytest.raises(BadInput, match=r"2\._extra_state is no tensor"):
+        gkp.save_model(net, tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize("group", [-1, 2, 2**40])
+def test_a_plan_with_filters_of_no_group_is_refused(group):
+    groups = torch.tensor([group, 0, 1, 1])
+    with pytest.raises(BadInput, match="2 filter groups by this plan, and filters of others"):
+        GroupedSpec(groups, torch.tensor([[0], [1]])).check("conv", nn.Conv2d(2, 4, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_networks_that_keep_tensors_of_the_last_pass_are_pruned_from_a_twin_and_exported(tmp_path):
+    pytest.importorskip("onnx", reason='needs pip install "gkp[onnx]"')
+    net = Habits({"keeps"})
+    pruned = prune(net, "l2-gkp", groups=4, rate=0.5, input_shape=(3, 40, 40))
+    pruned(torch.rand(2, 3, 40, 40)).sum().backward()  # now it keeps an activation with its graph
+    assert prune(pruned.net, "l2-gkp", groups=4, rate=0.5, input_shape=(3, 40, 40)).plan
+    normed = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 8, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    normed(torch.rand(2, 3, 8, 8))
+    assert gkp.export(normed.eval(), tmp_path / "net.onnx", input_shape=(3, 8, 8)).is_file()

@@ -8,7 +8,6 @@ VGG-16, whose weights are read from memory, takes 0.56 from batch 32 on and 0.72
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -20,9 +19,12 @@ from torch import Tensor, nn
 
 from gkp.engine.graph import Translation, Whole, translate
 from gkp.engine.operations import Stock
+from gkp.engine.rules import IMAGES
 from gkp.errors import BadInput, ModelWarning, need_extra
+from gkp.networks.classifier import Classifier
 from gkp.networks.wrappers import unwrapped
 from gkp.pruning.masks import unmasked
+from gkp.pruning.probe import copy_of
 
 INSTALL = 'pip install "gkp[fast]"'
 CLASSIFIER_NAMES = ("architecture", "mean", "std", "num_classes", "from_normalised")  # of gkp.networks.classifier.Classifier
@@ -53,7 +55,7 @@ def compile(net: nn.Module, *, threads: int | None = None) -> nn.Module:
     _check(net)
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise BadInput(f"threads must be 1 or more, not {threads!r}; leave it out for as many as torch uses")
-    return Compiled(copy.deepcopy(net).requires_grad_(False), threads)
+    return Compiled(copy_of(net).requires_grad_(False), threads)
 
 
 def compile_all(net: nn.Module) -> Compiled:
@@ -65,7 +67,7 @@ def compile_all(net: nn.Module) -> Compiled:
     need_extra("fast", "numba")
     net = unwrapped(net)
     _check(net)
-    fast = Compiled(copy.deepcopy(net).requires_grad_(False))
+    fast = Compiled(copy_of(net).requires_grad_(False))
     if reason := fast.fallbacks.get("network"):
         raise BadInput(f'the engine cannot run this network ({reason}); leave out engine="fast"')
     return fast
@@ -157,8 +159,25 @@ class Compiled(nn.Module):
             assert self._translation is not None
             while len(self._plans) >= SIZES:
                 self._plans.pop(next(iter(self._plans)))
-            parts = self._plans[size] = plan(self._translation, size)
+            try:
+                parts = plan(self._translation, size)
+            except BadInput as error:
+                parts = self._whole(size, error)
+            self._plans[size] = parts
         return parts
+
+    def _whole(self, size: tuple[int, ...], refusal: BadInput) -> list[Any]:
+        """The whole network as one stock operation, if torch takes images that the engine does not."""
+        assert self._translation is not None
+        if isinstance(self.compiled_from, Classifier):  # ours would spread one channel over its mean of three
+            raise refusal
+        try:
+            with torch.no_grad():
+                self.compiled_from(torch.zeros(2, *size))
+        except Exception:  # whatever a foreign forward pass says
+            raise refusal from None
+        self.fallbacks = MappingProxyType({**self.fallbacks, "network": str(refusal)})
+        return [Stock([IMAGES], self._translation.result, self.compiled_from, "network")]
 
     def _from_normalised(self, z: Tensor) -> Tensor:
         if self._inside is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,14 +68,14 @@ class Translation:
             self.result = self._materialised(arguments[0], node).value
             return None
         module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if _in_place(node, module) and isinstance(node.args[0], fx.Node) and len(node.args[0].users) > 1:
+        if _in_place(node, module) and self._read_elsewhere(next(iter(node.all_input_nodes), None)):
             raise Whole(f"{_described(node, module)} changes a tensor in place that is read elsewhere")
         target: Any = node.target
         try:
             rule = FUNCTIONS.get(target) if module is None else MODULES.get(type(module))
             if rule is None:
                 raise Unknown(f"the engine does not know {_described(node, module)}")
-            if module is not None and (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)):
+            if module is not None and _altered(module):
                 raise Unknown(f"{_described(node, module)} with hooks or a forward pass of its own")
             inputs = [*arguments, *options.values()] if module is None else [module, *arguments]
             return rule(self, node, *inputs)
@@ -81,6 +83,10 @@ class Translation:
             return self._stock(node, module, str(error))
         except TypeError:  # arguments that the rule does not take
             return self._stock(node, module, f"{_described(node, module)} with these arguments")
+
+    def _read_elsewhere(self, node: fx.Node | None) -> bool:
+        """Whether other nodes read this value, or the same tensor under the name of another node."""
+        return node is not None and (len(node.users) > 1 or not getattr(self._known[node], "sole", True))
 
     def _stock(self, node: fx.Node, module: nn.Module | None, reason: str) -> Any:
         """Let torch run a node."""
@@ -181,14 +187,62 @@ def translate(net: nn.Module) -> Translation:
         net: A network that nothing else uses, because operations that torch runs use its modules.
 
     Raises:
-        Whole: torch.fx cannot trace it, or torch must run it as a whole.
+        Whole: torch.fx cannot trace it, or its graph would be another function or have other gradients.
     """
+    inner = [module for module in net.modules() if any(module.children())]
+    if _altered(net) or any(module._backward_hooks or module._backward_pre_hooks for module in inner):
+        raise Whole("it has hooks, or a forward pass of its own instance")
+    state = torch.get_rng_state()
     try:
-        module = fx.GraphModule(net, fx.Tracer().trace(net))
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False), _no_own_gradients():
+            module = fx.GraphModule(net, _Tracer().trace(net))
+        with torch.no_grad():
+            translation = Translation(module.eval())
+        if not torch.equal(state, torch.get_rng_state()):
+            raise Whole("it draws random numbers, which a graph would do once")
+    except Whole:
+        raise
     except Exception as error:  # code of the network may raise anything for symbolic tensors
         raise Whole(f"torch.fx cannot trace it: {' '.join(str(error).split())[:160]}") from error
-    with torch.no_grad():
-        return Translation(module.eval())
+    finally:
+        torch.set_rng_state(state)
+    return translation
+
+
+class _Tracer(fx.Tracer):
+    """Refuses what a graph of operations does not show: parts without gradients, or in another type."""
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            raise Whole("it computes a part without gradients, or by autocast in another type")
+        return super().create_proxy(*args, **kwargs)
+
+
+@contextmanager
+def _no_own_gradients() -> Iterator[None]:
+    """Within, this thread refuses any torch.autograd.Function: traced, it would be its forward pass alone."""
+    usual, thread = vars(torch.autograd.Function)["apply"], threading.get_ident()
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == thread:
+            raise Whole(f"it has gradients of its own: {cls.__name__}")
+        return usual.__get__(None, cls)(*args, **kwargs)
+
+    with _ONE_AT_A_TIME:
+        torch.autograd.Function.apply = classmethod(apply)
+        try:
+            yield
+        finally:
+            torch.autograd.Function.apply = usual
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _altered(module: nn.Module) -> bool:
+    """Whether this module computes, or gives gradients, otherwise than its class does."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks) or "forward" in vars(module)
 
 
 def _in_place(node: fx.Node, module: nn.Module | None) -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gkp.engine.graph import Translation
 
 
+IMAGES = 0  # the number of the value that the network is given
 MOST_POOLED = 16  # pixels of a side of a pool, because the position of a maximum is kept in a byte
 
 
@@ -124,7 +125,7 @@ def _normalise(divide: bool) -> Callable[..., Ref]:
         if divide and load is not None and load.mean is not None and load.std is None:
             load.std = values.reshape(-1)
             return t.alias(node, x)
-        if x.kind != "outside" or x.channels is not None:
+        if x.kind != "outside" or x.value != IMAGES or x.channels is not None:
             raise Unknown("arithmetic on a feature map")
         mean, std = (np.zeros(1), values.reshape(-1)) if divide else (values.reshape(-1), None)
         return t.add(node, "map", lambda output: Load([x.value], output, mean, std))
@@ -133,7 +134,7 @@ def _normalise(divide: bool) -> Callable[..., Ref]:
 
 
 def _select(t: Translation, node: fx.Node, x: Any, dim: Any, index: Any) -> Ref:
-    if not isinstance(x, Ref) or dim != 1 or not isinstance(index, Tensor) or x.kind == "vector":
+    if not isinstance(x, Ref) or dim not in (1, -3) or not isinstance(index, Tensor) or x.kind == "vector":
         raise Unknown("a selection along another dimension than channels")
     channels = index.detach().cpu().numpy().astype(np.int64)
     conv = t.open_conv(x)

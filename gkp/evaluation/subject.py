@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from gkp.data.dataset import Dataset
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput, ModelWarning
 from gkp.networks.wrappers import unwrapped
+from gkp.pruning.probe import copy_of
 
 _ASKED = 16  # images that a network is asked about before an evaluation
 
@@ -111,7 +111,7 @@ def on_device(model: nn.Module, device: str | torch.device | None) -> Iterator[n
         raise BadInput(f"device {str(device)!r} cannot be used ({reason}); leave it out for the network's own") from error
     if wanted.type == "meta":
         raise BadInput("device 'meta' holds no numbers; leave it out for the network's own")
-    yield model if wanted == here else copy.deepcopy(model).to(wanted)
+    yield model if wanted == here else copy_of(model).to(wanted)
 
 
 def indices_sha256(indices: np.ndarray) -> str:

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gkp.networks.classifier import Classifier, GlobalAvgPool
 from gkp.networks.wrappers import unwrapped
 from gkp.pruning.grouped import GroupedKernelConv2d
+from gkp.pruning.plan import replace_layers
 from gkp.pruning.probe import copy_of, image_for, send, undisturbed, without_norms
 from gkp.pruning.twin import PrunedModel
 from gkp.pruning.watched import in_mode
@@ -157,9 +158,13 @@ def latency(
 
 
 def _small(net: nn.Module) -> nn.Module:
-    """A copy of the network inside wrappers, compact if it is a masked twin."""
+    """A copy of the network inside wrappers, compact if it is a masked twin, or where it has one inside."""
     net = unwrapped(net)
-    return net.compact() if isinstance(net, PrunedModel) else copy_of(net)
+    if isinstance(net, PrunedModel):
+        return net.compact()
+    small = copy_of(net)
+    replace_layers(small, {name: part.compact() for name, part in small.named_modules() if isinstance(part, PrunedModel)})
+    return small
 
 
 _aten = torch.ops.aten

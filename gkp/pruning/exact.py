@@ -19,7 +19,7 @@ from torch.jit import ScriptModule
 
 from gkp.attacks.network import home
 from gkp.networks.classifier import Classifier
-from gkp.pruning.masks import unmasked
+from gkp.pruning.masks import MaskedLayer, unmasked
 from gkp.pruning.plan import Plan
 from gkp.pruning.probe import copy_of, reason_of, undisturbed
 from gkp.pruning.twin import PrunedModel
@@ -57,12 +57,15 @@ def difference(pruned: PrunedModel, shape: Sequence[int] | None) -> str:
                 except Exception as error:  # whatever cutting says of a foreign layer
                     return f"cannot be made small: {reason_of(error)}"
                 ordinary = [unmasked(twin.net)] if foreign else []  # type: ignore[arg-type]  # ours ask no layer for its type
+                before = _places(twin, *ordinary)
                 forms = [(twin, small, *ordinary)] if shape is not None else _layers(twin, small, pruned.plan)
                 for one, *others in forms:
                     images = torch.rand((n, *(shape or (_inputs(one), 33, 33))), dtype=dtype, device=device)
                     problem, reason = _compared(one, others, images, within=foreign and shape is not None)
                     if reason:
                         return reason
+                    if written := [name for name, place in _places(twin, *ordinary).items() if place != before[name]]:
+                        return f"its forward pass writes into {written[0]}, which a mask would not see"
                     if problem:
                         break
                 else:
@@ -241,6 +244,15 @@ def _shake(net: nn.Module) -> None:
             size = parameter.double().square().mean().sqrt().item()
             noise = torch.randn(parameter.shape, dtype=torch.float32).to(parameter)
             parameter.add_(noise, alpha=_NOISE * (size or 1.0))
+
+
+def _places(twin: nn.Module, *ordinary: nn.Module) -> dict[str, tuple[int, int]]:
+    """Where the parameters of pruned layers are in the unmasked network, and how often they were written to."""
+    masked = [name for name, module in twin.net.named_modules() if isinstance(module, MaskedLayer)]  # type: ignore[union-attr]
+    found = [
+        (f"{name}.{own}", p) for net in ordinary for name in masked for own, p in net.get_submodule(name).named_parameters()
+    ]
+    return {name: (parameter.data_ptr(), parameter._version) for name, parameter in found}
 
 
 def _layers(twin: nn.Module, small: nn.Module, plan: Plan) -> list[tuple[nn.Module, ...]]:

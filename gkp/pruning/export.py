@@ -14,7 +14,6 @@ n = 8 filter groups take, relative to the dense network, in medians of interleav
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import warnings
@@ -31,7 +30,7 @@ from gkp.errors import BadInput, need_extra
 from gkp.files import one_line, replace_file
 from gkp.networks.wrappers import unwrapped
 from gkp.pruning.masks import unmask
-from gkp.pruning.probe import find_input_shape
+from gkp.pruning.probe import copy_of, find_input_shape
 from gkp.pruning.watched import in_mode
 
 
@@ -59,7 +58,7 @@ def export(net: nn.Module, path: str | Path, *, input_shape: Sequence[int] | Non
     need_extra("onnx", "onnx", "onnxscript")
     if not isinstance(net, nn.Module):
         raise BadInput(f"export writes a torch.nn.Module, not {type(net).__name__}")
-    frozen = in_mode(unmask(copy.deepcopy(unwrapped(net)))).cpu()
+    frozen = in_mode(unmask(copy_of(unwrapped(net)))).cpu()
     dtypes = {tensor.dtype for tensor in (*frozen.parameters(), *frozen.buffers()) if tensor.is_floating_point()}
     if others := dtypes - {torch.float32}:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))

@@ -57,6 +57,8 @@ class GroupedSpec(Spec):
         problem = None
         if len(self.group_of_filter) != conv.out_channels:
             problem = f"has {conv.out_channels} filters, the plan {len(self.group_of_filter)}"
+        elif self.group_of_filter.min() < 0 or self.group_of_filter.max() >= self.groups:
+            problem = f"has {self.groups} filter groups by this plan, and filters of others"
         elif rest or not torch.equal(self.group_of_filter.bincount(minlength=self.groups), torch.full((self.groups,), size)):
             problem = "does not fall into equal filter groups by this plan"
         if problem:
@@ -144,7 +146,7 @@ class GroupedKernelConv2d(nn.Module):
         return conv
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.index_select(1, self.gather)).index_select(1, self.restore)
+        return self.conv(x.index_select(-3, self.gather)).index_select(-3, self.restore)  # of one image too, without a batch
 
 
 def _of_dense(name: str) -> property:

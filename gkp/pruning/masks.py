@@ -10,7 +10,6 @@ broadcasts of them leave the masks alone.
 
 from __future__ import annotations
 
-import copy
 import threading
 import weakref
 from collections import Counter
@@ -162,8 +161,10 @@ def _unmask(full: str, layer: Any) -> None:
 
 def unmasked(net: nn.Module) -> nn.Module:
     """`net` itself if it has no masked layers, or else an unmasked copy."""
+    from gkp.pruning.probe import copy_of  # late: it needs this module
+
     masked = any(isinstance(module, MaskedLayer) for module in net.modules())
-    return unmask(copy.deepcopy(net)) if masked else net
+    return unmask(copy_of(net)) if masked else net
 
 
 def layer_type(layer: nn.Module) -> type[nn.Module]:

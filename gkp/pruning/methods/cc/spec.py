@@ -85,4 +85,4 @@ class LowRankConv2d(nn.Module):
             last.bias.copy_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.expand(self.conv(x.index_select(1, self.gather)))
+        return self.expand(self.conv(x.index_select(-3, self.gather)))
