@@ -38,3 +38,10 @@ def need_extra(extra: str, *modules: str) -> None:
     """
     if missing := [module for module in modules if find_spec(module) is None]:
         raise BadInput(f'{", ".join(missing)} not installed; get what is missing with: pip install "gkp[{extra}]"')
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, SystemExit):
+        return f"it ends the program (exit {error.code})"
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -15,11 +15,11 @@ from torch.nn.utils import prune as torch_prune
 
 import gkp
 from gkp.errors import BadInput
+from gkp.networks.copies import copy_of
 from gkp.networks.wrappers import has_compiled
 from gkp.pruning.coupling import Couplings
 from gkp.pruning.masks import MaskedLayer
 from gkp.pruning.methods.cc import mean_gradients
-from gkp.pruning.probe import copy_of
 
 
 def twin_of(method, net=None):

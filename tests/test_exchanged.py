@@ -15,9 +15,9 @@ from torch.optim.swa_utils import AveragedModel
 
 import gkp
 from gkp.errors import BadInput, ModelWarning
+from gkp.networks.copies import copy_of
 from gkp.pruning.masks import MaskedLayer, unmasked
 from gkp.pruning.plan import pruned_part
-from gkp.pruning.probe import copy_of
 
 
 class Around(nn.Module):

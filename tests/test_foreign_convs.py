@@ -11,8 +11,8 @@ from torch.nn.utils import prune as torch_prune
 
 import gkp
 from gkp.errors import BadInput
+from gkp.networks.copies import copy_of
 from gkp.pruning.grouped import GroupedKernelConv2d, GroupedSpec
-from gkp.pruning.probe import copy_of
 from gkp.pruning.spec import not_own, not_plain
 
 

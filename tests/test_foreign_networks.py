@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 import gkp
 from gkp.errors import BadInput
+from gkp.networks.copies import copy_of
 from gkp.pruning.cost import cost
 from gkp.pruning.grouped import GroupedSpec
 from gkp.pruning.layers import choose_layers
-from gkp.pruning.probe import copy_of, find_input_shape, undisturbed
+from gkp.pruning.probe import find_input_shape, undisturbed
 from gkp.pruning.prune import prune
 
 

@@ -22,9 +22,9 @@ from gkp.engine.operations import Stock
 from gkp.engine.rules import IMAGES
 from gkp.errors import BadInput, ModelWarning, need_extra
 from gkp.networks.classifier import Classifier
+from gkp.networks.copies import copy_of
 from gkp.networks.wrappers import unwrapped
 from gkp.pruning.masks import unmasked
-from gkp.pruning.probe import copy_of
 
 INSTALL = 'pip install "gkp[fast]"'
 CLASSIFIER_NAMES = ("architecture", "mean", "std", "num_classes", "from_normalised")  # of gkp.networks.classifier.Classifier

@@ -15,8 +15,8 @@ from gkp.attacks.network import ALIKE, apart_from_others, images_home, logits_of
 from gkp.data.dataset import Dataset
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput, ModelWarning
+from gkp.networks.copies import copy_of
 from gkp.networks.wrappers import unwrapped
-from gkp.pruning.probe import copy_of
 
 _ASKED = 16  # images that a network is asked about before an evaluation
 

@@ -29,6 +29,7 @@ A `Plan` is applied in this order: `layers` (check) -> `cuts` (coupled channels)
 # Importing any module of this package registers every method, and every kind of spec that a saved network may hold.
 import gkp.pruning.methods
 import gkp.pruning.sr_gkp  # noqa: F401
+from gkp.networks.copies import shape_copy
 from gkp.pruning.blocks import BlockSpec, residual_blocks
 from gkp.pruning.coupling import Couplings, Cut
 from gkp.pruning.filters import FilterSpec
@@ -37,7 +38,7 @@ from gkp.pruning.methods.controls import scratch
 from gkp.pruning.methods.filter_method import FilterMethod
 from gkp.pruning.overlap import Overlap, overlap
 from gkp.pruning.plan import Plan, plan_of
-from gkp.pruning.probe import find_input_shape, shape_copy
+from gkp.pruning.probe import find_input_shape
 from gkp.pruning.prune import train_pruned
 from gkp.pruning.registry import MethodInfo, make_method, register
 from gkp.pruning.spec import Spec, conv_like, spec_kind

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from torch import nn
 
 from gkp.errors import BadInput
+from gkp.networks.copies import copy_of
 from gkp.pruning.cost import Cost, cost, count, macs_of_layers
 from gkp.pruning.coupling import Couplings
 from gkp.pruning.plan import Plan
-from gkp.pruning.probe import cheap_copy, copy_of, find_input_shape
+from gkp.pruning.probe import cheap_copy, find_input_shape
 
 TOLERANCE = 0.01  # of the budget: "the same MACs within 1 %"
 CLOSE = 0.001  # of the budget: close enough to stop

@@ -26,10 +26,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gkp.networks.classifier import Classifier, GlobalAvgPool
+from gkp.networks.copies import copy_of
 from gkp.networks.wrappers import unwrapped
 from gkp.pruning.grouped import GroupedKernelConv2d
 from gkp.pruning.plan import replace_layers
-from gkp.pruning.probe import copy_of, image_for, send, undisturbed, without_norms
+from gkp.pruning.probe import image_for, send, undisturbed, without_norms
 from gkp.pruning.twin import PrunedModel
 from gkp.pruning.watched import in_mode
 

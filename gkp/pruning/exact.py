@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 
 from gkp.attacks.network import home
+from gkp.errors import reason_of
 from gkp.networks.classifier import Classifier
+from gkp.networks.copies import copy_of
 from gkp.pruning.masks import MaskedLayer, unmasked
 from gkp.pruning.plan import Plan
-from gkp.pruning.probe import copy_of, reason_of, undisturbed
+from gkp.pruning.probe import undisturbed
 from gkp.pruning.twin import PrunedModel
 from gkp.pruning.watched import FAILURES, Turn, Watched, in_mode, turns
 

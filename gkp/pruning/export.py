@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from gkp.attacks.network import ordinary_tensors
 from gkp.errors import BadInput, need_extra
 from gkp.files import one_line, replace_file
+from gkp.networks.copies import copy_of
 from gkp.networks.wrappers import unwrapped
 from gkp.pruning.masks import unmask
-from gkp.pruning.probe import copy_of, find_input_shape
+from gkp.pruning.probe import find_input_shape
 from gkp.pruning.watched import in_mode
 
 

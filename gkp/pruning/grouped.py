@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
+from gkp.networks.copies import copy_of
 from gkp.pruning.masks import layer_type, unmask
-from gkp.pruning.probe import copy_of
 from gkp.pruning.spec import Spec, check_kept, conv_like, ints, spec_kind
 
 DENSE = ("out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")  # the same in the small convolution

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gkp.errors import BadInput
+from gkp.networks.copies import copy_of
 from gkp.networks.wrappers import unwrapped
 
 
@@ -161,8 +162,6 @@ def _unmask(full: str, layer: Any) -> None:
 
 def unmasked(net: nn.Module) -> nn.Module:
     """`net` itself if it has no masked layers, or else an unmasked copy."""
-    from gkp.pruning.probe import copy_of  # late: it needs this module
-
     masked = any(isinstance(module, MaskedLayer) for module in net.modules())
     return unmask(copy_of(net)) if masked else net
 

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
+from gkp.networks.copies import copy_of
 from gkp.networks.wrappers import take_off_compiled, unwrapped
 from gkp.pruning import coupling
 from gkp.pruning.coupling import Couplings, Cut
-from gkp.pruning.probe import copy_of
 from gkp.pruning.spec import Spec, not_own, spec_from_json
 
 

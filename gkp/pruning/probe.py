@@ -1,4 +1,4 @@
-"""Ask a network that is not ours: copies of it, on the meta device where that works, and images that it takes.
+"""Ask a network that is not ours: whether it passes, on a copy of its shapes where that works, and which images it takes.
 
 Nothing here changes the network, its stored activations or the global generators of random numbers.
 """
@@ -6,7 +6,6 @@ Nothing here changes the network, its stored activations or the global generator
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 import sys
 import time
@@ -16,13 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode
 
 from gkp.attacks.network import home, ordinary_tensors
-from gkp.errors import BadInput
+from gkp.errors import BadInput, reason_of
 from gkp.networks.build import INPUT_SIDE
 from gkp.networks.classifier import Classifier, convolutions
+from gkp.networks.copies import check_lazy, copy_of, shape_copy
 from gkp.networks.wrappers import has_compiled, take_off_compiled, unwrapped
 from gkp.pruning.arguments import checked_shape
 from gkp.pruning.masks import unmasked
@@ -32,48 +30,6 @@ from gkp.pruning.watched import FAILURES, Watched, in_mode
 SIDES = (32, 64, 224, 28, 96, 128, 299, 256, 384, 16, 48, 112, 160, 192, 240, 320, 448, 512)
 _CHANNELS = 8  # different numbers of image channels that are tried at most
 _SEARCH = 10.0  # seconds after which no further size is tried, of one kind of copy
-
-
-class _Copying(TorchFunctionMode):
-    """Within, copy.deepcopy takes tensors that hang on a graph too, detached; with a device, every tensor goes there."""
-
-    def __init__(self, device: str | None = None):
-        super().__init__()
-        self._device = device
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not Tensor.__deepcopy__:
-            return func(*args, **(kwargs or {}))
-        tensor, memo = args
-        if id(tensor) in memo:
-            return memo[id(tensor)]
-        if self._device is not None:
-            copied = torch.empty_like(tensor, device=self._device, requires_grad=False)
-        elif tensor.requires_grad and not tensor.is_leaf:
-            copied = tensor.detach().clone()
-        else:
-            return func(*args, **(kwargs or {}))
-        memo[id(tensor)] = copied
-        return copied
-
-
-def copy_of(net: nn.Module) -> nn.Module:
-    """A deep copy of `net`, also of one that keeps activations, with ordinary tensors also under `torch.inference_mode`.
-
-    Raises:
-        BadInput: Something in the network cannot be copied.
-    """
-    return _copied(net, {}, None)
-
-
-def shape_copy(net: nn.Module) -> nn.Module:
-    """A copy of `net` on the meta device: shapes without numbers, so that tracing and counting take milliseconds."""
-    check_lazy(net)
-    with torch.inference_mode(False):
-        memo: dict[int, Any] = {
-            id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in net.parameters()
-        }
-    return _copied(net, memo, "meta")
 
 
 def network_to_prune(net: nn.Module) -> nn.Module:
@@ -93,28 +49,6 @@ def network_to_prune(net: nn.Module) -> nn.Module:
         raise BadInput(f"{type(net).__name__} has weights on the meta device, without numbers; load a checkpoint first")
     net = unmasked(unwrapped(net))
     return take_off_compiled(copy_of(net)) if has_compiled(net) else net
-
-
-def check_lazy(net: nn.Module) -> None:
-    """Raise BadInput for a network with lazy layers, which have no weights yet."""
-    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
-        if is_lazy(tensor):
-            raise BadInput(f"{name} has no shape before a first batch has passed through {type(net).__name__}; send it one")
-
-
-def _copied(net: nn.Module, memo: dict[int, Any], device: str | None) -> nn.Module:
-    check_lazy(net)
-    try:
-        with torch.inference_mode(False), _Copying(device):
-            copied = copy.deepcopy(net, memo)
-    except Exception as error:  # whatever a foreign attribute says to being copied
-        raise BadInput(
-            f"cannot copy this {type(net).__name__}: {reason_of(error)}; take out of it what copy.deepcopy refuses"
-        ) from error
-    for parameter in copied.parameters():
-        if not parameter.is_leaf:  # those of scripted parts come as results of a clone
-            parameter.detach_().requires_grad_()
-    return copied
 
 
 def cheap_copy(net: nn.Module, shape: Sequence[int]) -> nn.Module:
@@ -259,10 +193,3 @@ def settled() -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
-
-
-def reason_of(error: BaseException) -> str:
-    """What went wrong, in one line."""
-    if isinstance(error, SystemExit):
-        return f"it ends the program (exit {error.code})"
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -18,6 +18,7 @@ from torch import nn
 from gkp.data.dataset import Dataset, check_fit
 from gkp.errors import BadInput
 from gkp.networks.classifier import eval_mode
+from gkp.networks.copies import copy_of
 from gkp.networks.wrappers import unwrapped
 from gkp.pruning.arguments import check_arguments, checked_layers, checked_shape
 from gkp.pruning.budget import TOLERANCE, check_budget, grouped_kernel_macs
@@ -26,7 +27,7 @@ from gkp.pruning.cost import cost
 from gkp.pruning.exact import TIME_LIMIT, difference, sound_layers
 from gkp.pruning.layers import Chosen, Kinds, Layers, choose_block_layers, choose_filter_layers, choose_layers, whole_kernels
 from gkp.pruning.plan import Plan, pruned_part
-from gkp.pruning.probe import copy_of, find_input_shape, known_shape, network_to_prune, settled
+from gkp.pruning.probe import find_input_shape, known_shape, network_to_prune, settled
 from gkp.pruning.registry import MethodInfo, make_method, method_info
 from gkp.pruning.twin import PrunedModel
 from gkp.training.callback import Callback

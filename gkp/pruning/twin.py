@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from gkp.errors import BadInput, ModelWarning
+from gkp.networks.copies import copy_of
 from gkp.networks.wrappers import take_off_compiled, unwrapped
 from gkp.pruning import masks
 from gkp.pruning.grouped import GroupedKernelConv2d, GroupedSpec
 from gkp.pruning.plan import Plan, plan_of, replace_layers
-from gkp.pruning.probe import copy_of, settled
+from gkp.pruning.probe import settled
 from gkp.pruning.spec import Spec
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from gkp.errors import BadInput
 from gkp.networks.build import initialised
 from gkp.networks.classifier import Classifier
+from gkp.networks.copies import copy_of
 from gkp.pruning.methods.filter_method import FilterMethod
 from gkp.pruning.plan import Plan
-from gkp.pruning.probe import copy_of
 from gkp.pruning.registry import make_method, method_info, register
 from gkp.pruning.twin import PrunedModel
 

@@ -19,13 +19,14 @@ from torch.nn import functional as F
 
 from gkp.data.dataset import Dataset
 from gkp.errors import BadInput
+from gkp.networks.copies import copy_of
 from gkp.pruning.cost import macs_of_layers
 from gkp.pruning.methods.cc.rates import exponential, savings
 from gkp.pruning.methods.cc.sensitivity import STEP, Removal, channel_sensitivity, rank_sensitivity, redundancy_curve
 from gkp.pruning.methods.cc.spec import LowRankConv2d, LowRankSpec
 from gkp.pruning.methods.filter_method import Budgeted
 from gkp.pruning.plan import Plan
-from gkp.pruning.probe import copy_of, find_input_shape
+from gkp.pruning.probe import find_input_shape
 from gkp.pruning.registry import register
 from gkp.pruning.watched import in_mode
 

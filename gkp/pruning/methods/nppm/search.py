@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from gkp.data.augmentation import augmented_batches
 from gkp.data.dataset import Dataset
 from gkp.networks.classifier import convolutions
+from gkp.networks.copies import copy_of
 from gkp.pruning.methods.image_method import norm_or_conv
 from gkp.pruning.methods.nppm.gates import Work, combined, draw, excess, gumbel, hard
 from gkp.pruning.methods.nppm.predictor import Memory, Predictor
-from gkp.pruning.probe import copy_of
 from gkp.pruning.watched import in_mode
 from gkp.training.callback import Callback
 from gkp.training.checkpoint import Keeper

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from gkp.errors import BadInput
 from gkp.networks.classifier import convolutions
+from gkp.networks.copies import copy_of
 from gkp.pruning.coupling import Couplings
 from gkp.pruning.filters import FilterSpec
 from gkp.pruning.plan import Plan
-from gkp.pruning.probe import copy_of, find_input_shape, undisturbed
+from gkp.pruning.probe import find_input_shape, undisturbed
 from gkp.pruning.twin import PrunedModel
 from gkp.pruning.watched import in_mode
 

@@ -1,0 +1,80 @@
+"""Copies of a network that is not ours: of one that keeps activations too, or of its shapes alone.
+
+Neither the network nor its stored activations change.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+
+from gkp.errors import BadInput, reason_of
+
+
+def copy_of(net: nn.Module) -> nn.Module:
+    """A deep copy of `net`, also of one that keeps activations, with ordinary tensors also under `torch.inference_mode`.
+
+    Raises:
+        BadInput: Something in the network cannot be copied.
+    """
+    return _copied(net, {}, None)
+
+
+def shape_copy(net: nn.Module) -> nn.Module:
+    """A copy of `net` on the meta device: shapes without numbers, so that tracing and counting take milliseconds."""
+    check_lazy(net)
+    with torch.inference_mode(False):
+        memo: dict[int, Any] = {
+            id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in net.parameters()
+        }
+    return _copied(net, memo, "meta")
+
+
+def check_lazy(net: nn.Module) -> None:
+    """Raise BadInput for a network with lazy layers, which have no weights yet."""
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if is_lazy(tensor):
+            raise BadInput(f"{name} has no shape before a first batch has passed through {type(net).__name__}; send it one")
+
+
+def _copied(net: nn.Module, memo: dict[int, Any], device: str | None) -> nn.Module:
+    check_lazy(net)
+    try:
+        with torch.inference_mode(False), _Copying(device):
+            copied = copy.deepcopy(net, memo)
+    except Exception as error:  # whatever a foreign attribute says to being copied
+        raise BadInput(
+            f"cannot copy this {type(net).__name__}: {reason_of(error)}; take out of it what copy.deepcopy refuses"
+        ) from error
+    for parameter in copied.parameters():
+        if not parameter.is_leaf:  # those of scripted parts come as results of a clone
+            parameter.detach_().requires_grad_()
+    return copied
+
+
+class _Copying(TorchFunctionMode):
+    """Within, copy.deepcopy takes tensors that hang on a graph too, detached; with a device, every tensor goes there."""
+
+    def __init__(self, device: str | None = None):
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) in memo:
+            return memo[id(tensor)]
+        if self._device is not None:
+            copied = torch.empty_like(tensor, device=self._device, requires_grad=False)
+        elif tensor.requires_grad and not tensor.is_leaf:
+            copied = tensor.detach().clone()
+        else:
+            return func(*args, **(kwargs or {}))
+        memo[id(tensor)] = copied
+        return copied
