@@ -25,6 +25,7 @@ from gkp.artifact.results import (
     evaluations,
     mean_right,
     net_seed,
+    of_one_budget,
     outcomes_of,
     row_name,
     trained_for_robustness,
@@ -47,16 +48,23 @@ class Scores:
         part: The role of the evaluations, as in `gkp.artifact.results.plays`.
         keys: The attacks whose accuracies are averaged.
         rows: `row_name` -> seed -> shares (N,) in [0, 1], all of the same images.
+        of_sizes: Rows whose seeds removed so different parts that their networks are of different sizes.
     """
 
     part: str
     keys: tuple[str, ...]
     rows: Mapping[str, Mapping[int, np.ndarray]]
+    of_sizes: frozenset[str] = frozenset()
 
     @cached_property
     def spread(self) -> Spread:
-        """The spread of an accuracy over seeds, pooled over all methods with several seeds."""
-        return Spread.pooled([list(seeds.values()) for seeds in self.rows.values()])
+        """The spread of an accuracy over seeds, pooled over all methods with several seeds but those of several sizes."""
+        return Spread.pooled([list(seeds.values()) for row, seeds in self.rows.items() if row not in self.of_sizes])
+
+    def spread_of(self, *rows: str) -> Spread:
+        """The spread for these rows: the pooled one, or that of one of them which is of several sizes and has a wider one."""
+        own = [Spread.pooled([list(self.rows[row].values())]) for row in rows if row in self.of_sizes]
+        return max([self.spread, *own], key=lambda spread: spread.half_width(1))
 
     @property
     def pruned(self) -> list[str]:
@@ -68,12 +76,12 @@ class Scores:
         images = list(self.rows[row].values())
         mean = np.mean(images, axis=0)
         of_images = quantile() * float(mean.std(ddof=1)) / len(mean) ** 0.5 if len(mean) > 1 else 1.0
-        half, value = np.hypot(of_images, self.spread.half_width(1 / len(images))), float(mean.mean())
+        half, value = np.hypot(of_images, self.spread_of(row).half_width(1 / len(images))), float(mean.mean())
         return Estimate(value, max(0.0, value - half), min(1.0, value + half), len(mean), len(images))
 
     def minus(self, row: str, other: str) -> Estimate:
         """The accuracy of a row minus that of another one, a fraction, with its interval."""
-        return difference(list(self.rows[row].values()), list(self.rows[other].values()), spread=self.spread)
+        return difference(list(self.rows[row].values()), list(self.rows[other].values()), spread=self.spread_of(row, other))
 
     def differences(self, other: str) -> tuple[dict[str, Estimate], dict[str, float]]:
         """Row -> its difference to another row, and row -> p after Holm's correction over all of them."""
@@ -101,6 +109,7 @@ def scores(
         wanted: Which evaluations are taken; None for `is_tuned`.
     """
     rows: dict[str, dict[int, np.ndarray]] = {}
+    macs: dict[str, list[int]] = {}
     images: np.ndarray | None = None
     for one in evaluations(results, part):
         if not (wanted or is_tuned)(one):
@@ -112,7 +121,9 @@ def scores(
         images = out.indices if images is None else images
         if np.array_equal(out.indices, images):
             rows.setdefault(row_name(one.net), {})[net_seed(one.net)] = right
-    return Scores(part, tuple(keys), rows)
+            macs.setdefault(row_name(one.net), []).extend([one.network["paper_macs"]] if one.network else [])
+    of_sizes = frozenset(row for row, found in macs.items() if found and not of_one_budget(found))
+    return Scores(part, tuple(keys), rows, of_sizes)
 
 
 def is_tuned(one: Evaluation) -> bool:

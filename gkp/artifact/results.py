@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,7 @@ from gkp.pruning.registry import methods
 STRONG = "strong"  # the role of all evaluations under given attacks: cascades, AutoAttack
 BASELINE, CONTINUED = "unpruned", "unpruned, fine-tuned"  # the network that methods start from; the same with their fine-tuning
 SR = "sr-gkp"  # the method of the paper
+SAME_MACS = 0.01  # a relative difference up to which multiply-accumulates count as equal
 ROBUST = "adversarially trained"  # the mark of methods that train on adversarial images
 
 
@@ -63,6 +64,11 @@ class Evaluation:
         for attack, value in self.result["accuracy"].items():
             low, high = self.result["interval"][attack]
             yield {"attack": attack, "accuracy": value, "low": low, "high": high}
+
+
+def of_one_budget(macs: Collection[int]) -> bool:
+    """Whether all of these multiply-accumulates, by the paper's counter, are within 1 % of one budget."""
+    return max(macs) <= (1 + 2 * SAME_MACS) * min(macs)
 
 
 def plays(cell: Cell, part: str) -> bool:

@@ -141,10 +141,17 @@ def paired_interval(
 
 @dataclass(frozen=True)
 class Spread:
-    """Standard deviation of an accuracy over training seeds, pooled over methods, with its degrees of freedom."""
+    """Standard deviation of an accuracy over training seeds, pooled over methods, with its degrees of freedom.
+
+    Attributes:
+        sd: A fraction.
+        df: 0 where no method has several seeds, so that the spread is not known.
+        of: The architecture that it was measured on, where that is another than the one in question.
+    """
 
     sd: float = 0.0
     df: int = 0
+    of: str = ""
 
     @classmethod
     def pooled(cls, groups: Sequence[Sequence[float | np.ndarray]]) -> Spread:
@@ -232,11 +239,10 @@ def judge(estimate: Estimate, *, margin: float | None = None) -> bool | None:
         estimate: The difference, as fractions.
         margin: None for the claim "more": it holds when the interval lies above 0 and fails when it lies below. With a margin
             the claim is "not worse by more than that": it holds when the interval lies above -margin, and fails when it lies
-            below 0.
+            below.
     """
-    if estimate.low > (0.0 if margin is None else -margin):
-        return True
-    return False if estimate.high < 0 else None
+    least = 0.0 if margin is None else -margin
+    return True if estimate.low > least else False if estimate.high < least else None
 
 
 # --- what another number explains -----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from gkp.artifact.claims.gpu_hours import SETTINGS
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.published import ARCHITECTURES
-from gkp.artifact.results import mean_right, outcomes_of
+from gkp.artifact.results import mean_right, of_one_budget, outcomes_of
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import Spread
@@ -123,14 +123,16 @@ class Case:
         except BadInput as error:
             raise NotRun(f"{net.label} of {self.model} was {error}") from None
 
-    def spread(self, part: str, keys: Sequence[str]) -> Spread:
+    def spread(self, part: str, keys: Sequence[str], *, borrowed: bool = False) -> Spread:
         """The spread over seeds of an accuracy of this architecture.
 
         It is pooled over all methods with several seeds and over all lengths of fine-tuning, because long ones have one seed.
+        A method whose seeds remove so different parts that their networks are of different sizes is left out.
 
         Args:
             part: The evaluations, as in `gkp.artifact.results.plays`.
             keys: The attacks whose accuracies are averaged.
+            borrowed: Whether an architecture with one seed of everything takes the spread of the one with most seeds.
         """
         at = (self.model, part, "+".join(keys))
         if at not in self._spreads:
@@ -139,9 +141,17 @@ class Case:
                 case = self.at(self.model, self.same, index)
                 for net in index.methods(self.model):
                     with suppress(NotRun):
-                        groups.append(case.rows(net, part, keys))
+                        if of_one_budget([network["paper_macs"] for network in case.finished(net).values()]):
+                            groups.append(case.rows(net, part, keys))
             self._spreads[at] = Spread.pooled(groups)
-        return self._spreads[at]
+        own = self._spreads[at]
+        if own.df or not borrowed:
+            return own
+        others = {
+            model: self.at(model).spread(part, keys) for model in (self.whole or self.index).models if model != self.model
+        }
+        model = max(others, key=lambda name: others[name].df, default=None)
+        return replace(others[model], of=NAMES.get(model, model)) if model and others[model].df else own
 
     def epochs(self) -> int:
         """The longest fine-tuning of this architecture here, in epochs; 0 where there is none."""

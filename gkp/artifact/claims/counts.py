@@ -9,6 +9,7 @@ import math
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -216,18 +217,25 @@ def accelerates(case: Case, *, form: str, engine: str) -> Decision:
 
 @rule(COST, lambda index, model, **_: index.seeds([TMI, SR], model))
 def pruning_cheaper(case: Case, *, more_than: float) -> Decision:
-    """TMI-GKP takes more than `more_than` times as long to prune as SR-GKP."""
+    """TMI-GKP takes more than `more_than` times as long to prune as SR-GKP, whichever of their measured times are compared.
+
+    The networks were pruned on machines of several kinds, so it holds when the fastest of one side and the slowest of the
+    other say so.
+    """
     seconds = {}
     for net in (TMI, SR):
         took = [result.run.get("prune_seconds") for result in case.finished(net).values()]
-        if not (known := [float(t) for t in took if t]):
+        if not (known := sorted(float(t) for t in took if t)):
             raise NotRun(f"the seconds of pruning by {net.label} were not recorded")
-        seconds[net] = min(known)
-    ratio = seconds[TMI] / seconds[SR]
-    verdict = HOLDS if ratio > more_than else FAILS
-    reason = f"TMI-GKP {seconds[TMI]:.3g} s, SR-GKP {seconds[SR]:.3g} s, each in a cell of its own"
-    ours = f"{ratio:,.0f} times" if ratio > 10 else f"{ratio:.1f} times"
-    return Decision(verdict, ours, reason, 1, 1, "none: one measurement each", ratio, setting=case.network())
+        seconds[net] = known
+    theirs, ours = seconds[TMI], seconds[SR]
+    low, middle, high = theirs[0] / ours[-1], float(np.median(theirs) / np.median(ours)), theirs[-1] / ours[0]
+    verdict = HOLDS if low > more_than else FAILS if high < more_than else UNDECIDED
+    ranges = (f"{net.label} {times[0]:.3g} to {times[-1]:.3g} s" for net, times in seconds.items())
+    reason = f"{', '.join(ranges)}, each in a cell of its own, on machines of several kinds"
+    n = min(len(theirs), len(ours))
+    interval = f"[{low:.1f}, {high:.1f}] over all pairs of measurements"
+    return Decision(verdict, f"{middle:.0f} times", reason, n, n, interval, middle, low, high, setting=case.network())
 
 
 @rule(TREND, board=EXACTNESS)
@@ -252,7 +260,8 @@ def checklist_agrees(case: Case, *, but_for: tuple[str, ...] = ()) -> Decision:
     missing = [f"not implemented here: {', '.join(absent)}"] if absent else []
     reason = "; ".join([*missing, *of_type, f"{adapted} of {len(here)} adapted, see `gkp methods`"])
     ours = f"{len(here)} of {len(printed)} implemented, {len(here) - len(other_type)} of the same type"
-    return Decision(verdict, ours, reason, len(printed), 1, COUNTED, len(here) / len(printed), low, high)
+    share = (len(here) - len(other_type)) / len(here)
+    return Decision(verdict, ours, reason, len(printed), 1, COUNTED, share, low, high)
 
 
 @cache

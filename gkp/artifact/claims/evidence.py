@@ -176,6 +176,11 @@ class Index:
             self._shorter[model, epochs] = Index(tuple(kept))
         return self._shorter[model, epochs]
 
+    @property
+    def models(self) -> list[str]:
+        """The architectures of which pruned networks are in the profile."""
+        return list(self._pruned)
+
     def tuned(self, model: str) -> PruneCell | None:
         """A network of this architecture with the longest fine-tuning; None where none is fine-tuned."""
         return next(reversed(self._pruned.get(model, ())), None)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, t
 
 from gkp.artifact.claims.case import Case
 from gkp.artifact.claims.decision import TREND, Decision, NotRun, rule
@@ -60,7 +60,7 @@ def pixels_leave_accuracy(case: Case, *, net: Net, key: str, above: float) -> De
     found = Estimate(pixel.accuracy()[key], *pixel.interval()[key], pixel.n, 1)
     holds = True if found.low > above else False if found.high < above else None
     ours = f"{100 * paper.accuracy()[key]:.1f} % in normalised units, {100 * found.value:.1f} % in pixels"
-    detail = f"{net.label}; 8/255 in normalised units is about 1.6/255 in pixels"
+    detail = f"{net.label}; 8/255 in normalised units is about 1.6/255 in pixels, of which three steps of 2/255 reach 1.2/255"
     setting = f"{case.network()}, unpruned" if net == BASELINE else ""
     return conclude(case, holds, detail, ours=ours, estimate=found, interval=f"{found.interval} in pixels", setting=setting)
 
@@ -103,7 +103,9 @@ def _logged(index: Index, model: str, **_: Any) -> list[Cell]:
 
 @rule(TREND, _logged)
 def best_epoch_near_last(case: Case, *, keys: Keys, margin: float) -> Decision:
-    """The best epoch on the test set is at most `margin` more accurate than the last one, as a mean over networks.
+    """The best epoch on the test set is at most `margin` more accurate than the last one, as a mean over methods.
+
+    Networks of one method are not independent, so each method counts once, with the mean of its networks.
 
     Args:
         case: The evidence.
@@ -111,17 +113,22 @@ def best_epoch_near_last(case: Case, *, keys: Keys, margin: float) -> Decision:
         margin: A fraction.
     """
     results = case.those_of(_logged(case.index, case.model))
-    logs = [pd.DataFrame(result["epochs"]) for result in results]
-    logs = [log for log in logs if len(log) > 1 and set(keys) <= set(log)]
-    if len(logs) < 3:
-        raise NotRun(f"only {len(logs)} networks of {case.model} have their epochs scored on the test set")
-    gains = np.array([[log[key].max() - log[key].iloc[-1] for key in keys] for log in logs]).mean(axis=1)
-    mean, half = float(gains.mean()), 1.96 * float(gains.std(ddof=1)) / len(gains) ** 0.5
+    of_method: dict[str, list[float]] = {}
+    for result in results:
+        log = pd.DataFrame(result["epochs"])
+        if len(log) > 1 and set(keys) <= set(log):
+            gain = float(np.mean([log[key].max() - log[key].iloc[-1] for key in keys]))
+            of_method.setdefault(getattr(result.cell, "method", ""), []).append(gain)
+    if len(of_method) < 3:
+        raise NotRun(f"only {len(of_method)} methods on {case.model} have their epochs scored on the test set")
+    gains, networks = np.array([np.mean(found) for found in of_method.values()]), sum(map(len, of_method.values()))
+    mean, half = float(gains.mean()), float(t.ppf((1 + LEVEL) / 2, len(gains) - 1) * gains.std(ddof=1)) / len(gains) ** 0.5
     holds = False if mean - half > margin else True if mean + half <= margin else None
     images = min(getattr(result.cell, "log_examples", 0) for result in results)
-    detail = f"best minus last epoch, mean of (a), (b), (c), over {len(gains)} networks, {images} test images"
+    detail = f"best minus last epoch, mean of (a), (b), (c), over {len(gains)} methods, {networks} networks, {images} images"
     interval = f"[{100 * (mean - half):.2f}, {100 * (mean + half):.2f}]"
-    return conclude(case, holds, detail, ours=f"{100 * mean:+.2f} points", interval=interval, n=images, seeds=len(gains))
+    seeds = max(map(len, of_method.values()))
+    return conclude(case, holds, detail, ours=f"{100 * mean:+.2f} points", interval=interval, n=images, seeds=seeds)
 
 
 @rule(TREND, lambda index, model, *, net, **_: index.measured([net], ["autoattack"], model))
@@ -137,6 +144,6 @@ def survives_autoattack(case: Case, *, net: Net, above: float) -> Decision:
     (key,) = (spec.key for spec in out.attacks)
     right = int((out.right[0] & out.rows()[key]).sum())
     found = Estimate(right / out.n, *wilson(right, out.n, LEVEL), out.n, 1)
-    holds = True if found.low > above else False if found.value <= above else None
+    holds = True if found.low > above else False if found.high < above else None
     detail = f"{key} in pixel space, without attack and under it"
     return conclude(case, holds, detail, ours=f"{100 * found.value:.1f} %", estimate=found)

@@ -5,7 +5,7 @@ They compare networks of one profile, image by image, that have the same multipl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -29,10 +29,10 @@ from gkp.artifact.claims.evidence import SR, Index, Keys, Net
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.groups import RATE, UNPRUNED
 from gkp.artifact.published import gain, names_here
+from gkp.artifact.results import SAME_MACS, of_one_budget
 from gkp.errors import BadInput
-from gkp.evaluation.statistics import Estimate, difference, holm, judge
+from gkp.evaluation.statistics import Estimate, Spread, difference, holm, judge
 
-SAME_MACS = 0.01  # a relative difference up to which MACs count as equal
 SAME_ACCURACY = 0.01  # differences within a point count as none; where the paper states a smaller one, half of that
 SURE = 0.05  # the level of significance
 FEWEST = 3  # the smallest number of other methods for a rank
@@ -89,8 +89,10 @@ class Contrast:
         small = self.reported is not None and abs(self.reported) < SAME_ACCURACY
         return abs(self.reported or 0) / 2 if small else SAME_ACCURACY
 
-    def verdict(self, estimate: Estimate, tests: int) -> str:
-        """The verdict on one of `tests` differences that are judged together."""
+    def verdict(self, estimate: Estimate, tests: int, *, known: bool = True) -> str:
+        """The verdict on one of `tests` differences that are judged together; `known`: whether their spread over seeds is."""
+        if not known:
+            return UNDECIDED
         if (holds := judge(estimate, margin=self.margin)) is not None:
             return HOLDS if holds else FAILS
         none = self.margin is None and estimate.equivalence_p(self.equal_within, tests) < SURE
@@ -103,8 +105,19 @@ class Contrast:
         more, less = ([row for rows in side for row in rows] for side in sides)
         if self.equal_macs:
             check_macs(case, (*self.more, *self.less))
-        spread = case.spread(self.part, self.keys)
-        return difference(more, less, spread=spread, tests=tests, seeds=seeds)
+        if len(self.more) == len(self.less) == 1 and (n := self._one_network(case)):
+            return Estimate(0.0, 0.0, 0.0, len(more[0]), n)
+        return difference(more, less, spread=self.spread(case), tests=tests, seeds=seeds)
+
+    def spread(self, case: Case) -> Spread:
+        """The spread over seeds that its interval rests on."""
+        return case.spread(self.part, self.keys, borrowed=True)
+
+    def _one_network(self, case: Case) -> int:
+        """The number of seeds for which both sides have the same outcomes under every attack, if those are all they share."""
+        ours, theirs = (case.outcomes(nets[0], self.part) for nets in (self.more, self.less))
+        shared = [seed for seed in ours if seed in theirs]
+        return len(shared) if all(np.array_equal(ours[seed].right, theirs[seed].right) for seed in shared) else 0
 
 
 def _compared(index: Index, model: str, *, contrasts: Sequence[Contrast]) -> list[Cell]:
@@ -120,11 +133,15 @@ def contrasts(case: Case, *, contrasts: tuple[Contrast, ...]) -> Decision:
     """One or several differences: the claim holds when all of them do."""
     found = [part.estimate(case, len(contrasts)) for part in contrasts]
     pairs = list(zip(contrasts, found, strict=True))
-    states = [part.verdict(est, len(contrasts)) for part, est in pairs]
+    spreads = [part.spread(case) for part in contrasts]
+    states = [
+        part.verdict(est, len(contrasts), known=spread.df > 0) for (part, est), spread in zip(pairs, spreads, strict=True)
+    ]
+    told = [f"{part.name}: {_says(state, est, part)}" for (part, est), state in zip(pairs, states, strict=True)]
     return conclude(
         case,
         together(states),
-        "; ".join(f"{part.name}: {_says(state, est, part)}" for (part, est), state in zip(pairs, states, strict=True)),
+        "; ".join([*told, *_of_seeds(spreads)]),
         ours="; ".join(f"{part.name}: {100 * est.value:+.1f} points" for part, est in pairs),
         interval="; ".join(est.interval for est in found),
         estimate=found[0],
@@ -164,6 +181,14 @@ def conclude(
     return Decision(word, ours, detail, setting=setting or case.setting() + seeded, **facts)
 
 
+def _of_seeds(spreads: Sequence[Spread]) -> list[str]:
+    """What is to be said of intervals whose spread over seeds is that of another architecture, or not known."""
+    if any(not spread.df for spread in spreads):
+        return ["one training each and no spread over trainings is known, so the intervals are of the images alone"]
+    of = sorted({spread.of for spread in spreads if spread.of})
+    return [f"one training each, taken to spread as those of {', '.join(of)}"] if of else []
+
+
 def together(parts: Sequence[str]) -> str:
     """Combine the verdicts on the parts of a claim.
 
@@ -185,8 +210,8 @@ def _with_rivals(index: Index, model: str, *, against: tuple[Net, ...], rate: fl
 def best_or_second(case: Case, *, against: tuple[Net, ...], keys: Keys, rate: float = RATE) -> Decision:
     """SR-GKP is best or second best in each column among the networks at this rate and budget.
 
-    It holds when at most one of the others is more accurate in each column, and fails when two or more are significantly
-    better.
+    It holds when in each column at most one of the others can be more accurate, by the intervals, and fails when two or more
+    are significantly.
 
     Args:
         case: The evidence.
@@ -196,24 +221,26 @@ def best_or_second(case: Case, *, against: tuple[Net, ...], keys: Keys, rate: fl
     """
     who = SR.at(rate)
     finished = case.available([net.at(rate) for net in against], "paper")
-    rivals = [net for net in finished if _equal([_macs(case, who), _macs(case, net)])]
+    rivals = [net for net in finished if of_one_budget([_macs(case, who), _macs(case, net)])]
     if len(rivals) < FEWEST:
         raise NotRun(f"only {len(rivals)} of the methods to compare with are finished on {case.model}")
     states: list[str] = []
     told, places, seeds, n = [], [], [], 0
-    for key in keys:
-        own, spread = case.rows(who, "paper", [key]), case.spread("paper", [key])
+    spreads = [case.spread("paper", [key], borrowed=True) for key in keys]
+    for key, spread in zip(keys, spreads, strict=True):
+        own = case.rows(who, "paper", [key])
         gaps = {net: difference(case.rows(net, "paper", [key]), own, spread=spread, tests=len(rivals)) for net in rivals}
         ahead = sum(gap.value > 0 for gap in gaps.values())
         better = [net.label for net, gap in gaps.items() if gap.low > 0]
-        states.append(FAILS if len(better) > 1 else HOLDS if ahead < 2 else UNDECIDED)
+        sure = HOLDS if sum(gap.high > 0 for gap in gaps.values()) < 2 else FAILS if len(better) > 1 else UNDECIDED
+        states.append(sure if spread.df else UNDECIDED)
         beaten = f", significantly behind {', '.join(better)}" if better else ""
         places.append(f"{key}: rank {ahead + 1} of {len(rivals) + 1}")
         told.append(f"{places[-1]} with {100 * np.mean(own):.1f} %{beaten}")
         seeds.append(min(gap.seeds for gap in gaps.values()))
         n = len(own[0])
     interval = f"95 % for all {len(rivals)} comparisons of a column"
-    ours, detail = "; ".join(places), "; ".join(told)
+    ours, detail = "; ".join(places), "; ".join([*told, *_of_seeds(spreads)])
     return conclude(case, together(states), detail, ours=ours, interval=interval, n=n, seeds=min(seeds))
 
 
@@ -236,21 +263,23 @@ def equal_but_fragile(case: Case, *, keys: Keys, part: str = "paper", close: flo
     pairs = [(a, b, key) for a, b in combinations(nets, 2) if abs(clean[a] - clean[b]) <= close for key in keys]
     if not pairs:
         raise NotRun(f"no two of {len(nets)} networks are within {100 * close:.0f} point of each other without attack")
-    gaps = []
+    gaps, spreads = [], {key: case.spread(part, [key], borrowed=True) for key in keys}
     for a, b, key in pairs:
         rows = {net: case.rows(net, part, [key]) for net in (a, b)}
         if np.mean(rows[a]) < np.mean(rows[b]):
             a, b = b, a
-        gaps.append((difference(rows[a], rows[b], spread=case.spread(part, [key]), tests=len(pairs)), a, b, key))
+        gaps.append((difference(rows[a], rows[b], spread=spreads[key], tests=len(pairs)), a, b, key))
     sure = [gap for gap, p in zip(gaps, _holm([gap for gap, *_ in gaps]), strict=True) if p < 0.05]
     largest = max(gaps, key=lambda gap: gap[0].value)
-    est, a, b, key = max(sure or gaps, key=lambda gap: gap[0].value)
-    holds = True if sure and est.value >= apart else False if largest[0].high < apart else None
+    est, a, b, key = max(sure or gaps, key=lambda gap: gap[0].low)
+    known = all(spread.df for spread in spreads.values())
+    holds = None if not known else True if sure and est.low >= apart else False if largest[0].high < apart else None
     detail = (
         f"{a.label} and {b.label}, {100 * clean[a]:.1f} and {100 * clean[b]:.1f} % without attack, are "
-        f"{100 * est.value:.1f} points apart under {key}; {len(sure)} of {len(pairs)} pairs of equal benign accuracy "
-        "differ significantly under an attack (Holm)"
+        f"{est.text} points apart under {key}; {len(sure)} of {len(pairs)} comparisons under an attack of two of {len(nets)} "
+        "networks of equal benign accuracy are significant (Holm)"
     )
+    detail = "; ".join([detail, *_of_seeds(list(spreads.values()))])
     return conclude(case, holds, detail, ours=f"{100 * est.value:.1f} points", estimate=est)
 
 
@@ -269,18 +298,13 @@ def _of_one_budget(case: Case, nets: Sequence[Net]) -> list[Net]:
 def check_macs(case: Case, nets: Sequence[Net]) -> None:
     """Raise NotRun unless all these networks have the same multiply-accumulates, by the paper's counter, within 1 %."""
     macs = {net.label: _macs(case, net) for net in nets}
-    if not _equal(macs.values()):
+    if not of_one_budget(macs.values()):
         low, high = min(macs, key=lambda name: macs[name]), max(macs, key=lambda name: macs[name])
         raise NotRun(f"{high} has {macs[high]:,} MACs and {low} {macs[low]:,}: not the same budget, so no order is claimed")
 
 
 def _macs(case: Case, net: Net) -> int:
     return case.first(net)["paper_macs"]
-
-
-def _equal(macs: Collection[int]) -> bool:
-    """Whether all of these are within 1 % of one budget."""
-    return max(macs) <= (1 + 2 * SAME_MACS) * min(macs)
 
 
 def _says(state: str, est: Estimate, part: Contrast) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -183,11 +184,25 @@ def decide(claim: Claim, case: Case) -> tuple[Decision, list[Cell]]:
             continue
         index, cells = (complete[:1] or measured[-1:] or [(case.index, [])])[0]
         try:
-            return _stamped(claim.decide(case.at(model, claim.same, index)), claim, case), cells
+            decision = claim.decide(case.at(model, claim.same, index))
         except NotRun as missing:
             found.append((_not_run(claim, case, cells, str(missing)), cells))
+            continue
+        if decision.verdict == UNDECIDED:
+            shorter = [case.at(model, claim.same, index) for index, _ in complete[1:]]
+            decision = replace(decision, setting="; ".join([decision.setting, *_decided(claim, shorter)]))
+        return _stamped(decision, claim, case), cells
     decision, cells = found[0] if found else (_not_run(claim, case, [], "this profile has no cells for it"), [])
     return _stamped(decision, claim, case), cells
+
+
+def _decided(claim: Claim, cases: Sequence[Case]) -> Iterator[str]:
+    """What shorter schedules, of which more seeds may be there, decide of a claim that the longest one leaves open."""
+    for case in cases:
+        with suppress(NotRun):
+            if (found := claim.decide(case)).verdict != UNDECIDED:
+                seeds = f", {found.seeds} seeds" if found.seeds > 1 else ""
+                yield f"after {case.epochs()} epochs{seeds}: {found.verdict} ({found.ours} {found.interval})"
 
 
 def _stamped(decision: Decision, claim: Claim, case: Case) -> Decision:
