@@ -1,5 +1,7 @@
 """Figures of all methods at once: their marks, their order and their answers, on outcomes made by hand."""
 
+import math
+
 import effects_by_hand
 import numpy as np
 import pandas as pd
@@ -101,15 +103,16 @@ def test_time_is_told_against_the_dense_network():
     assert [label.get_text() for label in figure.drawing.axes[0].get_yticklabels()] == ["ResNet-56"]
 
 
-def test_high_frequencies_are_told_by_intervals_that_do_not_meet():
+def test_high_frequencies_are_told_by_pairs_of_images():
+    near = {"low": 0.28, "high": 0.62, "n": 50}  # intervals of all of them meet
     rows = [
-        {"method": method, "cut": cut, "accuracy": value, "low": value - 0.02, "high": value + 0.02, "n": 50}
+        {"method": method, "cut": cut, "accuracy": value, "difference": value - 0.5, "p_holm": p, **near}
         for cut in ("full", "0.7")
-        for method, value in (("unpruned", 0.5), ("cc", 0.6), ("sr-gkp", 0.53), ("lrf", 0.3))
+        for method, value, p in (("unpruned", 0.5, math.nan), ("cc", 0.6, 0.01), ("sr-gkp", 0.53, 0.2), ("lrf", 0.3, 1e-9))
     ]
     figure = figures.frequency_dots(pd.DataFrame(rows))
     assert figure.answer.startswith(
-        "Above the unpruned network's interval: 1 of 3 pruned networks at a cut of 0.7, and 1 below it."
+        "Significantly above the unpruned network: 1 of 3 pruned networks at a cut of 0.7, and 1 below it (by pairs of images"
     )
     assert [ax.get_title() for ax in figure.drawing.axes] == ["All frequencies", "Above 0.7"]
 

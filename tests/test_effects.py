@@ -65,7 +65,8 @@ def test_the_forest_plot_says_for_how_many_methods_pruning_costs_robustness(resu
     assert figure.question == "Does pruning cost robustness?" == figure.drawing.get_suptitle()
     assert figure.answer.startswith(
         "For some methods. Under the paper's protocol, 1 of 3 methods are less robust than the unpruned network fine-tuned as "
-        "long (by up to 12.5 points), 1 more (Least-Smooth-GKP), and 1 cannot be told apart from it; in pixels at 1/255, 1 of 3"
+        "long (by up to 12.5 points), 1 more robust than it (Least-Smooth-GKP), and 1 cannot be told apart from it; "
+        "in pixels at 1/255, 1 of 3"
     )
     assert figure.answer.endswith("Bars: 95 %; n = 400 images; 2 seeds.")
     rows = figure.points.set_index(["panel", "method"])

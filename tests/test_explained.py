@@ -98,10 +98,9 @@ def test_what_sr_gkp_has_beside_its_benign_accuracy_is_found_and_told(tmp_path):
     ours = much[~much["printed"]]
     assert (ours["low"] > 0).all() and ours["left"].to_numpy() == pytest.approx(39 / 400, abs=0.005)
     assert (none.loc[~none["printed"], "low"] < 0).all() and (none.loc[~none["printed"], "r2"] > 0.9).all()
-    assert (
-        "SR-GKP's interval is above the line in 4 of 4, below it in 0, +9."
-        in figures.explained(on_a_line(tmp_path / "again", 40)).answer
-    )
+    answer = figures.explained(on_a_line(tmp_path / "again", 40)).answer
+    assert "SR-GKP's interval is above the line in 4 of 4, below it in 0, +9." in answer
+    assert " % (median of 4 columns, " in answer and ") on ResNet-20, 2 epochs; SR-GKP" in answer
 
 
 def test_the_papers_rows_are_its_printed_networks_each_once_and_without_adversarial_training():
@@ -118,7 +117,7 @@ def test_the_papers_rows_are_its_printed_networks_each_once_and_without_adversar
 def test_nothing_finished_leaves_the_papers_tables_and_names_are_the_papers(tmp_path):
     figure, table = figures.explained([]), tables.explained([])
     assert figure.question == table.title == "How much does benign accuracy explain, and is anything left for SR-GKP?"
-    assert figure.answer.startswith("In the paper's tables benign accuracy alone explains ")
+    assert figure.answer.startswith("In the paper's tables benign accuracy alone explains, of what differs between networks, ")
     assert table.shown.index[0] == "Table 9, ResNet-32" and len(table.shown) == 7
     assert list(table.shown)[1:] == ["(a) FGSM .01", "(b) FGSM .1", "(c) PGD 8/255"]
     here = tables.explained(on_a_line(tmp_path, 4)).shown

@@ -140,12 +140,22 @@ def told(points: pd.DataFrame) -> str:
 def _side(rows: pd.DataFrame, where: str) -> str:
     if rows.empty:
         return ""
-    r2, left = 100 * rows["r2"], rows.dropna(subset="left")
-    columns = "columns" if len(rows) > 1 else "column"
-    text = f"{where} benign accuracy alone explains {r2.median():.0f} % of what differs between networks"
-    text += f" (median of {len(rows)} {columns}, {r2.min():.0f} to {r2.max():.0f} %)"
+    left = rows.dropna(subset="left")
+    groups = (
+        [("", rows)] if rows["printed"].all() else [(f" on {name}", part) for name, part in rows.groupby("source", sort=False)]
+    )
+    shares = ", and ".join(f"{_share(part)}{on}" for on, part in groups)
+    text = f"{where} benign accuracy alone explains, of what differs between networks, {shares}"
     above, below = int((left["low"] > 0).sum()), int((left["high"] < 0).sum())
     if left.empty:
         return f"{text}."
     something = f"above the line in {above} of {len(left)}, below it in {below}"
     return f"{text}; SR-GKP's interval is {something}, {100 * left['left'].mean():+.1f} points on average."
+
+
+def _share(rows: pd.DataFrame) -> str:
+    """The median of the explained shares of some columns, their range, and how many of the lines fall."""
+    r2, falling = 100 * rows["r2"], int((rows["slope"] < 0).sum())
+    columns = f"{len(rows)} {'columns' if len(rows) > 1 else 'column'}"
+    falls = f", {falling} of the lines falling" if falling else ""
+    return f"{r2.median():.0f} % (median of {columns}, {r2.min():.0f} to {r2.max():.0f} %{falls})"

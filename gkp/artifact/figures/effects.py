@@ -187,19 +187,19 @@ def _name_rows(ax: Axes, heights: dict[str, float], headings: dict[str, float]) 
 
 def _cost_of_pruning(points: pd.DataFrame) -> str:
     """The answer of the forest plot."""
-    told, share = [], 0.0
-    for at, (title, rows) in enumerate(points.dropna(subset=["p_holm"]).groupby("panel", sort=False)):
+    told: list[str] = []
+    shares: set[float] = set()
+    for title, rows in points.dropna(subset=["p_holm"]).groupby("panel", sort=False):
         apart = rows[rows["p_holm"] <= 1 - LEVEL]
         less, more = apart[apart["difference"] < 0], apart[apart["difference"] > 0]
-        share = len(less) / len(rows) if at == 0 else share
+        shares.add(len(less) / len(rows))
         worst = f" (by up to {-100 * less['difference'].min():.1f} points)" if len(less) else ""
         told.append(
             f"{_within(str(title))}, {len(less)} of {len(rows)} methods are less robust than the unpruned network fine-tuned"
-            f" as long{worst}, {len(more)} more{_named(more['method'])}, and {len(rows) - len(apart)}"
+            f" as long{worst}, {len(more)} more robust than it{_named(more['method'])}, and {len(rows) - len(apart)}"
             " cannot be told apart from it"
         )
-    some = "For most methods, yes" if share > 0.5 else "For some methods"
-    opening = {0.0: "No", 1.0: "Yes"}.get(share, some)
+    opening = "No" if shares == {0.0} else "Yes" if shares == {1.0} else "For some methods"
     n = " and ".join(f"{n:,}" for n in dict.fromkeys(points["n"]))
     seeds = " to ".join(map(str, sorted({points["seeds"].min(), points["seeds"].max()})))
     return f"{opening}. {'; '.join(told)} (Holm over each panel). Bars: 95 %; n = {n} images; {seeds} seeds."

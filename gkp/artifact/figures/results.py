@@ -32,6 +32,7 @@ from gkp.artifact.figures.figure import (
 from gkp.artifact.published import ARCHITECTURES
 from gkp.artifact.results import CONTINUED, SR, attack_name, images, paper_name
 from gkp.evaluation.outcomes import Outcomes
+from gkp.evaluation.statistics import LEVEL
 
 _FORMS = {"grouped": PALETTE[2], "filters removed": PALETTE[0]}
 
@@ -226,7 +227,9 @@ def frequency_dots(points: pd.DataFrame) -> Figure:
         for value in points[(points["cut"] == cut) & (points["method"] == UNPRUNED[0])]["accuracy"]:
             ax.axvline(100 * value, color="#999999", linewidth=1, zorder=0)
     told = [_above(points[points["cut"] == cut], cut) for cut in cuts if cut != "full"]
-    answer = f"Above the unpruned network's interval: {'; '.join(told)}. Grey line: the unpruned network. {_bars_of(points)}"
+    test = "by pairs of images, Holm over a cut, one training each"
+    answer = f"Significantly above the unpruned network: {'; '.join(told)} ({test}). Grey line: the unpruned network."
+    answer += f" {_bars_of(points)}"
     return finish(drawing, points, question, answer)
 
 
@@ -247,13 +250,13 @@ def _grid_of_dots(points: pd.DataFrame, by: str, titles: Mapping[str, str]) -> t
 
 
 def _above(rows: pd.DataFrame, cut: str) -> str:
-    """The numbers of pruned networks above and below the unpruned one, by intervals that do not overlap."""
-    reference, others = rows[rows["method"] == "unpruned"], rows[~rows["method"].isin(UNPRUNED)]
-    if reference.empty:
+    """The numbers of pruned networks that are more and less accurate than the unpruned one, by pairs of images."""
+    others = rows[~rows["method"].isin(UNPRUNED)].dropna(subset=["p_holm"])
+    if others.empty:
         return f"not known at {cut}, where it is not finished"
-    above = int((others["low"] > reference["high"].iloc[0]).sum())
-    below = int((others["high"] < reference["low"].iloc[0]).sum())
-    return f"{above} of {len(others)} pruned networks at a cut of {cut}, and {below} below it"
+    apart = others[others["p_holm"] <= 1 - LEVEL]
+    more, less = int((apart["difference"] > 0).sum()), int((apart["difference"] < 0).sum())
+    return f"{more} of {len(others)} pruned networks at a cut of {cut}, and {less} below it"
 
 
 def _dots(ax: Axes, rows: pd.DataFrame, heights: Sequence[float], *, whole: bool = False) -> None:

@@ -178,6 +178,10 @@ def high_frequency(results: Sequence[Result]) -> Table:
 
     Args:
         results: Finished networks and their evaluations; those in the role "frequency" are shown, in their order.
+
+    Returns:
+        A table whose points have the columns "difference", to the unpruned network on the same images, and "p_holm", corrected
+        over the other networks of a cut; NaN where it is the unpruned network or not known.
     """
     points = [
         {
@@ -196,6 +200,11 @@ def high_frequency(results: Sequence[Result]) -> Table:
     if not points:
         return not_run(title)
     frame = pd.DataFrame(points)
+    paired = {cut: _to_unpruned(results, str(cut)) for cut in frame["cut"].unique()}
+    for column, at in (("difference", 0), ("p_holm", 1)):
+        frame[column] = [
+            paired[cut].get(row, (np.nan, np.nan))[at] for cut, row in zip(frame["cut"], frame["method"], strict=True)
+        ]
     theirs = published(1).set_index(["method", "setting"])["value"]
     names = frame["method"].map(lambda row: "Unpruned" if row == BASELINE else paper_name(row))
     settings = frame["cut"].map(lambda cut: cut if cut == "full" else f"high frequencies above {cut}")
@@ -203,6 +212,15 @@ def high_frequency(results: Sequence[Result]) -> Table:
     legend = f"paper: what it prints for {REFERENCE}"
     shown = spread_out(frame, text, columns="cut")
     return Table(f"{title}, {images(frame)}, 95 % Wilson intervals", shown, frame, legend=legend, marked=True)
+
+
+def _to_unpruned(results: Sequence[Result], cut: str) -> dict[str, tuple[float, float]]:
+    """Row -> difference of accuracy to the unpruned network above a cut, image by image, and its p after Holm's correction."""
+    found = scores(results, "frequency" if cut == "full" else f"high-frequency-{cut}", ["clean"])
+    if BASELINE not in found.rows:
+        return {}
+    gaps, p = found.differences(BASELINE)
+    return {row: (gap.value, p[row]) for row, gap in gaps.items()}
 
 
 def strong_attacks(results: Sequence[Result]) -> Table:
