@@ -17,7 +17,7 @@ from gkp.attacks.gradient import fgsm, pgd
 from gkp.attacks.network import MIN_ROWS, input_gradient, logits_and_gradient
 from gkp.attacks.options import ATTACKS, parse_eps
 from gkp.errors import BadInput
-from gkp.evaluation.subject import state_sha256
+from gkp.networks.fingerprint import state_sha256
 
 OWN = {  # attacks by gradients, with options that keep tests short
     "fgsm": {}, "pgd": {"steps": 4, "restarts": 2}, "apgd-ce": {"steps": 12}, "apgd-dlr": {"steps": 6, "restarts": 2},

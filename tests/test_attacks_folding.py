@@ -16,8 +16,8 @@ import gkp
 from gkp.attacks.network import logits_and_gradient, logits_of
 from gkp.data.dataset import Dataset
 from gkp.evaluation.folding import folded
-from gkp.evaluation.subject import state_sha256
 from gkp.networks.build import build_model
+from gkp.networks.fingerprint import state_sha256
 from gkp.pruning.grouped import GroupedKernelConv2d, GroupedSpec
 
 

@@ -26,7 +26,7 @@ from gkp.evaluation.audit.measure import Effort, planned
 from gkp.evaluation.audit.verdict import share_status, strength_status
 from gkp.evaluation.benchmark import benchmark
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
-from gkp.evaluation.subject import state_sha256
+from gkp.networks.fingerprint import state_sha256
 from gkp.training.loop import train
 from gkp.training.recipe import Recipe
 

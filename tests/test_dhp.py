@@ -286,11 +286,28 @@ class Foreign(nn.Sequential):
         super().__init__(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+def other_head():
+    net = build_model("resnet20")
+    net.fc = nn.Sequential(nn.Dropout(0.1), nn.Linear(64, 10))
+    return net
+
+
+def test_channels_that_were_chosen_come_back_where_the_network_is():
+    search = make_method("dhp").callback({})
+    search._hyper = HyperNetwork(build_model("resnet20", shortcut="projection"), 8, 0).to("meta")
+    search._kept = {"stage1": torch.ones(16, dtype=torch.bool), "layer2.0": torch.ones(32, dtype=torch.bool)}
+    state = {name: value for name, value in search.state().items() if name.startswith("kept.")}
+    search._hyper.load_state_dict = lambda tensors: None
+    search.restore(state | {"done": torch.tensor(1), "tau": torch.tensor(0.5)})
+    assert {mask.device.type for mask in search._kept.values()} == {"meta"}
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
         (lambda: build_model("vgg16_bn"), {}, "dhp computes the weights of a CIFAR ResNet, such as resnet20, .* of a Vgg16Bn"),
         (Foreign, {}, "and not of a Foreign"),
+        (other_head, {}, "this CifarResNet has other layers than resnet20 has"),
         (lambda: build_model("resnet20"), {"budget": 0.05}, "dhp keeps 4 channels of every width, which is .*; ask for "),
         (lambda: build_model("resnet20"), {"budget": 60e6}, "the budget must lie below the 41,218,698 paper MACs"),
         (lambda: build_model("resnet20"), {"at_least": 0}, "at_least of dhp must be 1 or more, not 0"),

@@ -19,8 +19,8 @@ from gkp.evaluation import protocols
 from gkp.evaluation.benchmark import accuracy, benchmark, predict
 from gkp.evaluation.outcomes import AttackSpec
 from gkp.evaluation.protocols import PIXEL_EPS
-from gkp.evaluation.subject import state_sha256
 from gkp.networks.build import build_model
+from gkp.networks.fingerprint import state_sha256
 from gkp.pruning.plan import Plan
 from gkp.pruning.twin import PrunedModel
 

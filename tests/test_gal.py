@@ -18,7 +18,7 @@ from gkp.errors import BadInput
 from gkp.evaluation.folding import folded
 from gkp.networks.build import build_model
 from gkp.networks.classifier import BasicBlock
-from gkp.pruning.blocks import BlockSpec, residual_blocks
+from gkp.pruning.blocks import BlockSpec, last_norm, residual_blocks
 from gkp.pruning.budget import grouped_kernel_macs
 from gkp.pruning.cost import cost
 from gkp.pruning.filters import FilterSpec
@@ -83,6 +83,28 @@ def test_blocks_of_torchvision_leave_their_projection():
         assert_same_function(pruned, torch.rand(2, 3, 32, 32))
         kept = sum(p.numel() for p in net.layer2[0].downsample.parameters())
         assert sum(p.numel() for p in pruned.compact().layer2[0].parameters()) == kept > 0
+
+
+def test_a_network_of_torchvision_is_trained_and_pruned_by_blocks():
+    net = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)  # each block calls its one ReLU twice
+    pruned, _ = train_pruned(net, "gal", pictures(16, 8), RECIPE, progress=False)
+    assert pruned.plan and set(pruned.plan) <= set(residual_blocks(net))
+    assert_same_function(pruned.eval(), torch.rand(2, 3, 32, 32))
+
+
+def test_a_gate_is_the_norm_at_the_end_of_a_branch_or_there_is_none():
+    grouped = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], norm_layer=lambda width: nn.GroupNorm(4, width))
+    assert last_norm(grouped.layer1[0]) is grouped.layer1[0].bn2
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(build_model("resnet20"))
+    assert last_norm(synchronised.layer1[0]) is synchronised.layer1[0].bn2
+    for name in ("bn1", "bn2"):  # whichever norm another one replaces, the gate is at the end
+        net = build_model("resnet20")
+        setattr(net.layer1[0], name, nn.GroupNorm(4, 16))
+        assert last_norm(net.layer1[0]) is net.layer1[0].bn2
+    bare = build_model("resnet20")
+    bare.layer1[0].bn2 = nn.Identity()
+    with pytest.raises(BadInput, match="norm with scale and shift at the end of a block's branch, not a Conv2d"):
+        last_norm(bare.layer1[0])
 
 
 @pytest.mark.parametrize("form", ["masked", "compact"])

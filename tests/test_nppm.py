@@ -9,16 +9,20 @@ import torch
 from method_checks import assert_usable, largest_difference, lived_in, pictures
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import DenseNet
 
 from gkp.checkpoints import save_model
 from gkp.errors import BadInput, ModelWarning
 from gkp.networks.build import build_model
 from gkp.pruning.cost import cost
+from gkp.pruning.filters import FilterSpec
 from gkp.pruning.methods.nppm.gates import EVEN, Work, combined, draw, excess, gumbel, hard, opening
 from gkp.pruning.methods.nppm.predictor import Memory, Predictor
 from gkp.pruning.methods.nppm.search import Search
+from gkp.pruning.plan import Plan
 from gkp.pruning.prune import layers_for, prune
 from gkp.pruning.registry import make_method, methods
+from gkp.pruning.twin import PrunedModel
 
 NPPM = methods()["nppm"]
 INNER = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(3)]
@@ -185,6 +189,29 @@ def test_hard_gates_compute_what_the_compact_network_does():
         assert (
             exact.gated(x.double(), gates.double()) - copy.deepcopy(pruned).double().compact()(x.double())
         ).abs().max() < 1e-6
+
+
+def test_hard_gates_compute_what_the_compact_network_does_where_several_norms_read_a_filter():
+    torch.manual_seed(0)
+    net = lived_in(DenseNet(8, (2, 2), num_init_features=16, bn_size=2, num_classes=10)).eval()
+    x, layers = torch.rand(4, 3, 32, 32), layers_for(NPPM, net, None, input_shape=(3, 32, 32))[0]
+    search = make_method("nppm", data=pictures(16, 8), **QUICK).search(net, layers)
+    plan, gates = {}, []
+    for i, (name, width) in enumerate(zip(layers, search.sizes, strict=True)):
+        plan[name] = FilterSpec(torch.arange(i % 2, width, 2))
+        gates.append(torch.zeros(width).index_fill(0, plan[name].kept_filters, 1))
+    pruned = PrunedModel(net, Plan(plan, (3, 32, 32)))
+    with torch.no_grad():
+        gated = search.gated(x, torch.cat(gates))
+        assert (gated - pruned(x)).abs().max() < 1e-5 * max(1, gated.abs().max())
+        torch.testing.assert_close(search.gated(x, torch.ones(sum(search.sizes))), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    nets = [lived_in(build_model("resnet20", seed=seed)).eval() for seed in (0, 1)]
+    prune(nets[0], "nppm", data=pictures(16, 8), checkpoint=tmp_path / "kept", **QUICK)
+    with pytest.raises(BadInput, match="belongs to a training with another network"):
+        prune(nets[1], "nppm", data=pictures(16, 8), checkpoint=tmp_path / "kept", **QUICK)
 
 
 def test_a_step_is_that_of_the_released_algorithm(monkeypatch):

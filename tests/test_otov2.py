@@ -16,6 +16,8 @@ from gkp.errors import BadInput
 from gkp.networks.build import build_model
 from gkp.networks.classifier import convolutions
 from gkp.pruning.cost import cost
+from gkp.pruning.methods.controls import reinitialised
+from gkp.pruning.methods.nppm.predictor import Predictor
 from gkp.pruning.methods.otov2.groups import Groups, group_sets, kept_plan
 from gkp.pruning.methods.otov2.halfspace import cosine, leaves, pull, redundancy
 from gkp.pruning.methods.otov2.search import Search
@@ -385,6 +387,34 @@ def test_the_same_seed_gives_the_same_bytes_also_after_a_kill(when, tmp_path):
     assert figures[0] == figures[1] and (figures[0][0]["redundant_groups"] > 0) is (when[0] == 0.0)
     with pytest.raises(BadInput, match="belongs to a training with another callbacks"):
         search(checkpoint=tmp_path / "half", path=4.0)
+
+
+class Scaled(nn.Module):
+    """A convolution with a scale of its own, which nothing draws anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(3, 8, 3), nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x):
+        return self.conv(x) * self.scale
+
+
+def test_what_cannot_be_drawn_anew_is_refused_by_name():
+    with pytest.raises(BadInput, match=r"0\.scale cannot be drawn anew: give its Scaled a method reset_parameters"):
+        reinitialised(nn.Sequential(Scaled(), nn.Flatten()), 0)
+    net = build_model("resnet20")
+    net.fc = nn.Sequential(nn.Dropout(0.1), nn.Linear(64, 10))
+    with pytest.raises(BadInput, match="this CifarResNet has other layers than resnet20 has"):
+        reinitialised(net, 0)
+
+
+def test_drawing_anew_leaves_the_generators_of_cards_alone(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    reinitialised(nn.Sequential(nn.Conv2d(3, 8, 3)), 3), build_model("resnet20"), Predictor([4, 4])
+    train(build_model("resnet20"), pictures(8, 8), RECIPE, progress=False)
+    assert not seeded
 
 
 @pytest.mark.parametrize(

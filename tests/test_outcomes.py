@@ -14,7 +14,7 @@ from toys import Net, made, noise
 from gkp.errors import BadInput
 from gkp.evaluation.benchmark import benchmark, predict
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
-from gkp.evaluation.subject import state_sha256
+from gkp.networks.fingerprint import state_sha256
 
 # --- statistics -----------------------------------------------------------------------------------------------------
 

@@ -19,8 +19,8 @@ from gkp.evaluation.outcomes import AttackSpec, Outcomes
 from gkp.evaluation.robustbench.adapter import AutoAttack, _evaluation_module, robustbench_benchmark
 from gkp.evaluation.robustbench.entry import entry, load_entries, save_entry
 from gkp.evaluation.robustbench.schema import best_known, check_entry
-from gkp.evaluation.subject import state_sha256
 from gkp.networks.build import build_model
+from gkp.networks.fingerprint import state_sha256
 
 CHEAP = {"version": "custom", "attacks_to_run": ["apgd-ce"]}
 

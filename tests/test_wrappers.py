@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import gkp
 from gkp.errors import BadInput
-from gkp.evaluation.subject import state_sha256
+from gkp.networks.fingerprint import state_sha256
 from gkp.networks.wrappers import unwrapped
 from gkp.pruning.cost import macs_of_layers
 from gkp.pruning.plan import plan_of

@@ -205,7 +205,7 @@ def paper() -> Groups:
             "nppm": {"options": {"steps": 4000}},
             "otov2": OTO,
             "otov2-scratch": OTO,
-            "rap-admm": {**RAP, "epochs": 300, "soft_epochs": 300, "batch_size": 128},
+            "rap-admm": {**RAP, "epochs": 300, "soft_epochs": 300, "step_epochs": 300, "batch_size": 128},
         },
     )
     groups: Groups = {}

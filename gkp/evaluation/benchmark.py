@@ -50,8 +50,8 @@ from gkp.evaluation.subject import (
     chosen_images,
     images_home,
     on_device,
-    state_sha256,
 )
+from gkp.networks.fingerprint import state_sha256
 
 
 def benchmark(

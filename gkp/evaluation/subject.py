@@ -16,7 +16,6 @@ from gkp.data.dataset import Dataset
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput, ModelWarning
 from gkp.networks.copies import copy_of
-from gkp.networks.wrappers import unwrapped
 
 _ASKED = 16  # images that a network is asked about before an evaluation
 
@@ -117,21 +116,6 @@ def on_device(model: nn.Module, device: str | torch.device | None) -> Iterator[n
 def indices_sha256(indices: np.ndarray) -> str:
     """The sha256 of positions of images (N,), as little-endian int64."""
     return hashlib.sha256(np.ascontiguousarray(indices, dtype="<i8").tobytes()).hexdigest()
-
-
-def state_sha256(model: nn.Module) -> str:
-    """sha256 (hex) of the network's parameters and buffers: names, types, shapes and bytes, in order of name.
-
-    That of a wrapped network (DataParallel, compiled, averaged) is that of the network inside.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(unwrapped(model).state_dict().items()):
-        if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        else:
-            digest.update(f"{name} {value!r}\n".encode())
-    return digest.hexdigest()
 
 
 def first_images(net: nn.Module, data: Dataset) -> Tensor:

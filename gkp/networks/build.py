@@ -65,7 +65,7 @@ def describe(name: str, **fields: Any) -> Architecture:
 def initialised(architecture: Architecture, seed: int) -> Classifier:
     """Build the network that `architecture` describes with weights drawn from `seed`, see `build_model`."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not those of the cards
         net = build(architecture)
         for module in net.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -73,6 +73,15 @@ def initialised(architecture: Architecture, seed: int) -> Classifier:
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
     return net
+
+
+def check_as_built(net: Classifier) -> None:
+    """Raises BadInput unless the network has the layers that its architecture says."""
+    with torch.device("meta"):
+        usual = build(net.architecture)
+    if repr(usual) != repr(net):
+        what = f"this {type(net).__name__} has other layers than {net.architecture.name} has"
+        raise BadInput(f"{what}, and new weights would be those of a {net.architecture.name}; give one as gkp builds it")
 
 
 def check_built(architecture: Architecture, state: Mapping[str, Tensor], *, whole: bool) -> None:

@@ -51,9 +51,16 @@ def blocks_of(net: nn.Module, convs: Iterable[str] | None = None) -> dict[str, l
     return {name: inside for name, inside in found.items() if known is None or known.issuperset(inside)}
 
 
-def last_norm(block: nn.Module) -> nn.BatchNorm2d:
-    """The BatchNorm at the end of the branch, whose scale and shift scale the whole branch."""
-    return [layer for layer in branch_layers(block).values() if isinstance(layer, nn.BatchNorm2d)][-1]
+def last_norm(block: nn.Module) -> nn.Module:
+    """The norm at the end of the branch, whose scale and shift scale the whole branch.
+
+    Raises:
+        BadInput: The branch ends otherwise.
+    """
+    *_, last = branch_layers(block).values()
+    if not isinstance(last, nn.BatchNorm2d | nn.SyncBatchNorm | nn.GroupNorm):
+        raise BadInput(f"a gate needs a norm with scale and shift at the end of a block's branch, not a {type(last).__name__}")
+    return last
 
 
 @spec_kind("removed_block")

@@ -225,8 +225,10 @@ def _apart(expected: _Answer, found: _Answer, *, tolerance: float) -> str:
             return "the compact network gives NaN or Inf elsewhere"
         if (share := _share(one, other)) > tolerance:
             return f"masked and compact differ by {share:.1g} of the largest output"
-    for name in expected.layers:
-        for one, other in zip(expected.layers[name], found.layers.get(name, ()), strict=False):
+    for name, outputs in expected.layers.items():
+        if len(outputs) != len(others := found.layers.get(name, ())):
+            continue  # it is called less often where a part of a block is gone, and calls cannot be paired
+        for one, other in zip(outputs, others, strict=True):
             if one._gkp_shape == other._gkp_shape and (share := _share(one, other, _FLOOR)) > tolerance:  # type: ignore[attr-defined]
                 return f"masked and compact differ in {name} by {share:.1g} of its largest output"
     return ""

@@ -228,7 +228,7 @@ def _epoch(step: Step, data: Dataset, epoch: int, seed: int, bar: tqdm, form: to
     step.net.train()
     # dropout and the like draw from the global generator: seed it for this epoch, and restore the caller's state
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(epoch_seed)
+        _seed(device, epoch_seed)
         for i, (x, y) in enumerate(batches):
             lr = _learning_rate(recipe, steps, step.callbacks, (epoch - 1) * steps + i)
             step(x.contiguous(memory_format=form), y, lr)
@@ -248,6 +248,17 @@ def _epoch(step: Step, data: Dataset, epoch: int, seed: int, bar: tqdm, form: to
         "train_accuracy": int(step.correct) / len(data),
         "seconds": time.perf_counter() - started,
     }
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed the global generators of the CPU and of `device`, but not those of other cards, which belong to others."""
+    if device.type in ("cpu", "cuda"):
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def _learning_rate(recipe: Recipe, steps: int, callbacks: Sequence[Callback], step: int) -> float:

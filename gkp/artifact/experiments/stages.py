@@ -36,8 +36,8 @@ from gkp.errors import BadInput
 from gkp.evaluation.batches import attack_batch
 from gkp.evaluation.benchmark import benchmark
 from gkp.evaluation.protocols import attack_rows
-from gkp.evaluation.subject import state_sha256
 from gkp.networks.build import INPUT_SIDE, build_model
+from gkp.networks.fingerprint import state_sha256
 from gkp.pruning.cost import cost
 from gkp.pruning.methods.controls import scratch
 from gkp.pruning.methods.tmi_gkp.trace import WeightTrace, snapshot_epochs

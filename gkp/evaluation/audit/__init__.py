@@ -29,7 +29,8 @@ from gkp.evaluation.audit.measure import TOP_EPS, Effort, gather
 from gkp.evaluation.audit.planted import self_test
 from gkp.evaluation.audit.verdict import Check
 from gkp.evaluation.outcomes import Outcomes
-from gkp.evaluation.subject import as_dataset, state_sha256
+from gkp.evaluation.subject import as_dataset
+from gkp.networks.fingerprint import state_sha256
 
 __all__ = ["CHECKS", "Card", "Check", "Effort", "Evidence", "audit", "gather", "judge", "reevaluate", "run_checks"]
 

@@ -23,8 +23,8 @@ from gkp.evaluation.audit.measure import Scaled
 from gkp.evaluation.audit.probing import Subject
 from gkp.evaluation.audit.verdict import FAIL, NOT_RUN, PASS, WARN, Check
 from gkp.evaluation.outcomes import AttackSpec
-from gkp.evaluation.subject import state_sha256
 from gkp.files import replace_files
+from gkp.networks.fingerprint import state_sha256
 
 FORMAT = 1
 _COLUMNS = ("number", "name", "status", "value", "threshold", "n", "note")

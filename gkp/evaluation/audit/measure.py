@@ -32,7 +32,8 @@ from gkp.evaluation.audit.probing import (
 )
 from gkp.evaluation.benchmark import benchmark, predict
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
-from gkp.evaluation.subject import indices_sha256, state_sha256
+from gkp.evaluation.subject import indices_sha256
+from gkp.networks.fingerprint import state_sha256
 
 TOP_EPS = 0.5  # every image can become the same grey, so no network is robust
 LADDER = (0.25, 0.5, 2, 4)  # multiples of the audited radius

@@ -29,9 +29,10 @@ from gkp.errors import BadInput
 from gkp.evaluation.outcomes import AttackSpec, Outcomes
 from gkp.evaluation.robustbench.adapter import THREAT_MODELS
 from gkp.evaluation.robustbench.schema import check_entry
-from gkp.evaluation.subject import indices_sha256, state_sha256
+from gkp.evaluation.subject import indices_sha256
 from gkp.files import replace_file
 from gkp.networks.classifier import Architecture
+from gkp.networks.fingerprint import state_sha256
 from gkp.networks.wrappers import unwrapped
 from gkp.pruning.cost import cost, latency
 from gkp.pruning.plan import plan_of

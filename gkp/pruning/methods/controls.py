@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gkp.errors import BadInput
-from gkp.networks.build import initialised
+from gkp.networks.build import check_as_built, initialised
 from gkp.networks.classifier import Classifier
 from gkp.networks.copies import copy_of
 from gkp.pruning.methods.filter_method import FilterMethod
@@ -77,17 +77,26 @@ def scratch(pruned: PrunedModel, *, seed: int = 0) -> PrunedModel:
 
 
 def reinitialised(net: nn.Module, seed: int) -> nn.Module:
-    """A copy of `net` with weights drawn from `seed`, ours as `gkp.networks.build` draws them, on its device."""
+    """A copy of `net` with weights drawn from `seed`, ours as `gkp.networks.build` draws them, on its device.
+
+    Raises:
+        BadInput: Some weights would stay as they are: a module has no `reset_parameters`, or one of our networks has other
+            layers than its architecture says.
+    """
     device = next(net.parameters()).device
     if isinstance(net, Classifier):
+        check_as_built(net)
         return initialised(net.architecture, seed).to(device).train(net.training)
-    fresh = copy_of(net)
+    fresh = copy_of(net).cpu()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in fresh.modules():
+        torch.default_generator.manual_seed(seed)  # not those of the cards
+        for name, module in fresh.named_modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
-    return fresh
+            elif (kept := next(iter(module._parameters), None)) is not None:
+                full = f"{name}.{kept}" if name else kept
+                raise BadInput(f"{full} cannot be drawn anew: give its {type(module).__name__} a method reset_parameters")
+    return fresh.to(device)
 
 
 def _dense(pruned: PrunedModel) -> bool:

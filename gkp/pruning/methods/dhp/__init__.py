@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gkp.errors import BadInput
-from gkp.networks.build import initialised
+from gkp.networks.build import check_as_built, initialised
 from gkp.networks.classifier import CifarResNet
 from gkp.pruning.budget import TOLERANCE, Counter
 from gkp.pruning.callback import PruningCallback
@@ -95,10 +95,11 @@ class DHP:
         """The network that is trained: of the depth, classes and normalisation of `net`, newly initialised, on its device.
 
         Raises:
-            BadInput: `net` is no CIFAR ResNet.
+            BadInput: `net` is no CIFAR ResNet, or has other layers than its architecture says.
         """
         if not isinstance(net, CifarResNet):
             raise BadInput(f"dhp computes the weights of a CIFAR ResNet, such as resnet20, and not of a {type(net).__name__}")
+        check_as_built(net)
         architecture = replace(net.architecture, shortcut="projection") if self.streams else net.architecture
         made = initialised(architecture, self.seed).to(net.mean.device).train(net.training)
         assert isinstance(made, CifarResNet)
@@ -202,7 +203,8 @@ class Search(PruningCallback):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take all that back."""
         self._hyper.load_state_dict({n.removeprefix("hyper."): t for n, t in state.items() if n.startswith("hyper.")})
-        kept = {n.removeprefix("kept."): t for n, t in state.items() if n.startswith("kept.")}
+        masks = {n.removeprefix("kept."): t for n, t in state.items() if n.startswith("kept.")}
+        kept = {name: mask.to(self._hyper.latent(name).device) for name, mask in masks.items()}
         self._kept, self._done, tau = kept or None, int(state["done"]), float(state["tau"])
         self.tau = None if math.isnan(tau) else tau
 

@@ -46,7 +46,7 @@ FAR = 0.1  # of the operations: so much more than the goal, and the search has n
     "256 images instead of 4,000; the last step's logits are taken, those below one threshold that meets the budget going, "
     "every layer keeping one filter, instead of a random draw chosen by its accuracy on test images; the share of operations "
     "that is searched for is what a uniform cut to the budget leaves; VGG-16, which was not released, has gates on the filters "
-    "of every layer but the first; then fine-tuned as all methods are",
+    "of every layer; then fine-tuned as all methods are",
 )
 @dataclass(frozen=True)
 class NPPM(FilterMethod):

@@ -25,7 +25,7 @@ class Predictor(nn.Module):
         super().__init__()
         self.sizes = list(sizes)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # not those of the cards
             self.embed = nn.ModuleList(weight_norm(nn.Linear(size, WIDTH, bias=False)) for size in sizes)
             self.norm = nn.LayerNorm(WIDTH)
             self.gru = nn.GRU(WIDTH, HIDDEN, batch_first=True, bidirectional=True)

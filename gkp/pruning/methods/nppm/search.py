@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,11 @@ from gkp.data.augmentation import augmented_batches
 from gkp.data.dataset import Dataset
 from gkp.networks.classifier import convolutions
 from gkp.networks.copies import copy_of
-from gkp.pruning.methods.image_method import norm_or_conv
+from gkp.networks.fingerprint import state_sha256
+from gkp.pruning.coupling import Couplings
 from gkp.pruning.methods.nppm.gates import Work, combined, draw, excess, gumbel, hard
 from gkp.pruning.methods.nppm.predictor import Memory, Predictor
+from gkp.pruning.tracing import BATCH_NORMS
 from gkp.pruning.watched import in_mode
 from gkp.training.callback import Callback
 from gkp.training.checkpoint import Keeper
@@ -69,12 +72,36 @@ class Search(Callback):
         self.memory = Memory(sum(self.sizes))
         self.done = 0
         self._factors: list[Tensor] = []
-        for i, module in enumerate(norm_or_conv(self.net, convs, input_shape).values()):
-            module.register_forward_hook(lambda _, __, output, i=i: output * self._factors[i])
+        couplings = Couplings(self.net, input_shape)
+        for i, name in enumerate(convs):
+            self._gate(i, name, couplings)
         # what a checkpoint has to agree with
         settings = repr(replace(method, data=None, checkpoint=None))
         images = {name: getattr(data, name) for name in ("name", "split", "sha256", "pad", "flip")}
-        self._identity = {"method": settings, "dataset": images, "layers": list(layers), "architecture": repr(net)}
+        self._identity = {"method": settings, "dataset": images, "layers": list(layers), "network": state_sha256(net)}
+
+    def _gate(self, i: int, name: str, couplings: Couplings) -> None:
+        """Multiply the filters of a layer by their gates: behind the BatchNorm that is theirs alone, or where they are read.
+
+        A BatchNorm behind a gate would make a constant of its zero, which the compact network does not have.
+        """
+        followers = couplings.followers(name)
+        norms = [cut.layer for cut, _ in followers if isinstance(self.net.get_submodule(cut.layer), BATCH_NORMS)]
+        own = couplings.norm_of(name)
+        if not norms or norms == [own]:
+            module = self.net.get_submodule(own or name)
+            module.register_forward_hook(lambda _, __, output: output * self._factors[i])
+            return
+        for cut, of_filter in followers:
+            if cut.axis == "in":
+                reader = self.net.get_submodule(cut.layer)
+                reader.register_forward_pre_hook(partial(self._gate_inputs, i, cut.channels, of_filter))
+
+    def _gate_inputs(self, i: int, channels: Tensor, of_filter: Tensor, module: nn.Module, args: Any) -> Any:
+        x, axis = args[0], 1 if isinstance(module, nn.Conv2d) else -1
+        gates = self._factors[i].flatten()[of_filter.to(x.device)]
+        factor = x.new_ones(x.shape[axis]).index_put((channels.to(x.device),), gates)
+        return (x * (factor.view(-1, 1, 1) if axis == 1 else factor), *args[1:])
 
     @property
     def logits(self) -> Tensor:
