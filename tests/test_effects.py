@@ -129,9 +129,9 @@ def test_a_notebook_shows_the_answer_under_the_figure_and_its_file_has_it_beside
 
 
 def test_the_committed_differences_are_those_that_the_claims_are_decided_by():
-    row = pd.read_csv(locate("verdicts.csv")).set_index("id").loc["free-robustness-control"]
+    row = pd.read_csv(locate("verdicts.csv")).set_index("id").loc["sr-over-random-gkp"]
     found = effects.scores(experiments.load(profiles.cells("cifar10", "main", "seeds")), "paper", effects.ATTACKS)
-    estimate = found.minus("sr-gkp", "unpruned, fine-tuned")
+    estimate = found.minus("sr-gkp", "random-gkp")
     assert (estimate.n, estimate.seeds) == (row["n"], row["seeds"])
     assert [estimate.value, estimate.low, estimate.high] == pytest.approx(row[["value", "low", "high"]].tolist(), rel=1e-4)
 

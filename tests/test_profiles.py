@@ -22,6 +22,7 @@ from gkp.data.pinned import PINNED
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import Outcomes
+from gkp.networks.fingerprint import state_sha256
 from gkp.pruning import registry
 from gkp.pruning.plan import plan_of
 from gkp.pruning.twin import PrunedModel, masked_twin
@@ -224,7 +225,7 @@ def test_a_pruned_cell_keeps_its_plan_through_fine_tuning_and_ships_the_small_ne
     result = report[1]
     small = gkp.load_model(result.file("compact"))
     twin = masked_twin(small)
-    assert isinstance(twin, PrunedModel) and gkp.evaluation.subject.state_sha256(twin) == result["model_sha256"]
+    assert isinstance(twin, PrunedModel) and state_sha256(twin) == result["model_sha256"]
     assert result["params"] == sum(p.numel() for p in small.parameters()) == 152_794  # the paper: 0.153 M at 7/16
     x = load_dataset("digits").pixels(slice(0, 8))
     assert (twin(x) - small(x)).abs().max() <= 1e-5

@@ -177,7 +177,7 @@ def test_every_number_of_a_finding_is_one_of_the_claims_it_names(finding):
     assert claims and set(claims) <= set(verdicts.index)
     number = re.compile(r"(?<![\w-])[+-]?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?!\w)")
     said = re.sub(r"`.*?`", "", finding)
-    found = " ".join(verdicts.loc[claims, ["statement", "ours", "interval", "reason"]].to_numpy().ravel())
+    found = " ".join(verdicts.loc[claims, ["statement", "ours", "interval", "setting", "reason"]].to_numpy().ravel())
     known = {value.rstrip(",") for value in number.findall(found)}
     assert {value.rstrip(",") for value in number.findall(said)} <= known | {value.lstrip("+-") for value in known}
 

@@ -110,7 +110,7 @@ class Outcomes:
         dataset: Its name.
         split: Of the data set.
         data_sha256: Of the whole split.
-        model_sha256: Of the network's state, see `gkp.evaluation.subject.state_sha256`.
+        model_sha256: Of the network's state, see `gkp.networks.fingerprint.state_sha256`.
         seed: Of the attacks.
         versions: Versions of what the outcomes rest on.
         seconds: Of the call that made them, without what a checkpoint had kept.
