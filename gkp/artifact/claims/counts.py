@@ -6,6 +6,7 @@ Identities that hold for any weights are computed on untrained networks. Cost: s
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -223,8 +224,13 @@ def pruning_cheaper(case: Case, *, more_than: float) -> Decision:
     other say so.
     """
     seconds = {}
+    lengths = (case.whole or case.index).by_length(case.model)  # pruning takes as long whatever follows
     for net in (TMI, SR):
-        took = [result.run.get("prune_seconds") for result in case.finished(net).values()]
+        took = []
+        for index in lengths:
+            with suppress(NotRun):
+                found = case.at(case.model, case.same, index).finished(net).values()
+                took += [result.run.get("prune_seconds") for result in found]
         if not (known := sorted(float(t) for t in took if t)):
             raise NotRun(f"the seconds of pruning by {net.label} were not recorded")
         seconds[net] = known
