@@ -180,7 +180,7 @@ def test_the_claim_is_decided_by_last_epoch_best_epoch_and_jump():
 
 def test_the_claim_is_not_run_with_its_cost_until_the_training_is_finished():
     missing = decided(None)
-    assert missing.verdict == NOT_RUN and "1 of 1 cells are not finished, about 1416 minutes" in missing.reason
+    assert missing.verdict == NOT_RUN and "1 of 1 cells are not finished, about 1203 minutes" in missing.reason
     assert "were not scored on the test set" in decided(ours().drop(99)).reason
     (claim,) = (c for c in claims() if c.id == "published-log")
     with pytest.raises(NotRun, match="300 epochs of the authors' network are not finished"):
@@ -205,12 +205,12 @@ def test_each_curve_that_is_not_there_says_so_with_its_hours(tmp_path, monkeypat
     missing = Report((), missing=tuple(profiles.cells("cifar10", "log")))
     figure = figures.published_log(missing)
     assert figure.answer.startswith(
-        "SR-GKP: not run, about 23.6 h; unpruned, fine-tuned: not run, about 23.6 h; L2-GKP: not run, about 23.6 h. In theirs"
+        "SR-GKP: not run, about 20.1 h; unpruned, fine-tuned: not run, about 20.1 h; L2-GKP: not run, about 20.1 h. In theirs"
     )
     assert set(figure.points["curve"]) == {published_log.THEIRS}
     shown = tables.published_log(missing).shown
     assert (
-        shown.loc[("Benign", "SR-GKP"), "trained"] == "not run, about 23.6 h"
+        shown.loc[("Benign", "SR-GKP"), "trained"] == "not run, about 20.1 h"
         and shown.loc[("Benign", "SR-GKP"), "last epoch"] == ""
     )
 
