@@ -8,6 +8,8 @@ import pytest
 import torch
 from attack_nets import conv_net, images, own_labels
 from method_checks import lived_in
+from opaque_nets import NETS as OPAQUE
+from opaque_nets import Net, answers
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
@@ -178,3 +180,25 @@ def test_networks_that_cannot_be_copied_or_folded_are_attacked_as_they_are(name)
     data = Dataset("mine", "test", (x * 255).round().to(torch.uint8), own_labels(net, x), 5, (0.5,) * 3, (0.25,) * 3)
     found = gkp.benchmark(net, data, attacks="pgd", eps="8/255", progress=False)
     assert found.accuracy()["clean"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", OPAQUE)
+def test_a_folded_network_has_the_gradients_of_the_network_whatever_a_graph_does_not_show(name):
+    net = OPAQUE[name]().eval()
+    for found, expected in zip(answers(folded(net, images(16, (3, 8, 8)))), answers(net), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_steps_of_a_straight_through_network_are_not_lost_in_an_evaluation():
+    net, x = OPAQUE["straight through"]().eval(), images(64, (3, 8, 8))
+    assert folded(Net().eval(), x) is not net and folded(net, x) is net  # folding would leave no gradient
+
+
+@pytest.mark.parametrize("layer", ["conv", "first"])
+def test_a_layer_with_a_backward_hook_is_not_folded(layer):
+    net = Net().eval()
+    getattr(net, layer).register_full_backward_hook(lambda module, inputs, outputs: (5 * inputs[0],))
+    fast = folded(net, images(16, (3, 8, 8)))
+    for found, expected in zip(answers(fast), answers(net), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from gkp.engine.operations import Conv, Load, MaxPool, Operation, Shortcut, Stock
 from gkp.engine.rules import FUNCTIONS, MODULES, Ref, Unknown
+from gkp.networks.graph import Untraceable, altered, drawing_nothing, graph_of
 
 
 class Whole(Exception):
@@ -75,7 +74,7 @@ class Translation:
             rule = FUNCTIONS.get(target) if module is None else MODULES.get(type(module))
             if rule is None:
                 raise Unknown(f"the engine does not know {_described(node, module)}")
-            if module is not None and _altered(module):
+            if module is not None and altered(module):
                 raise Unknown(f"{_described(node, module)} with hooks or a forward pass of its own")
             inputs = [*arguments, *options.values()] if module is None else [module, *arguments]
             return rule(self, node, *inputs)
@@ -187,62 +186,15 @@ def translate(net: nn.Module) -> Translation:
         net: A network that nothing else uses, because operations that torch runs use its modules.
 
     Raises:
-        Whole: torch.fx cannot trace it, or its graph would be another function or have other gradients.
+        Whole: torch must run the network as a whole, see `gkp.networks.graph` for some of the reasons.
     """
-    inner = [module for module in net.modules() if any(module.children())]
-    if _altered(net) or any(module._backward_hooks or module._backward_pre_hooks for module in inner):
-        raise Whole("it has hooks, or a forward pass of its own instance")
-    state = torch.get_rng_state()
     try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False), _no_own_gradients():
-            module = fx.GraphModule(net, _Tracer().trace(net))
-        with torch.no_grad():
-            translation = Translation(module.eval())
-        if not torch.equal(state, torch.get_rng_state()):
-            raise Whole("it draws random numbers, which a graph would do once")
-    except Whole:
-        raise
-    except Exception as error:  # code of the network may raise anything for symbolic tensors
-        raise Whole(f"torch.fx cannot trace it: {' '.join(str(error).split())[:160]}") from error
-    finally:
-        torch.set_rng_state(state)
-    return translation
-
-
-class _Tracer(fx.Tracer):
-    """Refuses what a graph of operations does not show: parts without gradients, or in another type."""
-
-    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
-        if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            raise Whole("it computes a part without gradients, or by autocast in another type")
-        return super().create_proxy(*args, **kwargs)
-
-
-@contextmanager
-def _no_own_gradients() -> Iterator[None]:
-    """Within, this thread refuses any torch.autograd.Function: traced, it would be its forward pass alone."""
-    usual, thread = vars(torch.autograd.Function)["apply"], threading.get_ident()
-
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() == thread:
-            raise Whole(f"it has gradients of its own: {cls.__name__}")
-        return usual.__get__(None, cls)(*args, **kwargs)
-
-    with _ONE_AT_A_TIME:
-        torch.autograd.Function.apply = classmethod(apply)
-        try:
-            yield
-        finally:
-            torch.autograd.Function.apply = usual
-
-
-_ONE_AT_A_TIME = threading.Lock()
-
-
-def _altered(module: nn.Module) -> bool:
-    """Whether this module computes, or gives gradients, otherwise than its class does."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name) for name in hooks) or "forward" in vars(module)
+        with drawing_nothing():
+            module = fx.GraphModule(net, graph_of(net))
+            with torch.no_grad():
+                return Translation(module.eval())
+    except Untraceable as error:
+        raise Whole(str(error)) from error
 
 
 def _in_place(node: fx.Node, module: nn.Module | None) -> bool:

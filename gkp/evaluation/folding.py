@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gkp.attacks.network import MIN_ROWS, evaluating, logits_of
+from gkp.networks.graph import altered, graph_of
 from gkp.networks.wrappers import unwrapped
 from gkp.pruning.grouped import GroupedKernelConv2d
 from gkp.pruning.masks import unmask
@@ -39,8 +40,9 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
         x: Images `(N, C, H, W)` to compare the two on; MIN_ROWS of them are used.
 
     Returns:
-        The copy; `model` itself if it cannot be copied, traced by torch.fx or folded (reparametrised layers), if there is
-        nothing to fold or make dense, or if logits differ by more than TOLERANCE, times the largest logit if that is above 1.
+        The copy; `model` itself if it cannot be copied, traced (`gkp.networks.graph`) or folded (reparametrised layers), if
+        there is nothing to fold or make dense, or if logits differ by more than TOLERANCE, times the largest logit if that is
+        above 1.
 
     Raises:
         BadInput: The network gives NaN.
@@ -50,7 +52,7 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
         try:
             twin = unmask(copy.deepcopy(unwrapped(model)))
             dense = _make_dense(twin)
-            graph = fx.Tracer().trace(twin)
+            graph = graph_of(twin)
             if not _fold(twin, graph) + dense:
                 return model
             fast = fx.GraphModule(twin, graph).eval().to(memory_format=torch.channels_last)
@@ -78,7 +80,8 @@ def _fold(net: nn.Module, graph: fx.Graph) -> int:
             continue
         conv, norm = net.get_submodule(str(source.target)), net.get_submodule(str(node.target))
         alone = calls[source.target] == calls[node.target] == 1  # shared layers have other inputs or readers elsewhere
-        if alone and isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+        usual = alone and not altered(conv) and not altered(norm)
+        if usual and isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
             fused[str(source.target)] = _fused(conv, norm)
             node.replace_all_uses_with(source)
             graph.erase_node(node)
