@@ -334,6 +334,8 @@ def test_gradients_of_a_confident_network_in_half_precision_do_not_vanish(dtype)
     found = climb(half, x, y, cross_entropy)[2]
     behind_a_function = climb(lambda z: asked(half, z), x, y, cross_entropy)[2]  # as the paper's protocol asks it
     assert found.dtype == torch.float32 and torch.equal(found, behind_a_function)
+    casting = climb(lambda z: half(z.to(dtype)), x, y, cross_entropy)[2]  # whose type no parameter tells
+    assert torch.equal(found, casting)
     large = usual.flatten(1).abs().amax(1)
     assert ((large > 1e-30) & (large < 1e-8)).sum() >= 10  # float16 holds 6e-8 and more
     felt = usual.abs() > 0.1 * large.view(-1, 1, 1, 1)

@@ -156,7 +156,7 @@ def _others(results: Sequence[Result], one: Evaluation, radius: str) -> list[Eva
 
 
 def _lost(one: Evaluation, other: Evaluation, radius: str) -> float:
-    """How much lower the accuracy under the other attacks is on the images of both evaluations, a fraction."""
+    """The loss of accuracy under the other attacks on the images of both evaluations, a fraction."""
     ours, theirs = (outcomes_of(each.result) for each in (one, other))
     both, here, there = np.intersect1d(ours.indices, theirs.indices, return_indices=True)
     key = f"worst-case-{radius}"

@@ -1,4 +1,4 @@
-"""What gradient attacks climb: losses by name, each (N, K) logits and (N,) labels to (N,) losses."""
+"""Losses that gradient attacks climb, each (N, K) logits and (N,) labels to (N,) losses, and how a network is asked."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def logits_of(model: Model, x: Tensor) -> Tensor:
 
 
 def asked(model: Model, x: Tensor) -> Tensor:
-    """What `model` answers to images `x`, which stay as they are whatever it does to its input.
+    """The logits of images `x`, which stay as they are whatever `model` does to its input.
 
     A network in half precision gets the images in its own type and its logits come back in float32, so that everything around
     it is computed in float32. Gradients of a confident prediction are smaller than what float16 can hold: each image's is
@@ -82,51 +82,33 @@ def asked(model: Model, x: Tensor) -> Tensor:
 
     Raises BadInput when it does not take them.
     """
-    images, scale = x.clone(), _Scale()
-    if isinstance(model, nn.Module) and (dtype := home(model)[1]) in HALF:
-        images = _Into.apply(images, dtype, scale)
+    given = x.clone()
+    rows: list[Tensor] = []  # what the gradient of each row of logits was divided by, once it is known
+    if given.requires_grad:
+        given.register_hook(lambda gradient: gradient * _like(rows[0], gradient) if rows else None)
+    own = home(model)[1] if isinstance(model, nn.Module) else x.dtype
     try:
-        logits = model(images)
+        logits = model(given.to(own) if own in HALF else given)
     except (BadInput, RunFailed, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a foreign forward says
         raise BadInput(f"the network does not take {_named(x)}: {one_line(error)[:200]}") from error
-    return _OutOf.apply(logits, scale) if isinstance(logits, Tensor) and logits.dtype in HALF else logits
+    if not isinstance(logits, Tensor) or logits.dtype not in HALF:
+        return logits
+
+    def scaled(gradient: Tensor) -> Tensor:
+        rows[:] = [gradient.abs().flatten(1).amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)]
+        return gradient / _like(rows[0], gradient)
+
+    logits = logits.float()
+    if logits.requires_grad:
+        logits.register_hook(scaled)
+    return logits
 
 
-class _Scale:
-    """What each row of a batch was divided by on its way back through a network in half precision, (N,), once it is known."""
-
-    rows: Tensor | None = None
-
-
-class _Into(torch.autograd.Function):
-    """Images in the network's half precision; their gradient in float32, as large as it is."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, scale: _Scale) -> Tensor:
-        ctx.scale = scale
-        return x.to(dtype)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        rows = ctx.scale.rows
-        return gradient.float() * (1 if rows is None else rows.view(-1, *[1] * (gradient.ndim - 1))), None, None
-
-
-class _OutOf(torch.autograd.Function):
-    """Logits in float32; each row of their gradient divided by its largest entry, and so in the middle of what a half holds."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, scale: _Scale) -> Tensor:
-        ctx.scale, ctx.dtype = scale, logits.dtype
-        return logits.float()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        rows = gradient.abs().flatten(1).amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
-        ctx.scale.rows = rows
-        return (gradient / rows.view(-1, *[1] * (gradient.ndim - 1))).to(ctx.dtype), None
+def _like(rows: Tensor, tensor: Tensor) -> Tensor:
+    """A number for each row `(N,)`, broadcastable to `tensor` `(N, ...)`."""
+    return rows.view(-1, *[1] * (tensor.ndim - 1))
 
 
 def apart_from_others(model: Model, x: Tensor, logits: Tensor | None = None) -> float:
@@ -248,25 +230,27 @@ def full_precision() -> Iterator[None]:
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     wanted: list[tuple[Any, str, object]] = [(cudnn, "benchmark", False), (cudnn, "deterministic", True)]
-    with suppress(RuntimeError):  # the user has set the newer fp32_precision, and the older setting cannot say it
-        wanted += [(cudnn, "allow_tf32", False)] if isinstance(cudnn.allow_tf32, bool) else []
+    wanted.append((cudnn, "allow_tf32", False))
     if hasattr(cudnn, "conv"):  # since torch 2.9
         wanted += [(cudnn.conv, "fp32_precision", "ieee"), (cudnn.rnn, "fp32_precision", "ieee")]
     try:
         usual = torch.get_float32_matmul_precision()
-    except RuntimeError:  # likewise
+    except RuntimeError:  # the user has set the newer fp32_precision, which the older setting cannot say
         usual = "highest"
         wanted.append((matmul, "fp32_precision", "ieee"))
-    before = [(where, name, getattr(where, name)) for where, name, _ in wanted]
+    changes: list[tuple[Any, str, object, object]] = []
+    for where, name, value in wanted:
+        with suppress(RuntimeError):  # likewise of allow_tf32
+            changes.append((where, name, getattr(where, name), value))
     try:
-        for where, name, value in wanted:
+        for where, name, _, value in changes:
             setattr(where, name, value)
         if usual != "highest":
             torch.set_float32_matmul_precision("highest")
         yield
     finally:
-        for where, name, value in before:
-            setattr(where, name, value)
+        for where, name, before, _ in changes:
+            setattr(where, name, before)
         if usual != "highest":
             torch.set_float32_matmul_precision(usual)
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from gkp.data.dataset import Dataset, check_batch_size, to_unit
 from gkp.errors import BadInput
+from gkp.networks.draws import drawn_from
 
 
 def augmented_batches(
@@ -109,8 +110,7 @@ def _draw_parts(n: int, height: int, width: int, *, flip: bool, generator: torch
 
     seed = int(torch.randint(2**62, (), generator=generator))
     like = torch.empty(0, height, width)
-    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-        torch.default_generator.manual_seed(seed)  # not those of the cards
+    with drawn_from(seed):  # torchvision draws from the global generator
         parts = [RandomResizedCrop.get_params(like, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(n)]
     mirrors = torch.randint(2, (1, n), generator=generator) if flip else torch.zeros(1, n, dtype=torch.int64)
     return torch.cat([torch.tensor(parts, dtype=torch.int64).T, mirrors])

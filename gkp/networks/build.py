@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gkp.errors import BadInput
 from gkp.networks.classifier import Architecture, CifarResNet, Classifier, Vgg16Bn
+from gkp.networks.draws import drawn_from
 
 
 def _bottleneck(architecture: Architecture, blocks: Sequence[int], small_images: bool) -> Classifier:
@@ -64,8 +65,7 @@ def describe(name: str, **fields: Any) -> Architecture:
 
 def initialised(architecture: Architecture, seed: int) -> Classifier:
     """Build the network that `architecture` describes with weights drawn from `seed`, see `build_model`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not those of the cards
+    with drawn_from(seed):
         net = build(architecture)
         for module in net.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

@@ -1,4 +1,4 @@
-"""What tells one network's weights from another's."""
+"""A fingerprint of a network's weights."""
 
 from __future__ import annotations
 

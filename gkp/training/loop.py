@@ -252,13 +252,12 @@ def _epoch(step: Step, data: Dataset, epoch: int, seed: int, bar: tqdm, form: to
 
 def _seed(device: torch.device, seed: int) -> None:
     """Seed the global generators of the CPU and of `device`, but not those of other cards, which belong to others."""
-    if device.type in ("cpu", "cuda"):
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
+    elif device.type != "cpu":
+        torch.manual_seed(seed)
 
 
 def _learning_rate(recipe: Recipe, steps: int, callbacks: Sequence[Callback], step: int) -> float:

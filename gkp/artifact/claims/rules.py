@@ -182,7 +182,7 @@ def conclude(
 
 
 def _of_seeds(spreads: Sequence[Spread]) -> list[str]:
-    """What is to be said of intervals whose spread over seeds is that of another architecture, or not known."""
+    """A remark on intervals whose spread over seeds is that of another architecture, or not known."""
     if any(not spread.df for spread in spreads):
         return ["one training each and no spread over trainings is known, so the intervals are of the images alone"]
     of = sorted({spread.of for spread in spreads if spread.of})

@@ -197,7 +197,7 @@ def decide(claim: Claim, case: Case) -> tuple[Decision, list[Cell]]:
 
 
 def _decided(claim: Claim, cases: Sequence[Case]) -> Iterator[str]:
-    """What shorter schedules, of which more seeds may be there, decide of a claim that the longest one leaves open."""
+    """The verdicts by shorter schedules, of which more seeds may be there, on a claim that the longest one leaves open."""
     for case in cases:
         with suppress(NotRun):
             if (found := claim.decide(case)).verdict != UNDECIDED:

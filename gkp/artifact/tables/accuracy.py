@@ -201,10 +201,8 @@ def high_frequency(results: Sequence[Result]) -> Table:
         return not_run(title)
     frame = pd.DataFrame(points)
     paired = {cut: _to_unpruned(results, str(cut)) for cut in frame["cut"].unique()}
-    for column, at in (("difference", 0), ("p_holm", 1)):
-        frame[column] = [
-            paired[cut].get(row, (np.nan, np.nan))[at] for cut, row in zip(frame["cut"], frame["method"], strict=True)
-        ]
+    found = [paired[cut].get(row, (np.nan, np.nan)) for cut, row in zip(frame["cut"], frame["method"], strict=True)]
+    frame[["difference", "p_holm"]] = found
     theirs = published(1).set_index(["method", "setting"])["value"]
     names = frame["method"].map(lambda row: "Unpruned" if row == BASELINE else paper_name(row))
     settings = frame["cut"].map(lambda cut: cut if cut == "full" else f"high frequencies above {cut}")

@@ -46,7 +46,7 @@ def _registered(info: MethodInfo | None) -> dict[str, str]:
 
 
 def kept_kernels(results: Sequence[Result], *, against: str = "sr-gkp") -> Table:
-    """How many filters of each network keep other kernels than those of one network, and the share of kernels in common.
+    """The filters of each network that keep other kernels than those of one network, and the share of kernels in common.
 
     Args:
         results: Finished networks, of which those pruned by grouped kernels at the same rate are shown, one seed of each.

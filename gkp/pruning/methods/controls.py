@@ -16,6 +16,7 @@ from gkp.errors import BadInput
 from gkp.networks.build import check_as_built, initialised
 from gkp.networks.classifier import Classifier
 from gkp.networks.copies import copy_of
+from gkp.networks.draws import drawn_from
 from gkp.pruning.methods.filter_method import FilterMethod
 from gkp.pruning.plan import Plan
 from gkp.pruning.registry import make_method, method_info, register
@@ -88,8 +89,7 @@ def reinitialised(net: nn.Module, seed: int) -> nn.Module:
         check_as_built(net)
         return initialised(net.architecture, seed).to(device).train(net.training)
     fresh = copy_of(net).cpu()
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not those of the cards
+    with drawn_from(seed):
         for name, module in fresh.named_modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()

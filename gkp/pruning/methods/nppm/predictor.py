@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+from gkp.networks.draws import drawn_from
+
 WIDTH, HIDDEN = 128, 64  # of the vector of a layer; of the recurrent network in each direction
 BINS = 10  # of equal width on the accuracies in the memory
 
@@ -24,8 +26,7 @@ class Predictor(nn.Module):
     def __init__(self, sizes: Sequence[int], seed: int = 0):
         super().__init__()
         self.sizes = list(sizes)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # not those of the cards
+        with drawn_from(seed):
             self.embed = nn.ModuleList(weight_norm(nn.Linear(size, WIDTH, bias=False)) for size in sizes)
             self.norm = nn.LayerNorm(WIDTH)
             self.gru = nn.GRU(WIDTH, HIDDEN, batch_first=True, bidirectional=True)
