@@ -215,8 +215,9 @@ def test_upstreams_own_file_format_gives_the_same_network(monkeypatch, tmp_path,
 
 def test_public_weights_reach_their_published_accuracy_on_all_10000_images(public_weights, cifar10_root):
     # ResNet-32 and -56 give 92.63 and 93.39 % there; what takes a minute is cut to 2,000 images, counted in those runs
+    # activations of 100 images stay in the cache: two thirds of the time that 500 take
     test = load_dataset("cifar10", "test")
-    assert accuracy(load_model("resnet20", weights="akamaster"), test) == pytest.approx(0.9173, abs=1e-6)
+    assert accuracy(load_model("resnet20", weights="akamaster"), test, batch_size=100) == pytest.approx(0.9173, abs=1e-6)
     for name, right in (("resnet32", 1854), ("resnet56", 1859)):
-        found = accuracy(load_model(name, weights="akamaster"), test.first(2000))
+        found = accuracy(load_model(name, weights="akamaster"), test.first(2000), batch_size=100)
         assert round(2000 * found) == pytest.approx(right, abs=1), name
