@@ -50,6 +50,17 @@ def test_an_axis_is_made_for_what_can_be_told_apart_and_the_rest_is_written_at_i
     assert [text.get_text() for text in ax.texts] == ["◂ 70.0", "99.0 ▸"]
 
 
+def test_what_lies_within_the_bars_of_the_others_is_drawn_and_not_written_at_the_wrong_edge():
+    """An outlier by the quartiles, below all others, was an arrow to the right where a bar of theirs reached as far down."""
+    _, (ax,) = panels(1, 1, 4, 4)
+    rows = pd.DataFrame({"accuracy": [0.68, 0.685, 0.69, 0.695, 0.64, 0.5]}, index=["cc", "lrf", "sfp", "fpgm", "random", "l2"])
+    rows = rows.assign(low=rows["accuracy"] - [0.05, 0.005, 0.005, 0.005, 0.005, 0.005], high=rows["accuracy"] + 0.005)
+    results._dots(ax, rows, range(6))
+    assert [text.get_text() for text in ax.texts] == ["◂ 50.0"] and ax.get_xlim()[0] < 63
+    drawn = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
+    assert drawn == pytest.approx([68, 68.5, 69, 69.5, 64])
+
+
 def test_equal_networks_leave_room_for_those_a_little_apart():
     _, (ax,) = panels(1, 1, 4, 4)
     rows = pd.DataFrame({"accuracy": [0.89] * 5 + [0.91]}, index=list("abcdef"))
@@ -70,21 +81,25 @@ def test_what_the_choice_of_the_epoch_adds_is_the_mean_over_seeds():
         {"method": method, "seed": seed, "last": last, "last_low": last - 0.1, "last_high": last + 0.1, "best": best}
         for method, seed, last, best in (("sr-gkp", 0, 0.5, 0.6), ("sr-gkp", 1, 0.4, 0.7), ("cc", 0, 0.3, 0.3))
     ]
-    points = pd.DataFrame(rows).assign(n=100)
+    points = pd.DataFrame(rows).assign(n=100, metric="fgsm-0.1")
     figure = figures.superscore_dots(points.assign(gain=points["best"] - points["last"]))
-    assert figure.answer.startswith("10.0 points on average, between 0.0 (CC) and 20.0 (SR-GKP); the orders by last")
+    assert figure.answer.startswith(
+        "Under (b) FGSM .1, 10.0 points on average, between 0.0 (CC) and 20.0 (SR-GKP); the orders by last"
+    )
+    assert "mean over 1 to 2 seeds" in figure.answer and figure.drawing.axes[0].get_xlabel() == "(b) FGSM .1, accuracy (%)"
 
 
 def test_the_front_is_what_no_cheaper_network_beats_and_an_attack_that_leaves_nothing_has_no_panel():
     rows = [("l2", 1.0, 0.3), ("cc", 2.0, 0.2), ("sr-gkp", 4.0, 0.5)]
     points = pd.DataFrame(
         [
-            {"method": method, "latency": cost, "attack": attack, "accuracy": value, "low": 0.0, "high": 1.0, "n": 9}
+            {"method": method, "latency": cost, "attack": attack, "accuracy": value, "low": 0.0, "high": 1.0, "n": 9, "seed": 0}
             for method, cost, accuracy in rows
             for attack, value in (("cascade-1/255", accuracy), ("autoattack-8/255", 0.0), ("clean", 0.9))
         ]
     )
     figure = figures.pareto(points, costs={"latency": "Latency"})
+    assert figure.answer.endswith("bars: 95 %; one seed.")
     assert figure.answer.startswith("Not dominated, from the cheapest on: Cascade 1/255: L2Norm, SR-GKP.")
     assert [ax.get_title() for ax in figure.drawing.axes] == ["Cascade 1/255, n = 9"]
     in_our_engine = points["method"].map({"l2": 1.0, "cc": 0.9, "sr-gkp": 0.7})
@@ -127,7 +142,7 @@ def test_the_slope_chart_compares_levels_and_orders_on_the_same_networks(tmp_pat
         "The level, mean of 3 methods: 37.5 % (FGSM .1, predicted labels), 37.5 % (FGSM .1, true labels), "
         "37.5 % (Pixels, 1/255). "
         "The order, rank correlation with the first: +1.00 (FGSM .1, true labels), +1.00 (Pixels, 1/255). "
-        "SR-GKP has rank 3, 3, 3. Bars, on SR-GKP: 95 %, n = 400 images."
+        "SR-GKP has rank 3, 3, 3. Bars, on SR-GKP: 95 %, n = 400 images; one seed."
     )
     assert figures.protocols(report(tmp_path / "none", none=(300,), cc=(200,))).points.empty
 
@@ -160,6 +175,7 @@ def test_the_order_after_other_lengths_has_the_ranks_that_the_data_leave_open(tm
         (2, "cc"): (3, 3, 3), (2, "sr-gkp"): (1, 1, 2), (2, "l2-gkp"): (2, 1, 2),
     }  # fmt: skip
     assert figure.answer.startswith("Yes, for 2 pairs for sure (CC and L2-GKP; CC and SR-GKP). Rank correlation of 0 and 2")
+    assert figure.answer.endswith("3 methods; n = 400 images, one seed.")
     assert figures.order_by_epochs(report(tmp_path / "one", sr_gkp=(200,), cc=(100,))).points.empty
 
 

@@ -100,6 +100,8 @@ def test_what_sr_gkp_has_beside_its_benign_accuracy_is_found_and_told(tmp_path):
     assert (none.loc[~none["printed"], "low"] < 0).all() and (none.loc[~none["printed"], "r2"] > 0.9).all()
     answer = figures.explained(on_a_line(tmp_path / "again", 40)).answer
     assert "SR-GKP's interval is above the line in 4 of 4, below it in 0, +9." in answer
+    colours = {tuple(line.get_color()) for line in figures.explained([]).drawing.legends[0].get_lines()}
+    assert len(colours) == 3 and tuple(figures.method_colour("sr-gkp")) not in colours
     assert " % (median of 4 columns, " in answer and ") on ResNet-20, 2 epochs; SR-GKP" in answer
 
 

@@ -10,6 +10,7 @@ from gkp.artifact import figures as plots
 from gkp.artifact import standings, tables
 from gkp.artifact.experiments.kinds import EvaluateCell, LatencyCell, PruneCell, SpeedCell, TimingCell, TrainCell
 from gkp.artifact.experiments.report import Result
+from gkp.artifact.results import attack_name
 
 BASELINE = TrainCell(dataset="digits", epochs=1)
 PRUNED = {
@@ -45,13 +46,15 @@ def results(tmp_path):
     return found
 
 
-def test_predicted_labels_are_set_against_true_ones_with_the_rank_under_each(results):
+def test_predicted_labels_are_set_against_true_ones_with_the_rank_of_each_method_under_both(results):
     table = tables.label_choice(results)
     points = table.points[table.points["seed"] == 0].set_index("method")
     assert points.loc["sr-gkp", ["predicted", "true"]].tolist() == pytest.approx([0.6, 0.5])
     assert (table.points["difference"].round(9) == 0.1).all() and "n = 100" in table.title
-    assert table.points.sort_values("predicted")["rank_predicted"].tolist() == [4, 4, 3, 2, 1]  # unpruned and l2-gkp are equal
-    assert table.shown.loc["unpruned", "difference"] == "+10.00"
+    assert table.shown["rank, predicted"].to_dict() == {"unpruned": 3, "SR-GKP": 1, "L2-GKP": 2}  # methods, not their seeds
+    assert table.shown["seeds"].to_dict() == {"unpruned": 1, "SR-GKP": 2, "L2-GKP": 2}
+    assert table.shown.loc["SR-GKP", "predicted labels"] == "61.00" and table.shown.loc["unpruned", "difference"] == "+10.00"
+    assert table.title.startswith("(b) FGSM .1 (normalised units)")
 
 
 def test_the_last_epoch_is_set_against_the_best_of_those_at_the_final_cost(results):
@@ -72,14 +75,15 @@ def test_pgd_is_shown_in_both_units_with_its_own_n(results):
 
 def test_seeds_are_averaged_and_a_single_one_says_so(results):
     table = tables.seed_spread(results)
-    assert table.shown.loc["SR-GKP", "fgsm-0.1"] == f"61.00 ± {100 * np.std([0.6, 0.62], ddof=1):.2f}"
-    assert table.shown.loc["unpruned", "fgsm-0.1"] == "50.00 (one seed)" and table.shown.loc["L2-GKP", "seeds"] == 2
+    assert table.shown.loc["SR-GKP", "(b) FGSM .1"] == f"61.00 ± {100 * np.std([0.6, 0.62], ddof=1):.2f}"
+    assert table.shown.loc["unpruned", "(b) FGSM .1"] == "50.00 (one seed)" and table.shown.loc["L2-GKP", "seeds"] == 2
 
 
 def test_mean_ranks_follow_the_rule_of_table_20_and_leave_the_unpruned_network_out(results):
     points = tables.methods_table([r for r in results if getattr(r.cell, "seed", 0) == 0], protocol="paper", title="").points
     table = tables.mean_ranks(points[points["seed"] == 0])
     assert table.shown["mean rank"].to_dict() == {"SR-GKP": "1.00 · paper 2.33", "L2-GKP": "1.75"}  # the paper has no L2-GKP
+    assert list(table.shown.columns) == ["Benign", "(a) FGSM .01", "(b) FGSM .1", "(c) PGD 8/255", "mean rank"]
     ranks = table.points.set_index("method")["mean rank"]
     assert ranks.to_dict() == {"sr-gkp": 1.0, "l2-gkp": 1.75}  # equal on benign: both first; second on three attacks
 
@@ -111,7 +115,7 @@ def test_every_table_shows_the_evaluations_of_its_part_and_no_others(results, tm
         assert not points.duplicated(["method", "seed", "attack"]).any() and points["attack"].eq("clean").sum() == 5
         assert not points["attack"].str.startswith("attack-").any()
         spread = tables.seed_spread(found, protocol=protocol, attacks=["clean"])
-        assert len(spread.points) == 5 and spread.shown.loc["unpruned", "clean"] == "90.00 (one seed)"
+        assert len(spread.points) == 5 and spread.shown.loc["unpruned", "Benign"] == "90.00 (one seed)"
     space = tables.space_choice(found).points
     assert space[space["method"] == "unpruned"]["accuracy"].tolist() == [0.6, 0.3]
     assert tables.high_frequency(found).points["cut"].tolist() == ["full", "0.3", "0.7"]
@@ -122,7 +126,7 @@ def test_every_table_shows_the_evaluations_of_its_part_and_no_others(results, tm
 def test_strong_attacks_are_listed_with_their_n_and_what_the_network_costs(results, tmp_path):
     strong = evaluated(PRUNED["sr-gkp", 0], tmp_path, {"clean": 0.9, "cascade-1/255": 0.2}, n=8, attacks=("cascade",))
     table = tables.strong_attacks([*results, strong])
-    assert table.shown.loc["SR-GKP", "cascade-1/255"] == "20.0 [10.0, 25.0], n 8"
+    assert table.shown.loc["SR-GKP", "Cascade 1/255"] == "20.0 [10.0, 25.0], n 8"
     assert set(table.points["macs"]) == {23.0} and set(table.points["attack"]) == {"clean", "cascade-1/255"}
     assert set(plots.pareto(table.points, costs={"macs": "MACs (M)"}).points["method"]) == {"sr-gkp"}
 
@@ -161,16 +165,17 @@ def test_times_become_ratios_within_one_run(tmp_path):
         latency=latency,
     )
     grouped = tables.grouping_times([timed])
-    assert grouped.points.loc[0, "ratio"] == pytest.approx(1000) and grouped.shown.loc["resnet20", "layers"] == "3 of 18"
+    assert grouped.points.loc[0, "ratio"] == pytest.approx(1000) and grouped.shown.loc["ResNet-20", "layers"] == "3 of 18"
     larger = replace(timed, figures={**timed.figures, "model": "resnet56"})
     beside = tables.grouping_times([timed, larger]).shown
-    assert beside.loc["resnet20", "ratio"] == "1,000x" and beside.loc["resnet56", "ratio"] == "1,000x · paper 1,826x"
-    assert beside.loc["resnet56", "SR-GKP, grouping + search (s)"] == "0.30 · paper 1,243"
+    assert beside.loc["ResNet-20", "ratio"] == "1,000x" and beside.loc["ResNet-56", "ratio"] == "1,000x · paper 1,826x"
+    assert beside.loc["ResNet-56", "SR-GKP, grouping + search (s)"] == "0.30 · paper 1,243"
     measured = tables.latencies([timed])
     assert measured.points.set_index(["form", "batch_size"])["ratio"].to_dict() == {
         ("dense", 1): 1.0, ("grouped", 1): 3.0, ("filters removed", 1): 0.5,
         ("dense", 128): 1.0, ("grouped", 128): 3.0, ("filters removed", 128): 0.5,
     }  # fmt: skip
+    assert set(measured.shown.index.get_level_values("model")) == {"ResNet-20"}
     assert len(plots.latency_dots(measured.points).points) == 6
 
 
@@ -188,7 +193,7 @@ def test_what_accelerates_is_split_into_the_engine_and_the_pruning(tmp_path):
     measured = result(SpeedCell(net=BASELINE), tmp_path, model="resnet20", speed=rows)
     shown = tables.speeds([measured]).shown
     assert list(shown.columns) == list(ratios["dense"])
-    assert shown.loc[("resnet20", 1, 1, "grouped, 7/16"), "ONNX Runtime"] == "5.00 ms (5.00x)"
+    assert shown.loc[("ResNet-20", 1, 1, "grouped, 7/16"), "ONNX Runtime"] == "5.00 ms (5.00x)"
     split = tables.accelerations([measured]).points.set_index("form")
     assert split.loc["grouped, 7/16", ["stock", "engine", "pruning", "both"]].tolist() == pytest.approx([5.0, 0.6, 0.75, 0.45])
     assert split.loc["filters, 7/16", ["stock", "engine", "pruning", "both"]].tolist() == pytest.approx([0.7, 0.6, 0.5, 0.3])
@@ -264,6 +269,16 @@ def test_without_points_a_figure_says_that_it_was_not_run():
     for draw in (plots.method_dots, plots.superscore_dots, plots.frequency_dots, plots.latency_dots):
         assert draw(nothing).points.empty
     assert plots.pareto(nothing, costs={"macs": "MACs"}).points.empty
+
+
+def test_without_a_finished_cell_the_provenance_names_no_commit():
+    assert tables.provenance([]) == "0 cells are finished: nothing above was measured here"
+
+
+def test_an_attack_is_called_alike_with_predicted_and_with_true_labels():
+    assert attack_name("fgsm-0.01", "paper") == "(a) FGSM .01" and attack_name("clean", "paper") == "Benign"
+    assert attack_name("fgsm-0.01-true", "paper") == "(a) FGSM .01, true labels"
+    assert attack_name("worst-case-1/255", "pixel") == "Worst case 1/255"
 
 
 def test_a_network_is_called_as_in_the_paper_by_one_function():

@@ -32,7 +32,7 @@ def test_accuracies_are_shown_in_percent_and_saved_as_fractions(outcomes, tmp_pa
     table = tables.accuracies(outcomes)
     frame = outcomes["pruned"].to_frame()
     row = frame.loc["pgd-4/255"]
-    assert table.shown.loc["pgd-4/255", "pruned"] == f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+    assert table.shown.loc["PGD 4/255", "pruned"] == f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
     assert "n = 15" in table.title and "seed 0" in table.title and "95 % Wilson" in table.title
     saved = pd.read_csv(table.save("accuracies", tmp_path))
     assert set(saved["network"]) == {"dense", "pruned"} and saved["accuracy"].between(0, 1).all() and (saved["n"] == 15).all()
@@ -87,11 +87,11 @@ def test_best_and_second_best_are_marked_and_all_that_cannot_be_told_apart_from_
     column = table.shown["(b) FGSM .1"].str.replace(r" \[.*?\]", "", regex=True)
     assert column.to_dict() == {
         "unpruned, fine-tuned": "75.0",
-        "CC": "**50.5** · paper 29.89",
-        "LRF": "48.8 = · paper 28.20",
-        "SR-GKP": "_50.0_ = · paper 45.17",
-        "L2-GKP": "25.0",
-        "HRank": "99.8 · paper 17.14",
+        "CC, 7/16": "**50.5** · paper 29.89",
+        "LRF, 7/16": "48.8 = · paper 28.20",
+        "SR-GKP, 7/16": "_50.0_ = · paper 45.17",
+        "L2-GKP, 7/16": "25.0",
+        "HRank, 10/16": "99.8 · paper 17.14",
     }
     groups = table.points[table.points["attack"] == "fgsm-0.1"].drop_duplicates("method").set_index("method")["group"]
     assert groups.dropna().to_dict() == {"cc": 1, "lrf": 1, "sr-gkp": 1, "l2-gkp": 2}
@@ -129,6 +129,36 @@ def test_several_seeds_are_one_row_whose_interval_has_their_spread(compared):
     spread = Spread.pooled([[200 / N, 204 / N], [198 / N, 202 / N]])
     assert row["accuracy"] == pytest.approx(202 / N) and row["seeds"] == 2
     assert row["high"] - row["accuracy"] == pytest.approx(math.hypot(np.mean(half), spread.half_width(1 / 2)))
+
+
+def test_methods_that_stand_apart_lend_no_spread_and_show_their_own():
+    """The unpruned network had the spread of adversarial training, and networks of several sizes that of all others."""
+    seeds = {"cc": (0.70, 0.702), "gal": (0.6, 0.7), "rap-admm": (0.3, 0.4), "unpruned": (0.8,)}
+    facts = {"model": "resnet20", "attack": "clean"}
+    rows = [
+        facts
+        | {"method": method, "rate": 0.0 if method == "unpruned" else 7 / 16, "epochs": 3 if method in ("cc", "gal") else 0}
+        | {"accuracy": value, "low": value - 0.01, "high": value + 0.01, "paper_macs": 23e6 - 2e6 * at * (method == "gal")}
+        for method, values in seeds.items()
+        for at, value in enumerate(values)
+    ]
+    found = over_seeds(pd.DataFrame(rows)).set_index("method")
+    half = {row: Spread.pooled([values]).half_width(1 / 2) for row, values in seeds.items()}
+    width = found["accuracy"] - found["low"]
+    assert width[["cc", "gal"]].tolist() == pytest.approx([math.hypot(0.01, half["cc"]), math.hypot(0.01, half["gal"])])
+    assert width["unpruned"] == pytest.approx(0.01)
+    assert found.loc["rap-admm", "low"] == max(0.0, found.loc["rap-admm", "accuracy"] - math.hypot(0.01, half["rap-admm"]))
+
+
+def test_networks_of_several_rates_are_told_apart_by_name_and_those_that_are_not_ranked_are_listed(tmp_path):
+    found = report(tmp_path, none=(300,), sr_gkp=(200,), cc=(220,), rap_admm=(390,))
+    assert list(tables.methods_table(found, protocol="paper", title="").shown.index)[1:3] == ["SR-GKP", "CC"]
+    more = pruned("sr-gkp", rate=10 / 16)
+    found += [trained(more, tmp_path), evaluated(more, tmp_path, 340, 120)]
+    table = tables.methods_table(found, protocol="paper", title="")
+    adversarial = "RAP-ADMM [adversarially trained], 7/16"
+    assert list(table.shown.index) == ["unpruned, fine-tuned", "SR-GKP, 7/16", "CC, 7/16", adversarial, "SR-GKP, 10/16"]
+    assert "; not ranked, no other method being trained alike: RAP-ADMM [adversarially trained], SR-GKP" in table.legend
 
 
 def test_the_field_s_protocol_has_the_worst_case_at_each_radius_or_every_attack_at_one(compared):

@@ -24,6 +24,7 @@ from gkp.artifact.results import (
     Evaluation,
     evaluations,
     mean_right,
+    method_of,
     net_seed,
     of_one_budget,
     outcomes_of,
@@ -151,21 +152,32 @@ def over_seeds(points: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row for each network and attack: mean accuracy, low, high, and seeds, their number; other columns are those of the
-        first seed. The interval combines that of the images with the spread over seeds, pooled over the methods of a schedule.
+        first seed. The interval combines that of the images with the spread over seeds, pooled over the methods of a schedule;
+        methods that stand apart (seeds of several sizes, as in `Scores.of_sizes`, or trained on adversarial images) lend none
+        and have their own where that is wider.
     """
     rows = []
+    networks = points.groupby([*SETTING, "method"], sort=False)
+    apart = {key for key, group in networks if trained_for_robustness(method_of(key[-1])) or _of_sizes(group)}
     spreads = {
-        key: Spread.pooled([list(seeds) for _, seeds in group.groupby(["method", "rate"], sort=False)["accuracy"]])
+        key: Spread.pooled([list(one["accuracy"]) for own, one in group.groupby([*SETTING, "method"]) if own not in apart])
         for key, group in points.groupby(["model", "epochs", "attack"], sort=False)
     }
-    for (model, _, epochs, _, attack), group in points.groupby([*SETTING, "method", "attack"], sort=False):
+    for (*setting, method, attack), group in points.groupby([*SETTING, "method", "attack"], sort=False):
         accuracy = float(group["accuracy"].mean())
-        seeds = spreads[model, epochs, attack].half_width(1 / len(group))
+        own = [Spread.pooled([list(group["accuracy"])])] if (*setting, method) in apart else []
+        seeds = max(spread.half_width(1 / len(group)) for spread in (spreads[setting[0], setting[2], attack], *own))
         low = accuracy - np.hypot((group["accuracy"] - group["low"]).mean(), seeds)
         high = accuracy + np.hypot((group["high"] - group["accuracy"]).mean(), seeds)
         found = {"accuracy": accuracy, "low": max(0.0, low), "high": min(1.0, high), "seeds": len(group)}
         rows.append(group.iloc[0].to_dict() | found)
     return pd.DataFrame(rows)
+
+
+def _of_sizes(points: pd.DataFrame) -> bool:
+    """Whether the seeds of a network removed so different parts that they are of different sizes."""
+    macs = points["paper_macs"].dropna() if "paper_macs" in points else ()
+    return len(macs) > 0 and not of_one_budget(macs)
 
 
 def smallest_radius(results: Sequence[Result]) -> str:

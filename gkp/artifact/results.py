@@ -184,13 +184,15 @@ def trained_for_robustness(method: str) -> bool:
 
 def attack_name(attack: str, protocol: str) -> str:
     """The shown name of a key of an outcome matrix: "(b) FGSM .1" in the paper's protocol, "Worst case 1/255" in pixels."""
+    if attack.endswith("-true"):
+        return f"{attack_name(attack.removesuffix('-true'), protocol)}, true labels"
     if protocol == "paper" and attack in ATTACKED:
         return dict(zip(ATTACKED, ("Benign", "(a) FGSM .01", "(b) FGSM .1", "(c) PGD 8/255"), strict=True))[attack]
     if attack == "clean":
         return "Benign"
-    name, _, eps = attack.removesuffix("-true").rpartition("-")
+    name, _, eps = attack.rpartition("-")
     named = {"worst-case": "Worst case", "cascade": "Cascade", "autoattack": "AutoAttack"}.get(name, name.upper())
-    return f"{named} {eps}" + (", true labels" if attack.endswith("-true") else "")
+    return f"{named} {eps}"
 
 
 def method_of(row: str) -> str:
@@ -218,6 +220,12 @@ def test_images(dataset: str, n: int | None = None) -> Dataset | None:
         return None
     found = load_dataset(dataset, "test")
     return found if n is None else found.first(n)
+
+
+def seeds_of(numbers: Iterable[int]) -> str:
+    """The numbers of seeds behind some points: "3 seeds", "1 to 3 seeds", "one seed"."""
+    few, many = min(found := list(numbers)), max(found)
+    return "one seed" if many == 1 else f"{many} seeds" if few == many else f"{few} to {many} seeds"
 
 
 def images(points: Mapping[str, Iterable[int]]) -> str:

@@ -5,7 +5,7 @@ Differences are to the unpruned network with the same fine-tuning, on the same i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ from gkp.artifact.figures.figure import (
     not_run,
     panels,
 )
-from gkp.artifact.results import BASELINE, CONTINUED, SR, paper_name
+from gkp.artifact.results import BASELINE, CONTINUED, SR, paper_name, seeds_of
 from gkp.evaluation.statistics import LEVEL
 
 PRINTED = "the paper's difference to its unpruned network (ResNet-56, Table 10)"
@@ -200,9 +200,12 @@ def _cost_of_pruning(points: pd.DataFrame) -> str:
             " cannot be told apart from it"
         )
     opening = "No" if shares == {0.0} else "Yes" if shares == {1.0} else "For some methods"
-    n = " and ".join(f"{n:,}" for n in dict.fromkeys(points["n"]))
-    seeds = " to ".join(map(str, sorted({points["seeds"].min(), points["seeds"].max()})))
-    return f"{opening}. {'; '.join(told)} (Holm over each panel). Bars: 95 %; n = {n} images; {seeds} seeds."
+    return f"{opening}. {'; '.join(told)} (Holm over each panel). {_measured(points['n'], points['seeds'])}"
+
+
+def _measured(n: Iterable[int], seeds: Iterable[int]) -> str:
+    """The meaning of the bars, with the numbers of images and of seeds."""
+    return f"Bars: 95 %; n = {' and '.join(f'{images:,}' for images in dict.fromkeys(n))} images; {seeds_of(seeds)}."
 
 
 def _within(title: str) -> str:
@@ -291,4 +294,6 @@ def _trade(frames: dict[str, pd.DataFrame]) -> str:
     opening = {-1: "Yes", 1: "No, they go together", 0: "No sign of it"}
     text = opening[next(iter(signs))] if len(signs) == 1 else "It depends on the protocol"
     told[0] = told[0][0].lower() + told[0][1:]
-    return f"{text}. Rank correlation of benign and attacked accuracy over pruned networks: {'; '.join(told)}. Bars: 95 %."
+    points = pd.concat(list(frames.values()))
+    measured = _measured(points["n_attacked"], points["seeds_attacked"])
+    return f"{text}. Rank correlation of benign and attacked accuracy over pruned networks: {'; '.join(told)}. {measured}"

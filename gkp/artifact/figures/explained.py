@@ -13,9 +13,11 @@ from matplotlib.lines import Line2D
 from gkp.artifact.effects import smallest_radius
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.explained import QUESTION, of_both, shown_columns, told
-from gkp.artifact.figures.figure import PALETTE, Figure, bars, finish, panels
+from gkp.artifact.figures.figure import OWN, PALETTE, Figure, bars, finish, panels
+from gkp.artifact.results import SR
 
 _MARKS = "osD^vP"
+_COLOURS = [colour for colour in PALETTE if colour != OWN[SR]]  # columns are no networks: none has the colour of SR-GKP
 
 
 def explained(results: Sequence[Result]) -> Figure:
@@ -33,7 +35,7 @@ def explained(results: Sequence[Result]) -> Figure:
     drawing, (left, right) = panels(1, 2, 12, 0.55 * len(sources) + 2.2, sharey=True)
     for at, rows in enumerate(columns.values()):
         y = np.array([heights[source] for source in rows["source"]]) + 0.6 * (0.5 - (at + 0.5) / len(columns))
-        _dots(left, right, rows, y, PALETTE[at], _MARKS[at])
+        _dots(left, right, rows, y, _COLOURS[at], _MARKS[at])
     right.axvline(0, color="#999999", linewidth=1)
     left.set(xlim=(-3, 103), xlabel="Variance explained by benign accuracy, R² (%)", title="Explained")
     right.set(xlabel="SR-GKP above the line through all others (points)", title="Left for SR-GKP, with 95 %")
@@ -43,7 +45,7 @@ def explained(results: Sequence[Result]) -> Figure:
         ax.grid(axis="x", color="#eeeeee")
         sns.despine(ax=ax)
     handles = [
-        Line2D([], [], color=PALETTE[at], marker=_MARKS[at], linestyle="", label=name) for at, name in enumerate(columns)
+        Line2D([], [], color=_COLOURS[at], marker=_MARKS[at], linestyle="", label=name) for at, name in enumerate(columns)
     ]
     drawing.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     note = "Bars: where one more method would lie, 95 % each, not corrected for their number."

@@ -60,7 +60,8 @@ def granularities(net: nn.Module, layer: str, *, rate: float = 7 / 16) -> Figure
         ax.set_yticks(range(out_channels), [str(int(r)) for r in rows], fontsize=6 if out_channels <= 32 else 3)
         points.append(_kernel_points(unit, norm, stays))
     drawing.suptitle(
-        f"Figure 1 · granularities of structured pruning, {layer} (grey = removed; grouped kernels: filters by group)"
+        f"Figure 1 · Granularities of structured pruning, {layer} (shade = L2 norm of a kernel, grey = removed; "
+        "grouped kernels: filters by group)"
     )
     return Figure(drawing, pd.concat(points, ignore_index=True))
 

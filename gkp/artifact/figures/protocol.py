@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from gkp.artifact.effects import ATTACKS, UNPRUNED, Scores, is_tuned, scores, setting_of, smallest_radius
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.figures.figure import Figure, bars, families, finish, method_colour, not_run, panels
-from gkp.artifact.results import SR, Evaluation, attack_name, evaluations, images, paper_name, row_name
+from gkp.artifact.results import SR, Evaluation, attack_name, evaluations, images, paper_name, row_name, seeds_of
 from gkp.evaluation.statistics import LEVEL, holm
 
 _MARKS = "osD^vPX*"
@@ -165,7 +165,7 @@ def _changed(points: pd.DataFrame) -> str:
     text = f"The level, mean of {len(wide)} methods: {level}. The order, rank correlation with the first: {agreed}."
     ranks = points[points["method"] == SR].set_index("protocol")["rank"]
     ours = f" SR-GKP has rank {', '.join(f'{rank:.0f}' for rank in ranks)}." if len(ranks) else ""
-    return f"{text}{ours} Bars, on SR-GKP: 95 %, {images(points)} images."
+    return f"{text}{ours} Bars, on SR-GKP: 95 %, {images(points)} images; {seeds_of(points['seeds'])}."
 
 
 def _by_rate(results: Sequence[Result], panel: str, part: str, keys: Sequence[str]) -> Iterable[dict[str, Any]]:
@@ -196,8 +196,8 @@ def _with_rate(points: pd.DataFrame) -> str:
     ends = points[points["method"] == method]["rate"]
     return (
         f"From {16 * ends.min():g}/16 to {16 * ends.max():g}/16 of the kernels removed, {paper_name(method)} changes by "
-        f"{', '.join(told)}; highest at {16 * ends.max():g}/16: {', '.join(best)}. Bars: 95 %, {images(points)} images; "
-        "curves are set apart sideways so that none covers another."
+        f"{', '.join(told)}; highest at {16 * ends.max():g}/16: {', '.join(best)}. Bars: 95 %, {images(points)} images, "
+        f"{seeds_of(points['seeds'])}; curves are set apart sideways so that none covers another."
     )
 
 
@@ -214,7 +214,8 @@ def _tuned(epochs: int, rate: float | None = None) -> Callable[[Evaluation], boo
 def _ranks(side: Scores, rows: dict[str, str], common: Sequence[str], epochs: int) -> Iterable[dict[str, Any]]:
     """For each of the common methods its rank among them, and the interval of its rank."""
     names = ", ".join(attack_name(key, side.part) for key in side.keys)
-    value = {method: side.accuracy(rows[method]).value for method in common}
+    found = {method: side.accuracy(rows[method]) for method in common}
+    value = {method: estimate.value for method, estimate in found.items()}
     pairs = list(combinations(common, 2))
     corrected = holm([side.minus(rows[a], rows[b]).p() for a, b in pairs])
     apart = {frozenset(pair) for pair, p in zip(pairs, corrected, strict=True) if p <= 1 - LEVEL}
@@ -224,7 +225,8 @@ def _ranks(side: Scores, rows: dict[str, str], common: Sequence[str], epochs: in
         surely_above = sum(value[other] > value[method] for other in others if frozenset((method, other)) in apart)
         surely_below = sum(value[other] < value[method] for other in others if frozenset((method, other)) in apart)
         facts = {"method": method, "epochs": epochs, "attack": names, "accuracy": value[method], "rank": 1 + above}
-        yield facts | {"low": 1 + surely_above, "high": len(common) - surely_below, "seeds": len(side.rows[rows[method]])}
+        facts |= {"low": 1 + surely_above, "high": len(common) - surely_below}
+        yield facts | {"n": found[method].n, "seeds": found[method].seeds}
 
 
 def _reordered(points: pd.DataFrame) -> str:
@@ -242,5 +244,5 @@ def _reordered(points: pd.DataFrame) -> str:
     names = "; ".join([*pairs[:3], *(["..."] if len(pairs) > 3 else [])])
     sure_of = f"Yes, for {len(turned)} pairs for sure ({names})"
     opening = sure_of if turned else "Not for sure: no pair of methods changes places"
-    ranks = f"the ranks that paired tests leave open, {len(wide)} methods"
+    ranks = f"the ranks that paired tests leave open, {len(wide)} methods; {images(points)} images, {seeds_of(points['seeds'])}"
     return f"{opening}. Rank correlation of {'; '.join(agreed)}. Bars: {ranks}."

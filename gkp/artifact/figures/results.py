@@ -30,7 +30,7 @@ from gkp.artifact.figures.figure import (
     panels,
 )
 from gkp.artifact.published import ARCHITECTURES
-from gkp.artifact.results import CONTINUED, SR, attack_name, images, paper_name
+from gkp.artifact.results import CONTINUED, SR, attack_name, images, paper_name, seeds_of
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import LEVEL
 
@@ -106,7 +106,8 @@ def superscore_dots(points: pd.DataFrame) -> Figure:
         return not_run(question)
     tuned = points[~points["method"].str.endswith("shape from scratch")]  # which were not pruned
     renamed = tuned.rename(columns={"last": "accuracy", "last_low": "low", "last_high": "high"})
-    means = renamed.groupby("method", sort=False)[["accuracy", "low", "high", "best", "gain"]].mean()
+    grouped = renamed.groupby("method", sort=False)
+    means = grouped[["accuracy", "low", "high", "best", "gain"]].mean()
     means = means.sort_values("accuracy", ascending=False, kind="stable")
     drawing, (ax,) = panels(1, 1, 7, 0.235 * len(means) + 1.8)
     heights = [-at for at in range(len(means))]
@@ -116,15 +117,17 @@ def superscore_dots(points: pd.DataFrame) -> Figure:
     ends, tips = means[["accuracy", "low", "high"]].to_numpy(), means["best"]
     ax.set_xlim(100 * ends.min() - 0.4, 100 * max(ends.max(), tips.max()) + 0.4)
     ax.set_yticks(heights, [paper_name(row) for row in means.index])
-    ax.set(xlabel="Accuracy (%)", ylim=(0.7 - len(means), 0.7))
+    metric = attack_name(str(points["metric"].iloc[0]), "paper")
+    ax.set(xlabel=f"{metric}, accuracy (%)", ylim=(0.7 - len(means), 0.7))
     best = Line2D([], [], color="#888888", marker=">", linestyle="", label="best epoch on the test set")
     families(drawing, means.index, best)
     gains = 100 * means["gain"]
     least, most = (f"{gains[row]:.1f} ({paper_name(str(row))})" for row in (gains.idxmin(), gains.idxmax()))
     agreed = means["accuracy"].corr(means["best"], method="spearman")
     answer = (
-        f"{gains.mean():.1f} points on average, between {least} and {most}; the orders by last and by best epoch have rank "
-        f"correlation {agreed:+.2f}. Dot: last epoch. {_bars_of(points)}"
+        f"Under {metric}, {gains.mean():.1f} points on average, between {least} and {most}; the orders by last and by best "
+        f"epoch have rank correlation {agreed:+.2f}. Dot: last epoch, mean over {seeds_of(grouped.size())}. Bars: 95 %, of the "
+        f"images alone, {images(points)}."
     )
     return finish(drawing, points, question, answer)
 
@@ -168,7 +171,8 @@ def pareto(points: pd.DataFrame, *, costs: Mapping[str, str], question: str = "W
     for (attack, x), front in fronts.items():
         of = f", {costs[x].partition(',')[0]}" if len(costs) > 1 else ""
         told.append(f"{attack_name(attack, 'pixel')}{of}: {', '.join(map(paper_name, front['method']))}")
-    answer = f"Not dominated, from the cheapest on: {'; '.join(told)}. The grey line is this front; bars: 95 %."
+    seeds = seeds_of(points.groupby("method")["seed"].nunique())
+    answer = f"Not dominated, from the cheapest on: {'; '.join(told)}. The grey line is this front; bars: 95 %; {seeds}."
     figure = finish(drawing, points, question, answer)
     drawing.draw_without_rendering()
     for ax, (panel, shown) in zip(axes, chosen.items(), strict=True):
@@ -184,7 +188,7 @@ def latency_dots(points: pd.DataFrame) -> Figure:
     Args:
         points: The points of `gkp.artifact.tables.latencies`.
     """
-    question = "Is the pruned network faster in stock kernels?"
+    question = "Is the pruned network faster in PyTorch?"
     if points.empty:
         return not_run(question)
     sizes, models = (list(dict.fromkeys(points[name])) for name in ("batch_size", "model"))
@@ -262,7 +266,9 @@ def _above(rows: pd.DataFrame, cut: str) -> str:
 def _dots(ax: Axes, rows: pd.DataFrame, heights: Sequence[float], *, whole: bool = False) -> None:
     """Accuracies with intervals at the given heights; outliers are written at the edge, unless `whole`."""
     close = near(rows["accuracy"], least=2 * (rows["high"] - rows["low"]).median()) | whole
-    low, high = 100 * rows.loc[close, "low"].min(), 100 * rows.loc[close, "high"].max()
+    for _ in range(len(rows)):  # what lies between the ends of the others' bars is no outlier, and its own bar widens the panel
+        low, high = 100 * rows.loc[close, "low"].min(), 100 * rows.loc[close, "high"].max()
+        close |= (100 * rows["accuracy"]).between(low, high)
     ax.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     for (row, values), bar, at, shown in zip(rows.iterrows(), bars(rows).T, heights, close, strict=True):
         colour, value = method_colour(str(row)), 100 * values["accuracy"]
@@ -300,6 +306,5 @@ def _bars_of(points: pd.DataFrame) -> str:
     text = f"Bars: 95 %, {images(points)} images"
     if "seeds" not in points:
         return f"{text}."
-    if points["seeds"].max() == 1:
-        return f"{text}; one seed: networks are told apart, not their methods."
-    return f"{text}; {' to '.join(map(str, sorted({points['seeds'].min(), points['seeds'].max()})))} seeds."
+    alone = ": networks are told apart, not their methods" if points["seeds"].max() == 1 else ""
+    return f"{text}; {seeds_of(points['seeds'])}{alone}."

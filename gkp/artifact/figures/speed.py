@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from gkp.artifact.figures.figure import FAMILIES, Figure, finish, log_ticks, not_run, panels
+from gkp.artifact.published import ARCHITECTURES
 
 _ENGINES: dict[str, tuple[str, Literal["-", "--", ":"]]] = {
     "gkp": ("gkp.compile", "-"),
@@ -39,12 +40,13 @@ def speed_lines(points: pd.DataFrame, model: str = "resnet56") -> Figure:
     for ax, size in zip(axes, sizes, strict=True):
         _panel(ax, shown[shown["batch_size"] == size])
         ax.set_title("1 image" if size == 1 else f"{size} images")
-    axes[0].set_ylabel("Time, dense in stock engines = 1")
+    network = ARCHITECTURES.get(model, model)
+    axes[0].set_ylabel(f"{network}: time, dense in stock engines = 1")
     entries = [Line2D([], [], color=colour, marker="o", label=f"{form} removed") for form, colour in _FORMS.items()]
     entries[0].set_label("grouped kernels removed")
     entries += [Line2D([], [], color="#555555", linestyle=style, label=name) for name, style in _ENGINES.values()]
     drawing.legend(handles=entries, loc="outside lower center", ncols=3, frameon=False)
-    return finish(drawing, shown, question, _answer(shown, sizes))
+    return finish(drawing, shown, question, f"{network}: {_answer(shown, sizes)}")
 
 
 def _removed(form: str) -> float:
@@ -81,7 +83,7 @@ def _answer(shown: pd.DataFrame, sizes: list[int]) -> str:
 
     share = f"{16 * least:g}/16"
     return (
-        f"With {share} of the kernels removed, grouped kernels take {span('grouped', True)} times the dense network's time in "
+        f"with {share} of the kernels removed, grouped kernels take {span('grouped', True)} times the dense network's time in "
         f"the best stock engine and {span('grouped', False)} in gkp.compile; filters at the same multiply-accumulates "
         f"{span('filters', True)} and {span('filters', False)}. One thread, medians of rounds in turn."
     )

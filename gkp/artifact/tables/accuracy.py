@@ -12,7 +12,7 @@ from gkp.artifact.experiments.kinds import LatencyCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.groups import RATE
 from gkp.artifact.published import ARCHITECTURES, ATTACKED, RANKED, REFERENCE, printed, published
-from gkp.artifact.results import BASELINE, STRONG, Evaluation, attack_name, evaluations, images, paper_name, row_name
+from gkp.artifact.results import BASELINE, STRONG, Evaluation, attack_name, evaluations, images, paper_name, row_name, seeds_of
 from gkp.artifact.tables.table import Table, beside, by_method, marked, not_run, spread_out, with_interval
 from gkp.attacks.options import parse_eps
 from gkp.data.folders import is_folder
@@ -39,7 +39,8 @@ def accuracies(outcomes: Mapping[str, Outcomes]) -> Table:
         shown[network] = dict(zip(frame["attack"], with_interval(frame), strict=True))
     first = next(iter(outcomes.values()))
     title = f"{title} · {first.dataset}, {first.protocol} protocol, n = {first.n:,}, seed {first.seed}, 95 % Wilson intervals"
-    return Table(title, pd.DataFrame(shown), pd.concat(rows, ignore_index=True))
+    named = pd.DataFrame(shown).rename(index=lambda attack: attack_name(attack, first.protocol))
+    return Table(title, named, pd.concat(rows, ignore_index=True))
 
 
 def methods_table(
@@ -67,7 +68,8 @@ def methods_table(
 
     Returns:
         A table whose points have all attacks and seeds; "group" is 1 for the best network of a column and those that do not
-        differ significantly from it, 2 for the others, and missing for networks that are not ranked.
+        differ significantly from it, 2 for the others, and missing for networks that are not ranked. Rows of several rates have
+        theirs behind their name.
     """
     points = _points(results, protocol)
     if points.empty:
@@ -101,10 +103,16 @@ def methods_table(
     beside = f"; paper: what it prints for the same network, or for {REFERENCE}, of the best epoch of each column"
     told += "" if means["seeds"].max() > 1 else "; one seed: networks are told apart, not their methods"
     legend = told + (beside if protocol == "paper" and points["printed"].any() else "")
+    ranked = points.groupby([*SETTING, "method"], sort=False, dropna=False)["group"].count()
+    if left := [paper_name(key[-1]) for key, ranks in ranked.items() if not ranks and key[-1] not in UNPRUNED]:
+        legend += f"; not ranked, no other method being trained alike: {', '.join(left)}"
     if none := [attack_name(attack, protocol) for attack in wanted if attack not in columns]:
         legend += f"; at most {_NOTHING:.1%} everywhere and not shown: {', '.join(none)}"
     order = ["method", *SETTING, "seed", "n", "paper_macs", "params", "protocol", "attack", "accuracy", "low", "high", "group"]
-    table = by_method(shown, first.reset_index()["method"])
+    table = by_method(shown, (rows := first.reset_index())["method"])
+    if rows.loc[rows["rate"] > 0, "rate"].nunique() > 1:
+        named = zip(table.index, rows["rate"], strict=True)
+        table.index = pd.Index([f"{name}, {16 * rate:g}/16" if rate else name for name, rate in named], name="method")
     return Table(f"{title} · {images(points)}", table, points[order], legend=legend, marked=True)
 
 
@@ -209,7 +217,8 @@ def high_frequency(results: Sequence[Result]) -> Table:
     text = beside(with_interval(frame), [theirs.get(key) for key in zip(names, settings, strict=True)])
     legend = f"paper: what it prints for {REFERENCE}"
     shown = spread_out(frame, text, columns="cut")
-    return Table(f"{title}, {images(frame)}, 95 % Wilson intervals", shown, frame, legend=legend, marked=True)
+    seeds = seeds_of(frame.groupby("method")["seed"].nunique())
+    return Table(f"{title}, {images(frame)}, {seeds}, 95 % Wilson intervals", shown, frame, legend=legend, marked=True)
 
 
 def _to_unpruned(results: Sequence[Result], cut: str) -> dict[str, tuple[float, float]]:
@@ -253,8 +262,9 @@ def strong_attacks(results: Sequence[Result]) -> Table:
     frame = pd.DataFrame(points)
     attacked = frame[frame["attack"] != "clean"]
     text = [f"{told}, n {n:,}" for told, n in zip(with_interval(attacked), attacked["n"], strict=True)]
-    shown = spread_out(attacked, text, columns="attack")
-    return Table("Accuracy (%) under strong attacks, 95 % Wilson intervals", shown, frame)
+    shown = spread_out(attacked, text, columns="attack").rename(columns=lambda attack: attack_name(attack, "pixel"))
+    seeds = seeds_of(frame.groupby("method")["seed"].nunique())
+    return Table(f"Accuracy (%) under strong attacks in pixels, 95 % Wilson intervals, {seeds}", shown, frame)
 
 
 def _relative_times(results: Sequence[Result], engine: str) -> dict[str, float]:
@@ -281,6 +291,7 @@ def mean_ranks(points: pd.DataFrame) -> Table:
     wide = rows.pivot_table(index="method", columns="attack", values="accuracy", sort=False)[list(ATTACKED)]
     ranks = mean_rank(wide).sort_values("mean rank")
     told = ranks.map("{:g}".format).assign(**{"mean rank": ranks["mean rank"].map("{:.2f}".format)})
+    told = told.rename(columns={attack: attack_name(attack, "paper") for attack in ATTACKED})
     frame = ranks.reset_index().assign(n=int(rows["n"].iloc[0]))
     theirs = published(20).query("network == 'all three'").set_index("method")["value"]
     told["mean rank"] = beside(told["mean rank"], [theirs.get(paper_name(row)) for row in frame["method"]])

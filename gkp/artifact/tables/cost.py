@@ -10,7 +10,7 @@ from torch import nn
 
 from gkp.artifact.experiments.kinds import SpeedCell, TimingCell
 from gkp.artifact.experiments.report import Result
-from gkp.artifact.published import NETWORKS, published
+from gkp.artifact.published import ARCHITECTURES, NETWORKS, published
 from gkp.artifact.results import test_images
 from gkp.artifact.tables.table import Table, beside, not_run
 from gkp.attacks import attack
@@ -149,7 +149,7 @@ def grouping_times(results: Sequence[Result]) -> Table:
     theirs = theirs.reindex(frame["model"])
     snaking, tmi = theirs["SR-GKP", "grouping"], theirs["TMI-GKP", "grouping"]
     shown = {
-        "network": frame["model"],
+        "network": frame["model"].replace(ARCHITECTURES),
         "layers": [f"{layers} of {of}" for layers, of in zip(frame["layers"], frame["of"], strict=True)],
         "smoothness snaking (s)": beside(frame["snaking"].map("{:.4f}".format), snaking, "{:,.0f}"),
         "TMI clusterings (s)": beside(frame["clustering"].map("{:.1f}".format), tmi, "{:,.0f}"),
@@ -183,7 +183,8 @@ def latencies(results: Sequence[Result]) -> Table:
     text = [f"{1000 * row.median:.2f} ms ({row.ratio:.2f}x)" for row in frame.itertuples()]
     shown = frame.assign(text=text).pivot(index=["model", "batch_size"], columns="form", values="text")
     order = [form for form in dict.fromkeys(frame["form"]) if form in shown.columns]
-    return Table("Latency of a batch, one thread; in brackets the ratio to the dense network", shown[order], frame)
+    title = "Latency of a batch in PyTorch, one thread, median; in brackets the ratio to the dense network"
+    return Table(title, shown[order].rename(index=ARCHITECTURES), frame)
 
 
 def speeds(results: Sequence[Result]) -> Table:
@@ -200,7 +201,8 @@ def speeds(results: Sequence[Result]) -> Table:
     shown = frame.assign(text=text).pivot(index=index, columns="engine", values="text")
     order = pd.MultiIndex.from_frame(frame[index].drop_duplicates())
     title = "Speed of a forward pass; in brackets the ratio to the dense network in the best stock engine, median of rounds"
-    return Table(title, shown.loc[order, frame["engine"].unique()].fillna("not installed"), frame)
+    ordered = shown.loc[order, frame["engine"].unique()].fillna("not installed")
+    return Table(title, ordered.rename(index=ARCHITECTURES), frame)
 
 
 def accelerations(results: Sequence[Result]) -> Table:
@@ -228,7 +230,7 @@ def accelerations(results: Sequence[Result]) -> Table:
     if not points:
         return not_run("What accelerates a pruned network")
     found = pd.DataFrame(points)
-    shown = found.set_index(["model", "threads", "batch_size", "form"]).map("{:.2f}x".format)
+    shown = found.set_index(["model", "threads", "batch_size", "form"]).map("{:.2f}x".format).rename(index=ARCHITECTURES)
     return Table("What accelerates a pruned network: seconds relative to the dense network's", shown, found)
 
 

@@ -9,40 +9,55 @@ import pandas as pd
 from gkp.artifact.experiments.kinds import Network, PruneCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.published import ATTACKED
-from gkp.artifact.results import evaluations, images, load_networks, row_name, test_images, without_images
+from gkp.artifact.results import (
+    attack_name,
+    evaluations,
+    images,
+    load_networks,
+    paper_name,
+    row_name,
+    test_images,
+    without_images,
+)
 from gkp.artifact.tables.table import Table, by_method, not_run, percent, spread_out, with_interval
 from gkp.evaluation.compare import transfer
 from gkp.evaluation.statistics import wilson
 
 
 def label_choice(results: Sequence[Result], *, attack: str = "fgsm-0.1") -> Table:
-    """Accuracy under FGSM with predicted and with true labels, the difference, and the rank of each network under both.
+    """Accuracy under FGSM with predicted and with true labels, the difference, and the rank of each method under both.
 
     Args:
         results: Finished networks and their evaluations.
         attack: A key of the paper's protocol, with predicted labels.
+
+    Returns:
+        A table of means over seeds; a row of its points is a network, with the ranks of its method.
     """
+    title = f"{attack_name(attack, 'paper')} (normalised units) with predicted and with true labels"
     points = []
     for one in evaluations(results, "paper"):
         clean, predicted, true = (one.result["accuracy"][key] for key in ("clean", attack, f"{attack}-true"))
         accuracy = {"clean": clean, "predicted": predicted, "true": true, "difference": predicted - true}
         points.append({"method": one.facts["method"], **accuracy, "n": one.facts["n"], "seed": one.facts["seed"]})
     if not points:
-        return not_run(f"{attack} with predicted and with true labels")
+        return not_run(title)
     frame = pd.DataFrame(points)
+    means = frame.groupby("method", sort=False)[["clean", "predicted", "true", "difference"]].mean()
     for name in ("predicted", "true"):
-        frame[f"rank_{name}"] = frame[name].rank(ascending=False, method="min").astype(int)
+        means[f"rank_{name}"] = means[name].rank(ascending=False, method="min").astype(int)
+        frame[f"rank_{name}"] = frame["method"].map(means[f"rank_{name}"])
     shown = {
-        "benign": percent(frame["clean"]),
-        "predicted labels": percent(frame["predicted"]),
-        "true labels": percent(frame["true"]),
-        "difference": percent(frame["difference"], "{:+.2f}"),
-        "rank, predicted": frame["rank_predicted"],
-        "rank, true": frame["rank_true"],
+        "benign": percent(means["clean"]),
+        "predicted labels": percent(means["predicted"]),
+        "true labels": percent(means["true"]),
+        "difference": percent(means["difference"], "{:+.2f}"),
+        "rank, predicted": means["rank_predicted"],
+        "rank, true": means["rank_true"],
+        "seeds": frame.groupby("method", sort=False)["seed"].nunique(),
     }
-    n = int(frame["n"].iloc[0])
-    title = f"{attack} (normalised units) with predicted and with true labels, accuracy in percent, n = {n:,}"
-    return Table(title, by_method(shown, frame["method"]), frame)
+    title += f", accuracy in percent, means over seeds, {images(frame)}"
+    return Table(title, by_method(shown, means.index.to_series()), frame)
 
 
 def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Table:
@@ -54,6 +69,7 @@ def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Tabl
         results: Finished networks, of which those whose epochs were scored on test images are shown.
         metric: The attack by which the best epoch is chosen.
     """
+    title = f"{attack_name(metric, 'paper')}: the last epoch and the best one on the test set"
     points = []
     for result in results:
         if not isinstance(cell := result.cell, PruneCell):
@@ -64,6 +80,7 @@ def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Tabl
                 {
                     "method": row_name(cell),
                     "seed": cell.seed,
+                    "metric": metric,
                     "epochs": rows[-1].get("epoch", len(rows)),
                     "last": rows[-1][metric],
                     "best": best[metric],
@@ -74,7 +91,7 @@ def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Tabl
                 }
             )
     if not points:
-        return not_run(f"{metric}: the last epoch and the best one on the test set")
+        return not_run(title)
     frame = pd.DataFrame(points)
     frame["gain"] = frame["best"] - frame["last"]
     ends = [wilson(round(last * n), n) for last, n in zip(frame["last"], frame["n"], strict=True)]
@@ -89,9 +106,7 @@ def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Tabl
         "benign, last": percent(frame["clean_last"]),
         "benign, at that epoch": percent(frame["clean_at_best"]),
     }
-    n = int(frame["n"].iloc[0])
-    title = f"{metric}: the last epoch and the best one on the test set, accuracy in percent, n = {n:,}"
-    return Table(title, by_method(shown, frame["method"]), frame)
+    return Table(f"{title}, accuracy in percent, {images(frame)}", by_method(shown, frame["method"]), frame)
 
 
 def seed_spread(results: Sequence[Result], *, protocol: str = "paper", attacks: Sequence[str] = ATTACKED) -> Table:
@@ -117,6 +132,7 @@ def seed_spread(results: Sequence[Result], *, protocol: str = "paper", attacks: 
         for mean, std, seeds in zip(grouped["mean"], grouped["std"], grouped["count"], strict=True)
     ]
     shown = spread_out(grouped, text, columns="attack")[list(attacks)]
+    shown.columns = pd.Index([attack_name(attack, protocol) for attack in attacks])
     shown["seeds"] = points.groupby("method", sort=False)["seed"].nunique().to_numpy()
     n = int(points["n"].iloc[0])
     title = f"Mean ± standard deviation over seeds, {protocol} protocol, accuracy in percent, n = {n:,} images a seed"
@@ -139,7 +155,9 @@ def transferred(results: Sequence[Result], *names: str, n: int = 32, eps: float 
     if (carried := test_images(dataset, n)) is None:
         return Table(without_images(title, dataset), pd.DataFrame(), pd.DataFrame())
     pairs = transfer(load_networks(results, *names), carried, eps=eps).to_frame()
-    return Table(title, pairs, pairs)
+    ends = {end: pairs[end].map(paper_name) for end in ("source", "target")}
+    shown = pd.DataFrame({**ends, "accuracy (%)": with_interval(pairs)}).set_index(["source", "target"])
+    return Table(f"{title}, {images(pairs)}, 95 % Wilson intervals", shown, pairs)
 
 
 def space_choice(results: Sequence[Result]) -> Table:
@@ -166,4 +184,4 @@ def space_choice(results: Sequence[Result]) -> Table:
     frame = pd.DataFrame(points)
     first = frame[frame["seed"] == 0]
     shown = spread_out(first, percent(first["accuracy"]), columns="eps")
-    return Table(f"PGD in normalised and in pixel units, accuracy in percent, {images(frame)}", shown, frame)
+    return Table(f"PGD in normalised and in pixel units, accuracy in percent, seed 0, {images(frame)}", shown, frame)

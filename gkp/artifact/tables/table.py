@@ -168,12 +168,14 @@ def provenance(runs: Sequence[Result]) -> str:
     Args:
         runs: Results of `gkp.artifact.experiments.run`.
     """
+    if not runs:
+        return "0 cells are finished: nothing above was measured here"
     records = [result.run for result in runs]
     cached = sum(result.cached for result in runs)
     seconds = sum(float(record.get("seconds", 0)) for record in records)
     commits = sorted({str(record.get("git_commit", "unknown"))[:10] for record in records})
     machines = sorted({str(record.get("hardware", {}).get("processor", "unknown")) for record in records})
-    versions = records[0].get("versions", {}) if records else {}
+    versions = records[0].get("versions", {})
     named = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "torchvision", "numpy") if name in versions)
     return (
         f"{len(runs)} cells, {cached} cached and {len(runs) - cached} computed here; {seconds:.0f} s of computing in all; "
