@@ -70,7 +70,7 @@ def load_model(
         BadInput: Unknown name; a file that is missing, truncated, damaged, tampered with, not a state dict, or of another
             architecture, with the layers that differ and the name that fits.
     """
-    _check_types(weights, key, fields)
+    _check_types(source, weights, into, key, fields)
     if str(source) in BUILDERS:
         if weights is None and key is not None:
             raise BadInput(f"key {key!r} is of a file of weights; give weights=FILE, or leave it out")
@@ -95,7 +95,12 @@ def load_model(
     return in_mode(net)
 
 
-def _check_types(weights: object, key: object, fields: Mapping[str, Any]) -> None:
+def _check_types(source: object, weights: object, into: object, key: object, fields: Mapping[str, Any]) -> None:
+    if not isinstance(source, str | os.PathLike):
+        mend = "to fill a network of your own, load_model(folder, into=net)"
+        raise BadInput(f"load_model takes the name of an architecture or a folder, not a {type(source).__name__}; {mend}")
+    if into is not None and not isinstance(into, nn.Module):
+        raise BadInput(f"into is a {type(into).__name__}; give an instance of the dense network, such as into=make_net()")
     if weights is not None and not isinstance(weights, str | os.PathLike):
         raise BadInput(f"weights is a {type(weights).__name__}; give a name, a file or a folder")
     if key is not None and not isinstance(key, str):

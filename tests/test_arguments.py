@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import typing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ import gkp
 from gkp.cli import main
 from gkp.errors import BadInput
 from gkp.pruning.registry import make_method, methods
+from gkp.training.loop import train
+from gkp.training.recipe import Recipe
 
 WRONG = {float: ["abc", None, [1.0], float("nan"), True], int: ["8", 1.5, None, False], bool: ["yes", 1], str: [3, None, b"x"]}
 
@@ -33,6 +36,31 @@ def test_every_plain_option_of_every_method_is_asked_for_its_kind(name):
         for value in WRONG.get(hints[option], ()):
             with pytest.raises(BadInput, match=rf"^{name}: {option} is .*; give "):
                 make_method(name, **{option: value})
+
+
+def test_a_network_where_a_name_belongs_and_a_function_where_a_network_belongs_are_refused(tmp_path):
+    saved = gkp.save_model(net(), tmp_path / "net")
+    with pytest.raises(BadInput, match=r"^load_model takes the name of .* or a folder, not a Sequential; .*into=net"):
+        gkp.load_model(net())
+    for wrong in (net, nn.Sequential, "resnet20"):
+        with pytest.raises(BadInput, match=r"^into is a (function|type|str); give an instance of the dense network"):
+            gkp.load_model(saved, into=wrong)
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda data: train(net(), "digits", Recipe(epochs=1)), "come in a gkp.Dataset, not a str"),
+        (lambda data: train(net(), data, Recipe(epochs=1), device="none:7"), "device 'none:7' cannot be used"),
+        (lambda data: gkp.latency(net(), input_shape=(3, 8, 8), batch_size=0), "batch_size is 0; give a whole number of 1"),
+        (lambda data: replace(data, mean=0.5), "mean 0.5 and std .* must have 3 numbers each"),
+        (lambda data: replace(data, images=data.images.permute(0, 2, 3, 1)), r"need .permute\(0, 3, 1, 2\)"),
+    ],
+)
+def test_what_a_stranger_gives_first_is_refused_in_one_line_that_says_how_to_mend_it(call, said):
+    with pytest.raises(BadInput, match=said) as refused:
+        call(gkp.load_dataset("digits", "train").first(4))
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", methods())

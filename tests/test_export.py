@@ -126,6 +126,8 @@ def test_images_that_do_not_pass_and_files_that_cannot_be_written_are_refused(tm
     (tmp_path / "folder").mkdir()
     with pytest.raises(BadInput, match="folder: cannot be written"):
         gkp.export(nn.Sequential(nn.AvgPool2d(8), nn.Flatten()), tmp_path / "folder")
+    with pytest.raises(BadInput, match=r"no .pt file: export writes ONNX; name it .onnx"):
+        gkp.export(nn.Linear(2, 2), tmp_path / "net.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 

@@ -64,10 +64,13 @@ class Dataset:
                 f"{where}: labels run from {low} to {high}; with num_classes={self.num_classes} "
                 f"they must lie in 0..{self.num_classes - 1}"
             )
-        channels = images.shape[1]
-        if len(self.mean) != channels or len(self.std) != channels or min(self.std) <= 0:
+        channels, last = images.shape[1], images.shape[3]
+        lists = hasattr(self.mean, "__len__") and hasattr(self.std, "__len__")
+        if not lists or not len(self.mean) == len(self.std) == channels or min(self.std) <= 0:
+            aside = "; channels come second, so images of (N, H, W, C) need .permute(0, 3, 1, 2)" if last in (1, 3) else ""
             raise BadInput(
                 f"{where}: mean {self.mean} and std {self.std} must have {channels} numbers each (one per channel), std above 0"
+                + aside
             )
         if self.pad < 0:
             raise BadInput(f"{where}: pad is {self.pad}; give 0 or more pixels")
@@ -196,6 +199,8 @@ def check_fit(net: nn.Module, data: Dataset, device: str | torch.device | None =
     Raises:
         BadInput: They do not fit together.
     """
+    if not isinstance(data, Dataset):
+        raise BadInput(f"images and labels come in a gkp.Dataset, not a {type(data).__name__}; see gkp.load_dataset")
     who, shape = type(net).__name__, data.shape
     x = data.pixels(slice(0, 1)).to(device or next(net.parameters()).device)
     with eval_mode(net), torch.no_grad():

@@ -15,7 +15,7 @@ from gkp.attacks.network import ALIKE, apart_from_others, images_home, logits_of
 from gkp.data.dataset import Dataset
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput, ModelWarning
-from gkp.networks.copies import copy_of
+from gkp.networks.copies import checked_device, copy_of
 
 _ASKED = 16  # images that a network is asked about before an evaluation
 
@@ -103,13 +103,7 @@ def check_behaviour(net: nn.Module, data: Dataset, *, allow_nondeterministic: bo
 def on_device(model: nn.Module, device: str | torch.device | None) -> Iterator[nn.Module]:
     """`model` itself if it is on `device`, otherwise a copy of it there."""
     here, _ = images_home(model)
-    try:
-        wanted = here if device is None else torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise BadInput(f"device {str(device)!r} cannot be used ({reason}); leave it out for the network's own") from error
-    if wanted.type == "meta":
-        raise BadInput("device 'meta' holds no numbers; leave it out for the network's own")
+    wanted = here if device is None else checked_device(device)
     yield model if wanted == here else copy_of(model).to(wanted)
 
 

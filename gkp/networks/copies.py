@@ -78,3 +78,15 @@ class _Copying(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         memo[id(tensor)] = copied
         return copied
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """The device of this name. Raises BadInput where numbers cannot be held on it."""
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise BadInput(f"device {str(device)!r} cannot be used ({reason}); leave it out for the network's own") from error
+    if found.type == "meta":
+        raise BadInput("device 'meta' holds no numbers; leave it out for the network's own")
+    return found

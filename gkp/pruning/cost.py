@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gkp.errors import BadInput
 from gkp.networks.classifier import Classifier, GlobalAvgPool
 from gkp.networks.copies import copy_of
 from gkp.networks.wrappers import unwrapped
@@ -145,8 +146,10 @@ def latency(
         seconds: About how long to measure.
 
     Raises:
-        BadInput: Such a batch does not pass through the network.
+        BadInput: Such a batch does not pass through the network, or has no images.
     """
+    if batch_size < 1:
+        raise BadInput(f"batch_size is {batch_size!r}; give a whole number of 1 or more")
     from torch.utils import benchmark  # late: it looks for a CUDA toolkit and complains where there is none
 
     frozen = in_mode(copy_of(net))

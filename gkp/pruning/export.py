@@ -1,13 +1,13 @@
 """Write a network as ONNX, for runtimes other than torch.
 
 Stock runtimes do not profit from grouped kernels at the paper's rates: they run a grouped convolution of CIFAR width far below
-the speed of a dense one. In ONNX Runtime 1.32 on one thread of an AMD EPYC, the compact ResNet-20 and ResNet-56 of SR-GKP with
-n = 8 filter groups take, relative to the dense network, in medians of interleaved runs at batches of 1, 32 and 128:
+the speed of a dense one. In ONNX Runtime on one and two threads of an AMD EPYC, at batches of 1, 32 and 128, the compact
+networks of SR-GKP with n = 8 filter groups take, relative to the dense network, in medians of interleaved runs:
 
 | rate | ResNet-20 | ResNet-56 |
 |---|---|---|
-| 7/16 | 4.6, 4.9, 5.2 | 4.7, 4.9, 5.2 |
-| 10/16 | 3.1, 3.2, 3.5 | 3.2, 3.3, 3.6 |
+| 7/16 | 4.1 to 5.8 | 4.4 to 5.7 |
+| 10/16 | 2.9 to 3.9 | 3.0 to 4.0 |
 
 `gkp run --profile cifar10 --only speed` measures it again, beside other engines.
 """
@@ -41,8 +41,8 @@ def export(net: nn.Module, path: str | Path, *, input_shape: Sequence[int] | Non
 
     The file takes `images` `(N, C, H, W)`, for any N, in the form that the network takes, and gives `logits` `(N, classes)`.
     What is exported is the network as it stands: a masked twin becomes a dense network, its `.compact()` a small one. A small
-    file of grouped kernels is not a fast one: at the rate 7/16 with n = 8 groups ONNX Runtime takes 4.6 to 5.2 times as long
-    for it as for the dense network (CIFAR ResNets, one thread; see the head of this module). Whole filters that go save time.
+    file of grouped kernels is not a fast one: at the rate 7/16 with n = 8 groups ONNX Runtime takes 4.1 to 5.8 times as long
+    for it as for the dense network (CIFAR ResNets; see the head of this module). Whole filters that go save time.
 
     Args:
         net: A dense or compact network, or a masked twin; float32.
@@ -54,11 +54,13 @@ def export(net: nn.Module, path: str | Path, *, input_shape: Sequence[int] | Non
 
     Raises:
         BadInput: No nn.Module, a network that takes no such images, gives no logits, has other numbers than float32 or looks at
-            numbers to decide what to compute, a file that cannot be written, or the extra "onnx" is missing.
+            numbers to decide what to compute, a file that is not named so or cannot be written, or the extra "onnx" is missing.
     """
     need_extra("onnx", "onnx", "onnxscript")
     if not isinstance(net, nn.Module):
         raise BadInput(f"export writes a torch.nn.Module, not {type(net).__name__}")
+    if (other := Path(path).suffix) and other != ".onnx":
+        raise BadInput(f"{path} would be no {other} file: export writes ONNX; name it .onnx, or use gkp.save_model")
     frozen = in_mode(unmask(copy_of(unwrapped(net)))).cpu()
     dtypes = {tensor.dtype for tensor in (*frozen.parameters(), *frozen.buffers()) if tensor.is_floating_point()}
     if others := dtypes - {torch.float32}:

@@ -34,6 +34,7 @@ from gkp.data.augmentation import augmented_batches
 from gkp.data.dataset import Dataset, check_fit
 from gkp.errors import BadInput, OutOfTime
 from gkp.files import replace_file
+from gkp.networks.copies import checked_device
 from gkp.training.callback import Callback
 from gkp.training.checkpoint import Keeper
 from gkp.training.recipe import Recipe
@@ -145,7 +146,7 @@ def train(
 
     if not isinstance(seed, int) or seed < 0:
         raise BadInput(f"seed is {seed!r}; give a whole number of 0 or more")
-    where = _device_of(net) if device is None else torch.empty(0, device=device).device
+    where = _device_of(net) if device is None else checked_device(device)
     capturing, how = is_captured(capture, where, callbacks)
     net.to(where)
     _check(net, train_set, where)
