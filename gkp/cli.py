@@ -97,9 +97,10 @@ def _channels(text: str) -> tuple[float, ...]:
     return numbers * (3 // len(numbers))
 
 
+_WEIGHTS = "A file (.pt, .pth, .safetensors, ...), gkp, akamaster, srgkp-official, torchvision"
 _seed = functools.partial(click.option, "--seed", default=0)
 _images = _options(
-    click.option("--dataset", default="cifar10", help="cifar10, digits, or folder:PATH."),
+    click.option("--dataset", default="cifar10", help="cifar10, digits, folder:PATH and others, see docs/data.md."),
     click.option("--examples", "n_examples", type=int, metavar="N", help="The first N.  [default: all; audit: 100]"),
     _seed(help="Of the random starts."),
 )
@@ -110,9 +111,7 @@ def _network(command: Callable) -> Callable:
 
     @_options(
         click.option("--model", help="Architecture, e.g. resnet20, with --weights."),
-        click.option(
-            "--weights", help="A file (.pt, .pth, .safetensors, ...), akamaster, srgkp-official, gkp, a saved folder."
-        ),
+        click.option("--weights", help=f"{_WEIGHTS} or a saved folder."),
         click.option("--checkpoint", type=FOLDER, help="A folder that `gkp prune` or save_model wrote."),
         click.option("--key", help="Of --weights FILE: the entry or prefix to take, where several fit, e.g. ema."),
         click.option(
@@ -139,7 +138,7 @@ def _network(command: Callable) -> Callable:
         if model is None and checkpoint is None:
             raise BadInput("no network given; use --checkpoint FOLDER, or --model NAME with --weights")
         if model is not None and weights is None and checkpoint is None:
-            raise BadInput(f"--model {model} needs --weights: a file, akamaster, srgkp-official, gkp or a saved folder")
+            raise BadInput(f"--model {model} needs --weights: {_WEIGHTS[0].lower()}{_WEIGHTS[1:]} or a saved folder")
         if weights is not None and checkpoint is not None:
             raise BadInput("--weights and --checkpoint name two networks; give one of them")
         named = checkpoint or weights if model else None
@@ -221,7 +220,7 @@ def _methods(as_json: bool) -> None:
 @click.option("--groups", default=8, help="Filter groups.")
 @_seed(help="For methods that draw.")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the method, e.g. alpha=0.75.")
-@click.option("--dataset", help="Training images for methods that look at data: cifar10, folder:PATH, ...")
+@click.option("--dataset", help="Training images for methods that look at data: as `gkp benchmark --dataset`.")
 @click.option("--form", type=click.Choice(["compact", "masked"]), default="compact", help="The network to save.")
 @out_option(required=True, help="Folder for model.safetensors and model.json.")
 @json_option
@@ -257,7 +256,7 @@ def _prune(
 @_images
 @click.option("--protocol", type=click.Choice(["pixel", "paper"]), default="pixel", help="The field's or the paper's.")
 @click.option("--attack", "attacks", metavar="NAME[,NAME]", help="E.g. fgsm,pgd,apgd-ce,cascade.  [default: the protocol's]")
-@click.option("--eps", metavar="EPS[,EPS]", help="Radii, e.g. 8/255,4/255.  [default: 0.25 to 8 of 255]")
+@click.option("--eps", metavar="EPS[,EPS]", help="Radii, e.g. 8/255,4/255.  [default: six, from 0.25/255 to 8/255]")
 @click.option("--batch-size", default=200, help="Changes speed, never outcomes but autoattack's.")
 @click.option("--resume", "checkpoint", type=FOLDER, metavar="FOLDER", help="Keep finished images here and go on from them.")
 @click.option(
