@@ -129,7 +129,8 @@ def _load_weights(
     if folder is not None:
         return _load_folder(folder, into, expected=name)
     if not os.path.lexists(path):
-        known = ", ".join(w for n, w in PUBLIC if n == name) or "none"
+        ours = ["gkp"] if locate(f"checkpoints/{name}-gkp/model.json") else []
+        known = ", ".join([*(w for n, w in PUBLIC if n == name), *ours]) or "none"
         mend = "download it first" if "://" in str(weights) else "there is no such file either"
         raise BadInput(f"no weights {str(weights)!r} for {name}; known: {known}, a file of weights, or a saved folder; {mend}")
     tensors, told = read_network(name, path, key, fields)

@@ -233,7 +233,13 @@ def _prune(
     from gkp.pruning.cost import cost
     from gkp.pruning.probe import find_input_shape
     from gkp.pruning.prune import prune
+    from gkp.pruning.registry import methods
 
+    info = methods().get(method)
+    if info is not None and info.procedure != "one-shot":
+        raise BadInput(f"{method} prunes while it trains ({info.procedure}), which takes Python: gkp.pruning.train_pruned")
+    if info is not None and "data" in info.needs and dataset is None:
+        raise BadInput(f"{method} looks at images; give --dataset, training images such as digits or folder:PATH")
     own, rate = dict(map(_named_value, options)), given["rate"]
     if taken := [name for name in own if name in ("net", "method", "data", "input_shape", *given)]:
         raise BadInput(f"{taken[0]} is no option of a method; leave --option {taken[0]} out (see `gkp prune --help`)")
@@ -258,18 +264,18 @@ def _prune(
 @click.option("--attack", "attacks", metavar="NAME[,NAME]", help="E.g. fgsm,pgd,apgd-ce,cascade.  [default: the protocol's]")
 @click.option("--eps", metavar="EPS[,EPS]", help="Radii, e.g. 8/255,4/255.  [default: six, from 0.25/255 to 8/255]")
 @click.option("--batch-size", default=200, help="Changes speed, never outcomes but autoattack's.")
-@click.option("--resume", "checkpoint", type=FOLDER, metavar="FOLDER", help="Keep finished images here and go on from them.")
+@click.option("--resume", type=FOLDER, metavar="FOLDER", help="Keep finished images here and go on from them.")
 @click.option(
     "--engine", type=click.Choice(["torch", "fast"]), default="torch", help="fast: compiled code, pip install gkp[fast]."
 )
 @click.option("--allow-nondeterministic", is_flag=True, help="Evaluate although logits change from pass to pass.")
 @out_option(help="Folder for the outcome of every image.")
 @json_option
-def _benchmark(net: Any, dataset: str, out: Path | None, as_json: bool, **options: Any) -> None:
+def _benchmark(net: Any, dataset: str, out: Path | None, resume: Path | None, as_json: bool, **options: Any) -> None:
     """Evaluate a network under attack."""
     from gkp.evaluation.benchmark import benchmark
 
-    found = benchmark(net, dataset, **options)
+    found = benchmark(net, dataset, checkpoint=resume, **options)
     if out is not None:
         found.save(out)
     accuracy, interval = found.accuracy(), found.interval()

@@ -66,6 +66,18 @@ def test_benchmark_prints_every_attack_with_its_interval_and_keeps_the_outcomes(
     assert "fgsm-0.01" in table and "paper protocol, first 20 test images" in table
 
 
+def test_no_two_options_of_a_command_fill_one_parameter_and_resume_keeps_finished_images_beside_the_network(
+    capsys, folder, tmp_path
+):
+    """--resume was taken for --checkpoint, the network: both filled one parameter."""
+    for name, command in gkp.commands.items():
+        names = [parameter.name for parameter in command.params]
+        assert len(set(names)) == len(names), name
+    flags = ("--dataset", "digits", "--examples", 4, "--attack", "fgsm", "--eps", "1/255", "--resume", tmp_path / "kept")
+    first, again = (run(capsys, "benchmark", "--checkpoint", folder, *flags) for _ in range(2))
+    assert first[0] == 0 and first == again and list((tmp_path / "kept").iterdir())
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -78,6 +90,8 @@ def test_benchmark_prints_every_attack_with_its_interval_and_keeps_the_outcomes(
             "rate 0.45 leaves 8.8 of 16 grouped kernels in layer1.0.conv1",
         ),
         (["prune", "--checkpoint", "{net}", "--groups", "7", "--out", "x"], "do not divide by 7 groups"),
+        (["prune", "--checkpoint", "{net}", "--method", "hrank", "--out", "x"], "hrank looks at images; give --dataset"),
+        (["prune", "--checkpoint", "{net}", "--method", "sfp", "--out", "x"], "which takes Python: gkp.pruning.train_pruned"),
         (["prune", "--checkpoint", "{net}", "--option", "alpha", "--out", "x"], "is not NAME=VALUE"),
         (["prune", "--checkpoint", "{net}", "--option", "gamma=1", "--out", "x"], "sr-gkp has no option gamma"),
         (["prune", "--checkpoint", "{net}", "--out", "{net}/model.json/below"], "choose a folder you may write to"),

@@ -72,7 +72,7 @@ def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone():
         (lambda: build_model("resnet20", shortcut="conv"), "must be one of append, centre, projection, not 'conv'"),
         (lambda: build_model("resnet20", widths=3), "widths"),
         (lambda: build_model("resnet20", std=(0.1, 0.0, 0.1)), "positive stds"),
-        (lambda: load_model("resnet20", weights="imagenet"), "known: akamaster, srgkp-official"),
+        (lambda: load_model("resnet20", weights="imagenet"), "known: akamaster, srgkp-official, gkp, a file"),
         (lambda: load_model("nowhere/net"), "unknown model 'nowhere/net': neither a saved folder nor one of resnet20"),
     ],
 )
