@@ -200,7 +200,7 @@ def test_time_against_what_is_removed_says_what_each_engine_gives():
     assert len(figure.points) == 3 * 3 * 3 and set(figure.points["threads"]) == {1}
     assert "7/16 of the kernels removed, grouped kernels take 5.00 to 5.00 times" in figure.answer
     assert "0.40 to 0.40 in gkp.compile" in figure.answer and "0.70 to 0.70 and 0.45 to 0.45" in figure.answer
-    assert [ax.get_title() for ax in figure.drawing.axes] == ["1 image", "128 images"]
+    assert [ax.get_title() for ax in figure.drawing.axes] == ["ResNet-56, 1 image", "ResNet-56, 128 images"]
     without = pd.DataFrame([row for row in rows if row["engine"] != "gkp"])
     assert "not measured in gkp.compile" in figures.speed_lines(without).answer
     assert "not run" in repr(figures.speed_lines(pd.DataFrame()).drawing.axes[0].texts[0].get_text())

@@ -35,13 +35,13 @@ def speed_lines(points: pd.DataFrame, model: str = "resnet56") -> Figure:
     model = model if model in set(points["model"]) else points["model"].iloc[0]
     shown = points[(points["model"] == model) & (points["threads"] == 1) & points["engine"].isin(_ENGINES)]
     shown = shown.assign(form=shown["form"].str.partition(",")[0], removed=shown["form"].map(_removed))
+    network = ARCHITECTURES.get(model, model)
     sizes = [size for size in (1, 128) if size in set(shown["batch_size"])] or sorted(set(shown["batch_size"]))[:1]
     drawing, axes = panels(1, len(sizes), 1.5 + 4 * len(sizes), 4.2, sharey=True)
     for ax, size in zip(axes, sizes, strict=True):
         _panel(ax, shown[shown["batch_size"] == size])
-        ax.set_title("1 image" if size == 1 else f"{size} images")
-    network = ARCHITECTURES.get(model, model)
-    axes[0].set_ylabel(f"{network}: time, dense in stock engines = 1")
+        ax.set_title(f"{network}, {'1 image' if size == 1 else f'{size} images'}")
+    axes[0].set_ylabel("Time, dense in stock engines = 1")
     entries = [Line2D([], [], color=colour, marker="o", label=f"{form} removed") for form, colour in _FORMS.items()]
     entries[0].set_label("grouped kernels removed")
     entries += [Line2D([], [], color="#555555", linestyle=style, label=name) for name, style in _ENGINES.values()]
