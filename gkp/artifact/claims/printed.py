@@ -12,6 +12,7 @@ from functools import wraps
 from gkp.artifact.claims.case import Case
 from gkp.artifact.claims.decision import CONSISTENCY, CONSISTENT, INCONSISTENT, INTERNAL, Decision, Rule, rule
 from gkp.artifact.published import ATTACKED, LOG, RANKED, mean_ranks, published, superscores
+from gkp.artifact.results import attack_name
 
 Answer = tuple[bool, str, str, int]  # holds, ours, reason, how many printed numbers
 
@@ -43,7 +44,7 @@ def printed_best_or_second(*, table: int, acceptable: float = 1.0) -> Answer:
         better = ranked.index[ranked[key] > ranked.loc["SR-GKP", key]]
         ranks.append(len(better) + 1)
         if len(better):
-            ahead.append(f"{key}: {', '.join(f'{name} {ranked.loc[name, key]:.2f}' for name in better)}")
+            ahead.append(f"{attack_name(key, 'paper')}: {', '.join(f'{name} {ranked.loc[name, key]:.2f}' for name in better)}")
     ours = f"ranks {', '.join(map(str, ranks))} of {len(ranked)}"
     reason = f"ahead of it, {'; '.join(ahead)}" if ahead else "nothing is ahead of it"
     return max(ranks) <= 2, ours, reason + (f"; left out: {', '.join(left_out)}" if left_out else ""), ranked.size

@@ -29,7 +29,7 @@ from gkp.artifact.claims.evidence import SR, Index, Keys, Net
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.groups import RATE, UNPRUNED
 from gkp.artifact.published import gain, names_here
-from gkp.artifact.results import SAME_MACS, of_one_budget
+from gkp.artifact.results import SAME_MACS, attack_name, of_one_budget
 from gkp.errors import BadInput
 from gkp.evaluation.statistics import Estimate, Spread, difference, holm, judge
 
@@ -235,7 +235,7 @@ def best_or_second(case: Case, *, against: tuple[Net, ...], keys: Keys, rate: fl
         sure = HOLDS if sum(gap.high > 0 for gap in gaps.values()) < 2 else FAILS if len(better) > 1 else UNDECIDED
         states.append(sure if spread.df else UNDECIDED)
         beaten = f", significantly behind {', '.join(better)}" if better else ""
-        places.append(f"{key}: rank {ahead + 1} of {len(rivals) + 1}")
+        places.append(f"{attack_name(key, 'paper')}: rank {ahead + 1} of {len(rivals) + 1}")
         told.append(f"{places[-1]} with {100 * np.mean(own):.1f} %{beaten}")
         seeds.append(min(gap.seeds for gap in gaps.values()))
         n = len(own[0])
@@ -276,8 +276,8 @@ def equal_but_fragile(case: Case, *, keys: Keys, part: str = "paper", close: flo
     holds = None if not known else True if sure and est.low >= apart else False if largest[0].high < apart else None
     detail = (
         f"{a.label} and {b.label}, {100 * clean[a]:.1f} and {100 * clean[b]:.1f} % without attack, are "
-        f"{est.text} points apart under {key}; {len(sure)} of {len(pairs)} comparisons under an attack of two of {len(nets)} "
-        "networks of equal benign accuracy are significant (Holm)"
+        f"{est.text} points apart under {attack_name(key, part)}; {len(sure)} of {len(pairs)} comparisons under an attack of "
+        f"two of {len(nets)} networks of equal benign accuracy are significant (Holm)"
     )
     detail = "; ".join([detail, *_of_seeds(list(spreads.values()))])
     return conclude(case, holds, detail, ours=f"{100 * est.value:.1f} points", estimate=est)
