@@ -33,6 +33,11 @@ ifneq ($(UNKNOWN),)
   $(error unknown variable $(firstword $(UNKNOWN)); the ones `make` takes are PROFILE, JOBS, ONLY, FORCE, COMPUTE, VENV, PYTHON and GKP_DATA)
 endif
 
+# Any other word would be taken for a 1: COMPUTE=no would compute for hours.
+ifneq ($(filter-out 0 1,$(FORCE) $(COMPUTE)),)
+  $(error FORCE and COMPUTE take 0 or 1, not $(filter-out 0 1,$(FORCE) $(COMPUTE)))
+endif
+
 # Threads that wait by spinning slow a busy machine down twentyfold (an epoch on two threads: 17.6 s against 0.8 s).
 export OMP_WAIT_POLICY ?= PASSIVE
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,18 @@ def _eat_memory(note, folder, context):
         time.sleep(0.001)
 
 
+def _swallow(note, folder, context):
+    """Catches the first interruption; ends after some seconds, for a test that fails."""
+    with suppress(BaseException):
+        time.sleep(3)
+    time.sleep(3)
+
+
+def _print_and_raise(note, folder, context):
+    print("the last words")
+    raise RuntimeError("the sky is falling")
+
+
 def _crash(note, folder, context):
     os.abort()
 
@@ -122,6 +135,8 @@ _WAYS = {
     "raise": _raise,
     "hang": _sleep,
     "eat": _eat_memory,
+    "swallow": _swallow,
+    "print": _print_and_raise,
     "crash": _crash,
     "fill": _fill_the_disk,
     "fill-really": _fill_the_file_system,

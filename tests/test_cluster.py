@@ -11,7 +11,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeVar
 
 import psutil
@@ -19,8 +21,11 @@ import pytest
 from grid_stages import Number, TinyTraining, Trouble
 
 from gkp.artifact import experiments as grid
-from gkp.artifact.experiments import cluster
-from gkp.artifact.experiments.child import Child, main
+from gkp.artifact import profiles
+from gkp.artifact.experiments import child, cluster
+from gkp.artifact.experiments.child import Child, main, supervise
+from gkp.artifact.experiments.compute import Job, Outcome
+from gkp.artifact.experiments.provenance import resident_mb
 from gkp.errors import BadInput
 
 T = TypeVar("T")
@@ -37,6 +42,18 @@ cells = [Number(x=x, counter=counter) for x in range(20)]
 if note:
     cells.append(Trouble(how="wait", note=note))
 report = grid.run(cells, jobs=jobs, store=grid.Store(root), progress=False)
+"""
+
+
+OWN = """
+from dataclasses import dataclass
+from gkp.artifact.experiments import Cell
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Cell):
+    stage = "test-own"
+
+    @staticmethod
 """
 
 
@@ -311,6 +328,67 @@ def test_a_child_keeps_the_memory_that_dask_would_have_it_give_back(monkeypatch)
         assert b"MALLOC_TRIM_THRESHOLD_=1073741824" in environment and b"MALLOC_TRIM_THRESHOLD_=65536" not in environment
     finally:
         child.kill()
+
+
+def test_a_child_computes_by_the_file_of_the_run_and_keeps_the_last_words_of_a_cell(store, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    store.prepare()
+
+    def supervised(cell: grid.Cell, **options) -> Outcome:
+        return supervise(Job.of(cell, store, {}, **options))
+
+    file, values = tmp_path / "mine.py", []
+    for value in (1, 2):  # an edited file, whose old form the child still has
+        file.write_text(OWN + f"    def compute(*_): return {{'value': {value}}}\ndef cells(): return [Own()]\n")
+        [cell] = profiles.cells(str(file))
+        assert supervised(cell, recompute=True).status == "computed"
+        values.append(json.loads((store.root / cell.id / "result.json").read_text())["figures"]["value"])
+    assert values == [1, 2]
+    job = Job.of(cell, store, {}, recompute=True)
+    assert "has changed since the run was started" in supervise(replace(job, source="another")).message
+
+    assert supervised(Trouble(how="print")).kind == "error"
+    assert (store.root / ".failed" / Trouble(how="print").id / "log.txt").read_text().splitlines()[-1] == "the last words"
+    child._here.child.kill()
+    child._here.child = None
+
+
+def test_a_cell_with_a_memory_limit_gets_a_new_child_where_earlier_cells_have_left_too_much(store, monkeypatch):
+    class Idle:
+        def __init__(self, *_) -> None:
+            self.pid, self.living = os.getpid(), True
+            self.pipe = SimpleNamespace(send=lambda _: None, poll=lambda _: True, recv=lambda: self)
+
+        def alive(self) -> bool:
+            return self.living
+
+        is_ready = alive
+
+        def kill(self) -> None:
+            self.living = False
+
+    monkeypatch.setattr(child, "Child", Idle)
+    monkeypatch.setattr(child._here, "child", None, raising=False)
+    here, used = resident_mb(os.getpid()), []
+    for limit in (None, 3 * here, 1.5 * here, 1.5 * here):
+        used.append(supervise(Job.of(Number(x=1), store, {}, memory_limit=limit)))
+    assert used[0] is used[1] and not used[1].living and used[1] is not used[2] is not used[3] and used[3].living
+
+
+def test_two_runs_on_one_scheduler_never_share_a_task_and_a_stage_of_a_script_is_refused(store):
+    keys = []
+
+    class Client:
+        def submit(self, *_, key: str, **__) -> SimpleNamespace:
+            keys.append(key)
+            return SimpleNamespace(add_done_callback=lambda _: None)
+
+    job = Job.of(Number(x=1), store, {})
+    for _ in range(2):  # in one process, or in two containers with the same process id
+        cluster.Cluster(Client()).submit(job)
+    assert len(set(keys)) == 2
+    with pytest.raises(BadInput, match="'test-number' is defined in a script"):
+        cluster.Cluster(Client()).submit(replace(job, module="__main__"))
 
 
 def test_workers_stop_at_the_deadline_of_the_run_and_the_next_one_goes_on_with_what_they_kept(store, tmp_path, monkeypatch):

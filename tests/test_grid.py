@@ -16,8 +16,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,17 @@ from grid_stages import Number, TinyTraining, Trouble
 
 from gkp.artifact import experiments as grid
 from gkp.artifact import profiles
+from gkp.artifact.experiments import provenance
 from gkp.artifact.experiments import store as store_module
 from gkp.artifact.experiments.cell import Cell, find_kind, later
 from gkp.artifact.experiments.compute import Job, Outcome, isolated
 from gkp.artifact.experiments.compute import compute as compute_job
+from gkp.artifact.experiments.copies import check_folder
 from gkp.artifact.experiments.kinds import EvaluateCell, PretrainedCell, PruneCell, TrainCell
+from gkp.artifact.experiments.report import Result
 from gkp.artifact.experiments.status import Durations, Kind, Progress, in_words
-from gkp.artifact.experiments.store import Busy
-from gkp.artifact.experiments.todo import family, make_plan, take_shard
+from gkp.artifact.experiments.store import Busy, Entry
+from gkp.artifact.experiments.todo import Plan, family, leave_out_absent, make_plan, take_shard
 from gkp.errors import BadInput
 
 
@@ -75,6 +79,16 @@ def test_cells_whose_images_or_weights_nobody_may_download_can_be_left_out(store
     assert capsys.readouterr().out == "4 cells: 1 cached, 0 computed, 3 missing\n"
     with pytest.raises(grid.CellsFailed, match="tiny-imagenet-200 is in none of the folders"):
         grid.run(asked[:2], jobs=1, store=store, progress=False, quiet=True)
+
+
+def test_weights_that_only_finished_ancestors_needed_are_not_missed(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("gkp.networks.public.why_absent", lambda *_: "no such weights")
+    pruned = PruneCell(net=PretrainedCell(model="resnet20", weights="srgkp-official", dataset="digits"), epochs=0)
+    cell = EvaluateCell(net=pruned, examples=1)
+    plan = Plan([cell], {pruned.hash: Entry(tmp_path, {}, {}, ())}, {cell.hash: cell})
+    assert leave_out_absent(plan) == () and list(plan.todo) == [cell.hash]
+    plan = Plan([cell], {}, {pruned.hash: pruned, cell.hash: cell})
+    assert leave_out_absent(plan) == ("not computed: 2 cells; no such weights",) and not plan.todo
 
 
 # --- what a cell is -------------------------------------------------------------------------------------------------
@@ -174,6 +188,23 @@ def test_select_takes_words_and_wildcards_and_refuses_what_matches_nothing():
         grid.select(cells, "table9")
 
 
+def test_a_label_that_begins_with_a_dot_gives_a_folder_that_is_found(store, monkeypatch):
+    monkeypatch.setattr(Number, "label", property(lambda cell: f".{cell.x:g}"))
+    compute([Number(x=5)], store)
+    assert grid.load([Number(x=5)], store=store).cached == 1 and Number(x=5).id.startswith("5-")
+
+
+def test_a_stage_that_changes_its_parameters_changes_its_own_copy(store, monkeypatch):
+    def careless(params, parents, folder, context):
+        return {"last": params["seed"].pop()}
+
+    monkeypatch.setattr(Number, "compute", staticmethod(careless))
+    cell = Number(seed=[1, 2])
+    folder = compute([cell], store)[0].folder
+    assert cell.seed == [1, 2] and json.loads((folder / "spec.json").read_text())["params"]["seed"] == [1, 2]
+    assert check_folder(folder) == []
+
+
 # --- cache ----------------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +271,27 @@ def test_every_result_says_when_where_and_how_it_was_computed(store):
     assert run["peak_memory_mb"] > 5 and run["threads"] == 1
 
 
+def test_the_commit_is_that_of_the_code_when_the_stage_began(store, monkeypatch):
+    commits = iter(["old", "new"])
+    monkeypatch.setattr(provenance, "git_commit", cache(lambda: next(commits)))
+    commit_at = []
+    monkeypatch.setattr(
+        Number, "compute", staticmethod(lambda *_: commit_at.append(provenance.git_commit.cache_info().currsize) or {})
+    )
+    compute([Number(x=1)], store)
+    assert commit_at == [1]
+
+
+def test_seconds_do_not_contain_the_loading_of_libraries(store, monkeypatch):
+    @contextmanager
+    def slow(threads, seed):
+        time.sleep(0.3)  # as importing torch does
+        yield
+
+    monkeypatch.setattr("gkp.artifact.experiments.compute.isolated", slow)
+    assert compute([Number(x=1)], store)[0].run["seconds"] < 0.3
+
+
 def test_committed_results_come_before_computed_ones_and_need_no_writable_folder(store, tmp_path):
     cell = Number(x=4)
     compute([cell], grid.Store(tmp_path / "elsewhere"))
@@ -282,11 +334,23 @@ def test_without_locks_the_slower_of_two_runners_leaves_the_other_ones_cell_alon
         with monkeypatch.context() as patch:
             patch.setattr(grid.Store, "lock", lambda *_: nullcontext())
             patch.setattr(grid.Store, "partial_name", lambda *_: store.root / f".{cell.id}.partial-other-1")
-            patch.setattr(grid.Store, "_remove_partials", lambda *_: None)
             assert compute([cell], other).computed == 1
 
     monkeypatch.setattr(store_module, "_flush_tree", meanwhile)
     assert compute([cell], store)[0]["value"] == 1 and leftovers(store.root) == []
+
+
+def test_a_disk_that_fills_while_cells_are_published_is_one_line_and_leaves_no_half_copy(store, tmp_path, monkeypatch):
+    compute([Number(x=1)], store)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil.copytree, "__kwdefaults__", None)
+    monkeypatch.setattr(shutil.copytree, "__defaults__", (False, None, full, False, False))
+    with pytest.raises(BadInput, match=r"cannot be copied to .*No space left on device"):
+        grid.publish([Number(x=1)], tmp_path / "results", store=store)
+    assert os.listdir(tmp_path / "results") == []
 
 
 def test_publishing_what_is_not_finished_is_refused(store, tmp_path):
@@ -318,6 +382,11 @@ def _edit_a_figure(folder: Path) -> None:
     path.write_text(path.read_text().replace('"value": 1.0', '"value": 9.0'))
 
 
+def _make_a_figure_nan(folder: Path) -> None:
+    path = folder / "result.json"
+    path.write_text(path.read_text().replace('"value": 1.0', '"value": NaN'))
+
+
 def _shorten_a_file(folder: Path) -> None:
     (folder / "value.txt").write_text("1")
 
@@ -331,7 +400,8 @@ def _take_that_of_another_cell(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "harm", [_truncate, _empty, _edit_a_figure, _shorten_a_file, _remove_the_result, _take_that_of_another_cell]
+    "harm",
+    [_truncate, _empty, _edit_a_figure, _make_a_figure_nan, _shorten_a_file, _remove_the_result, _take_that_of_another_cell],
 )
 def test_a_damaged_cell_is_noticed_recomputed_and_reported(store, harm, capsys):
     cells = [Number(x=1), Number(x=2)]
@@ -345,6 +415,16 @@ def test_a_damaged_cell_is_noticed_recomputed_and_reported(store, harm, capsys):
     assert headline == "2 cells: 1 cached, 1 computed (1 damaged and not used)"
     assert reason.startswith("damaged: ") and cells[0].id in reason
     assert leftovers(store.root) == [] and compute(cells, grid.Store(store.root)).damaged == {}
+
+
+def test_a_specification_with_what_is_no_json_is_a_line_and_a_damaged_run_json_is_no_obstacle(store):
+    folder = compute([Number(x=1)], store)[0].folder
+    spec, run = folder / "spec.json", folder / "run.json"
+    run.write_text('{"seconds": 3}')
+    assert grid.status([Number(x=1), Number(x=2)], store=store).to_json()["missing"] == 1
+    spec.write_text(spec.read_text().replace("1.0", "NaN"))
+    [problem] = check_folder(folder)
+    assert problem.endswith("spec.json: is missing or is not JSON")
 
 
 def test_a_file_edited_in_place_is_noticed_before_another_cell_is_built_on_it(store):
@@ -407,6 +487,21 @@ def test_in_this_process_too_a_cell_that_hangs_or_eats_memory_is_ended(store, tm
     assert leftovers(store.root) == []
 
 
+def test_a_limit_is_kept_by_a_stage_that_catches_whatever_interrupts_it(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("gkp.artifact.experiments.limits._AGAIN", 0.2)
+    report = compute([Trouble(how="swallow", time_limit=0.2)], store)
+    assert [outcome.kind for outcome in report.failures] == ["time limit"]
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf")])
+def test_a_limit_that_would_not_be_kept_is_refused(store, limit):
+    for name in ("time_limit", "memory_limit"):
+        with pytest.raises(BadInput, match=f"^{name} is .*give a number above 0"):
+            compute([Number(x=1)], store, **{name: limit})
+        with pytest.raises(BadInput, match=f"{Number(x=1).id}: {name} is "):
+            compute([replace(Number(x=1), **{name: limit})], store)
+
+
 def test_an_interrupt_leaves_nothing_half_written(store, monkeypatch):
     monkeypatch.setattr(store_module, "_flush_tree", lambda folder: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
@@ -419,6 +514,24 @@ def test_a_long_cell_resumes_from_its_scratch_folder_and_clears_it(store, tmp_pa
     assert compute([cell], store).failures[0].kind == "time limit"
     report = compute([cell], store)
     assert report[0]["done"] == 2 and leftovers(store.root) == []
+
+
+def test_seconds_contain_those_that_stopped_runs_spent_until_their_last_checkpoint(store, monkeypatch):
+    killed = iter([True, True, False])
+
+    def slow(params, parents, folder, context):
+        time.sleep(0.2)
+        context.scratch.joinpath("checkpoint").touch()
+        if next(killed):
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(Number, "compute", staticmethod(slow))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            compute([Number(x=1)], store)
+    run = compute([Number(x=1)], store)[0].run
+    assert 0.4 <= run["taken_over_seconds"] < run["seconds"] and run["seconds"] >= 0.6 and leftovers(store.root) == []
 
 
 # --- full and read-only disks ---------------------------------------------------------------------------------------
@@ -540,12 +653,33 @@ def test_a_file_system_without_locks_is_said_and_computed_on_all_the_same(store,
     assert leftovers(store.root) == []
 
 
+def test_without_locks_nobody_removes_what_another_runner_writes(store, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    cell = Number(x=1)
+    with pytest.warns(RuntimeWarning, match="this file system has no locks"):
+        store.prepare()
+        with store.lock(cell.id), store.writing(cell.id) as partial:
+            monkeypatch.setattr("os.getpid", lambda: 1)
+            assert compute([cell], grid.Store(store.root)).computed == 1 and partial.exists()
+
+
+def test_what_a_label_says_is_not_taken_for_the_mark_of_an_incomplete_folder(store, monkeypatch):
+    monkeypatch.setattr(Number, "label", property(lambda cell: "very.old-one"))
+    store.prepare()
+    with store.lock(Number(x=1).id), store.writing(Number(x=1).id) as partial:
+        grid.Store(store.root).prepare()
+        assert partial.exists()
+
+
 def test_a_cell_that_another_runner_computes_shows_as_running_and_its_dead_folders_are_cleared(store):
     cell = Number(x=1)
     store.prepare()
     dead = store.root / f".{cell.id}.partial-otherhost-77"
-    dead.mkdir()
     with store.lock(cell.id):
+        dead.mkdir()
         store.prepare()
         assert dead.exists()  # its writer may live
         assert grid.status([cell], store=store).running == (cell.id,)
@@ -599,6 +733,13 @@ def test_a_dry_run_lists_cells_with_their_estimates_and_writes_nothing(store):
 def test_a_dry_run_on_an_empty_store_says_that_nothing_was_ever_timed(store):
     report = grid.run([Number(x=1)], store=store, dry_run=True, quiet=True)
     assert "never timed" in report.lines[0] and "1 cells never timed" in report.lines[1] and not store.root.exists()
+
+
+def test_a_dry_run_without_jobs_and_cells_without_work_can_be_estimated(store, monkeypatch):
+    monkeypatch.setattr(Number, "work", property(lambda cell: 0.0))
+    grid.run([Number(x=1)], jobs=1, store=store)
+    report = grid.run([Number(x=2)], jobs=0, store=store, dry_run=True, quiet=True)
+    assert report.lines[-1].endswith("about 0 s with 0 jobs")
 
 
 def test_estimates_are_medians_over_seeds_and_else_scale_with_work(monkeypatch):
@@ -745,6 +886,57 @@ def test_nothing_is_begun_that_can_neither_be_finished_in_time_nor_be_resumed(st
     monkeypatch.setattr(Durations, "of", classmethod(lambda cls, store, rates=None: durations))
     report = compute([Number(x=x, counter=counter) for x in (1, 5, 7)], store, seconds=600)
     assert [result.cell.x for result in report] == [1.0, 5.0] and report.stopped == (Number(x=7, counter=counter).id,)
+
+
+def test_a_run_ends_after_its_deadline_although_there_is_no_worker_any_more(store, monkeypatch):
+    class Nobody:
+        threads, slots_left, submitted = 1, [1], False
+
+        def slots(self) -> int:
+            return self.slots_left.pop() if self.slots_left else 0
+
+        def submit(self, job: Job) -> None:
+            self.submitted = True
+
+        def wait(self, seconds: float) -> list[Outcome]:
+            time.sleep(0.05)
+            assert time.monotonic() < give_up
+            return []
+
+        def close(self) -> None:
+            pass
+
+    run = sys.modules["gkp.artifact.experiments.run"]
+    nobody, give_up = Nobody(), time.monotonic() + 5
+    monkeypatch.setattr(run, "_executor", lambda *_: nobody)
+    monkeypatch.setattr(run, "_TO_BEGIN", 0.0)
+    monkeypatch.setattr(run, "_GIVE_UP", 0.1)
+    monkeypatch.setattr(Number, "resumable", True)
+    cells = [Number(x=1), Number(x=2)]
+    report = compute(cells, store, seconds=0.2)
+    assert nobody.submitted and report.stopped == tuple(cell.id for cell in cells) and not report.failures
+
+
+def test_a_cell_that_failed_once_and_was_stopped_by_a_deadline_has_not_failed(store, monkeypatch):
+    monkeypatch.setattr(sys.modules["gkp.artifact.experiments.run"], "_TO_BEGIN", 0.0)
+    monkeypatch.setattr(Trouble, "resumable", True)
+    cell = Trouble(how="hang", note=os.devnull, time_limit=0.1)
+    assert compute([cell], store).failures and grid.status([cell], store=store).failed
+    report = compute([replace(cell, time_limit=None)], store, seconds=0.3)
+    assert report.stopped == (cell.id,) and grid.status([cell], store=store).missing == (cell.id,)
+
+
+def test_recomputed_results_are_compared_by_every_value_and_file():
+    cell, folder = Number(x=1), Path("anywhere")
+    file = {"value.txt": {"sha256": "a", "bytes": 3}}
+    old = Result(cell, {"value": 1.0}, folder, True, file)
+    for new, said in (
+        (replace(old, cached=False), "the same as before"),
+        (replace(old, figures={"value": 1.0, "more": None}), "differs in more"),
+        (replace(old, files={"value.txt": {"sha256": "b", "bytes": 3}}), "differs in value.txt"),
+        (replace(old, files={}), "differs in value.txt"),
+    ):
+        assert list(grid.Report((new,)).compared_with([old])) == [f"{said}: {cell.id}"]
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])

@@ -61,6 +61,13 @@ def test_reproduce_computes_what_is_missing_or_not_as_it_is_told_and_by_the_prof
     assert {value: "--no-compute" in text for value, text in said.items()} == {"": False, "0": True, "1": False}
 
 
+@pytest.mark.parametrize("given", ["COMPUTE=no", "FORCE=false"])
+def test_a_switch_that_is_neither_0_nor_1_is_refused_in_one_line(given: str):
+    finished = make("-n", "reproduce", "VENV=", given)
+    assert finished.returncode == 2 and "FORCE and COMPUTE take 0 or 1, not " in finished.stderr
+    assert finished.stdout == "" and len(finished.stderr.splitlines()) == 1
+
+
 def test_publish_takes_the_real_data_unless_told_otherwise_and_html_what_reproduce_made():
     assert "--profile" not in make("-n", "publish", "VENV=").stdout
     assert shlex.split(make("-n", "publish", "VENV=", "PROFILE=paper").stdout)[-2:] == ["--profile", "paper"]

@@ -85,6 +85,13 @@ def test_methods_that_prune_while_they_train_get_epochs_to_do_so(profile):
     assert not [cell.id for cell in pruned if "training" in gkp.methods()[cell.method].needs and not cell.epochs]
 
 
+def test_epochs_that_are_to_be_scored_must_be_left_after_a_search():
+    params = {"method": "gal", "epochs": 5, "soft_epochs": 3, "log_epochs": [2]}
+    assert stages._soft_epochs(params) == 3
+    with pytest.raises(BadInput, match="log_epochs has 4, but after 3 epochs of search there are 2, counted from 1"):
+        stages._soft_epochs({**params, "log_epochs": [1, 4]})
+
+
 def test_the_methods_of_the_profiles_are_all_that_can_be_given_what_they_need():
     assert set(groups.METHODS) == {
         name for name, method in gkp.methods().items() if name != groups.SCRATCH and groups.GIVEN.issuperset(method.needs)
@@ -161,6 +168,8 @@ def test_a_file_of_ones_own_is_a_profile_and_workers_find_its_stages(tmp_path):
         ("1 / 0", "ZeroDivisionError"),
         ("def cells(: ", "SyntaxError"),
         ("def cells(): return [1]", "returned a int among its cells"),
+        ("raise SystemExit(0)", "SystemExit: 0; a profile defines"),
+        ("raise ValueError('two\\nlines')", "ValueError: two lines; a profile defines"),
     ],
 )
 def test_a_file_that_is_no_profile_is_refused_with_the_reason(tmp_path, text, reason):

@@ -55,6 +55,7 @@ from gkp.artifact.groups import (
     under_autoattack,
 )
 from gkp.errors import BadInput
+from gkp.files import one_line
 
 # it trains adversarially to the end with its own schedule: fine-tuning on plain images would undo its robustness
 RAP: dict[str, Any] = {"epochs": 6, "soft_epochs": 6, "schedule": "step", "weight_decay": 1e-4}
@@ -306,7 +307,7 @@ def cells(profile: str, *wanted: str) -> list[Cell]:
     chosen = list(found.values()) if not wanted else []
     for group in wanted:
         members = [
-            cells for name, cells in found.items() if group in (name, name.partition("-")[2] if profile == "paper" else "")
+            cells for name, cells in found.items() if group in {name, name.partition("-")[2] if profile == "paper" else name}
         ]
         if not members:
             raise BadInput(f"profile {profile} has no group {group!r}; it has {', '.join(found)}")
@@ -321,10 +322,9 @@ def _cells_of_file(path: Path) -> list[Cell]:
         found = list(load_file(name, path).cells())
     except BadInput:
         raise
-    except Exception as error:  # the file of a user may raise anything
-        raise BadInput(
-            f"{path}: {type(error).__name__}: {error}; a profile defines a function cells() that returns a list of cells"
-        ) from error
+    except (Exception, SystemExit) as error:  # the file of a user may raise anything
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise BadInput(f"{path}: {reason}; a profile defines a function cells() that returns a list of cells") from error
     if strangers := [item for item in found if not isinstance(item, Cell)]:
         raise BadInput(f"{path}: cells() returned a {type(strangers[0]).__name__} among its cells; return cells only")
     return found

@@ -40,11 +40,13 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from gkp.errors import BadInput
+from gkp.files import file_sha256
 
 HASH_DIGITS = 10  # of the hash in an id: two of 100,000 cells with one label collide with a chance of 1 in 200
 _NOTHING = object()
 _PLAIN = re.compile(r"[^A-Za-z0-9._+-]+")
 _KINDS: dict[str, type[Cell]] = {}  # stage -> the class that names it
+SOURCES: dict[str, str] = {}  # module that `load_file` executed -> sha256 of its source
 
 
 def find_kind(stage: str) -> type[Cell]:
@@ -165,7 +167,8 @@ class Cell:
     @cached_property
     def id(self) -> str:
         """The label and the first digits of the hash; the name of the cell's folder."""
-        return f"{_PLAIN.sub('_', self.label)[:150]}-{self.hash[:HASH_DIGITS]}"
+        label = _PLAIN.sub("_", self.label)[:150].lstrip(".")  # folders whose names begin with a dot are no cells
+        return f"{label}-{self.hash[:HASH_DIGITS]}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # without cached properties: a revision may change
@@ -221,30 +224,37 @@ def select(cells: Iterable[Cell], only: str | None) -> list[Cell]:
     return chosen
 
 
-def load_module(name: str, file: str | None) -> None:
+def load_module(name: str, file: str | None, source: str | None = None) -> None:
     """Import a module by name, or from its file where the name cannot be found.
 
     Args:
         name: The name of the module.
         file: Its source file; None where there is none.
+        source: The sha256 of the source that is wanted, as in `SOURCES`; None for any.
 
     Raises:
         ImportError: Neither can be found.
+        BadInput: The file has another source.
     """
-    if name in sys.modules:
+    if name in sys.modules and source in (None, SOURCES.get(name)):
         return
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name.partition(".")[0] or file is None or not Path(file).is_file():
-            raise
-        load_file(name, Path(file))
+    if source is None:
+        try:
+            importlib.import_module(name)
+            return
+        except ModuleNotFoundError as error:
+            if error.name != name.partition(".")[0] or file is None or not Path(file).is_file():
+                raise
+    load_file(name, Path(file or name))
+    if source not in (None, SOURCES[name]):
+        raise BadInput(f"{file}: has changed since the run was started; run again")
 
 
 def load_file(name: str, file: Path) -> ModuleType:
     """Execute a source file anew as the module of this name; exceptions of the module are passed on."""
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
+    SOURCES[name] = file_sha256(file)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

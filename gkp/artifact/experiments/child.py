@@ -34,6 +34,8 @@ _here = threading.local()  # one child for each thread of a worker
 def supervise(job: Job) -> Outcome:
     """Compute a job in the child process of this worker; failures of the cell become an outcome."""
     child: Child | None = getattr(_here, "child", None)
+    if child is not None and child.alive() and job.memory_limit is not None and resident_mb(child.pid) > job.memory_limit / 2:
+        child.kill()  # the cell does not answer for what earlier ones left in memory
     if child is None or not child.alive():
         child = _here.child = Child(main)
         if not child.is_ready():

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
-import os
 import queue
 import time
 from asyncio import CancelledError
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import dask
 from distributed import Client, KilledWorker, LocalCluster
@@ -49,7 +49,6 @@ class Cluster:
         self.threads = threads
         self._client, self._local = client, local
         self._ended: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._submitted = 0
         self._slots, self._slots_at = 0, 0.0
 
     def slots(self) -> int:
@@ -64,9 +63,14 @@ class Cluster:
 
     def submit(self, job: Job) -> None:
         """Submit a cell; `wait` returns its outcome."""
-        self._submitted += 1
+        if job.module == "__main__":
+            raise BadInput(
+                f"stage {job.stage!r} is defined in a script, which workers do not run; move it to a module of its own"
+            )
         try:
-            future = self._client.submit(supervise, job, key=f"{job.id}-{os.getpid()}-{self._submitted}", pure=False)
+            future = self._client.submit(
+                supervise, job, key=f"{job.id}-{uuid4().hex}", pure=False
+            )  # the scheduler may be shared
         except (OSError, RuntimeError) as error:
             raise SchedulerLost(str(error)) from error
         future.add_done_callback(lambda ended: self._ended.put((job.id, ended)))  # which also keeps the future alive

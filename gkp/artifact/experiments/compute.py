@@ -12,6 +12,7 @@ whole machine. A cell whose bits may depend on the machine (on a GPU) has thread
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import socket
@@ -21,11 +22,13 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
 from gkp.artifact.experiments import provenance
-from gkp.artifact.experiments.cell import Cell, canonical, find_kind, load_module
+from gkp.artifact.experiments.cell import SOURCES, Cell, canonical, find_kind, load_module
+from gkp.artifact.experiments.entry import read_json, write_json
 from gkp.artifact.experiments.limits import STOPPED, LimitExceeded, interrupted_at_limits
 from gkp.artifact.experiments.store import Busy, Store, is_disk_full
 from gkp.errors import BadInput, OutOfTime
@@ -39,6 +42,7 @@ class Job:
         id, hash, stage, spec, work: Of the cell.
         module: The module that defines the kind of cell.
         file: The source file of `module`, for a worker that cannot import it by name.
+        source: The sha256 of that file where the module was executed from it, as the file of a profile is.
         parents: Role -> folder of the finished parent.
         root: The root of the store.
         threads: CPU threads; None for the number in the worker's environment.
@@ -62,6 +66,7 @@ class Job:
     time_limit: float | None = None
     memory_limit: float | None = None
     deadline: float | None = None
+    source: str | None = None
 
     @classmethod
     def of(cls, cell: Cell, store: Store, parents: Mapping[str, Path], **options: Any) -> Job:
@@ -87,6 +92,7 @@ class Job:
             parents={role: str(folder) for role, folder in parents.items()},
             root=str(store.root),
             work=cell.work,
+            source=SOURCES.get(kind.__module__),
             **{**options, "threads": cell.threads or options.get("threads")},
         )
 
@@ -119,8 +125,8 @@ class Context:
         cell_id: The id of the cell.
         threads: CPU threads that the stage may use, already set for torch and BLAS.
         notes: A dictionary that the stage may fill with plain values about this run that are not results, such as seconds; they
-            are written to run.json. If it sets "taken_over_seconds", the time that stopped runs spent on what this one found
-            in `scratch`, that is added to the recorded seconds.
+            are written to run.json. "taken_over_seconds", the time that stopped runs spent on what this one found in `scratch`,
+            is added to the recorded seconds.
         deadline: When the run ends, by `time.time`; None for no deadline. A stage that can stop before raises OutOfTime; the
             next run finds what it left in `scratch`.
     """
@@ -131,11 +137,20 @@ class Context:
     _log: TextIO = field(repr=False)
     notes: dict[str, Any] = field(default_factory=dict)
     deadline: float | None = None
+    _started: float = field(default_factory=time.perf_counter, repr=False)
 
-    @property
+    @cached_property
     def scratch(self) -> Path:
-        """A folder for checkpoints, which is kept when the run is stopped or killed and removed when the cell is finished."""
+        """A folder for checkpoints, which is kept when the run is stopped or killed and removed when the cell is finished.
+
+        A hidden file notes when work on it began, so that the next run knows how long this one took until its last checkpoint.
+        """
         self._scratch.mkdir(parents=True, exist_ok=True)
+        clock, before = self._scratch / ".clock", 0.0
+        if known := read_json(clock):
+            last = max(path.stat().st_mtime for path in self._scratch.rglob("*"))
+            before = self.notes["taken_over_seconds"] = round(known["seconds"] + last - clock.stat().st_mtime, 3)
+        write_json(clock, {"seconds": before + time.perf_counter() - self._started})
         return self._scratch
 
     def log(self, message: str) -> None:
@@ -192,11 +207,13 @@ def _run_stage(job: Job, store: Store, partial: Path, stream: TextIO, alone: boo
     """The values and the contents of run.json."""
     function = _stage_function(job)
     threads = job.threads or int(os.environ.get("OMP_NUM_THREADS") or provenance.cores())
-    context = Context(job.id, threads, store.scratch(job.id), stream, deadline=job.deadline)
     parents = {role: Path(folder) for role, folder in job.parents.items()}
-    peak, started = provenance.PeakMemory(), time.perf_counter()
+    provenance.git_commit()  # now, because the code may be changed while the stage runs
     with isolated(threads, seed=int(job.hash[:8], 16)), interrupted_at_limits(job, alone=alone):
-        figures = dict(function(dict(job.spec["params"]), parents, partial, context))
+        peak, started = provenance.PeakMemory(), time.perf_counter()
+        context = Context(job.id, threads, store.scratch(job.id), stream, deadline=job.deadline)
+        figures = dict(function(copy.deepcopy(job.spec["params"]), parents, partial, context))
+        seconds = time.perf_counter() - started
     try:
         canonical([figures, context.notes])
     except (TypeError, ValueError) as error:
@@ -204,12 +221,12 @@ def _run_stage(job: Job, store: Store, partial: Path, stream: TextIO, alone: boo
             f"stage {job.stage!r} returned figures that cannot be written as JSON ({error}); return "
             "finite numbers, strings, booleans, None, and lists or dictionaries of those"
         ) from None
-    seconds = time.perf_counter() - started + context.notes.get("taken_over_seconds", 0.0)
+    seconds += context.notes.get("taken_over_seconds", 0.0)
     return figures, provenance.describe_run(seconds=seconds, threads=threads, peak=peak, work=job.work, notes=context.notes)
 
 
 def _stage_function(job: Job) -> Callable[..., Mapping[str, Any]]:
-    load_module(job.module, job.file)
+    load_module(job.module, job.file, job.source)
     kind = find_kind(job.stage)
     if kind.revision != job.spec["revision"]:
         raise BadInput(
@@ -264,9 +281,9 @@ def _logging_to(path: Path, capture: bool) -> Iterator[TextIO]:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
             yield stream
+        finally:
             sys.stdout.flush()
             sys.stderr.flush()
-        finally:
             for descriptor, target in zip(saved, (1, 2), strict=True):
                 os.dup2(descriptor, target)
                 os.close(descriptor)

@@ -35,7 +35,7 @@ def publish(cells: Iterable[Cell], folder: Path, *, without: Iterable[str] = (),
         The folder of each cell.
 
     Raises:
-        BadInput: A cell is not finished, or is damaged.
+        BadInput: A cell is not finished or is damaged, or the folder cannot be written.
     """
     store, target_store, published = store or default_store(), Store(folder), []
     plan = make_plan(cells, store)
@@ -49,10 +49,14 @@ def publish(cells: Iterable[Cell], folder: Path, *, without: Iterable[str] = (),
             continue
         if problems := check_folder(source):
             raise BadInput(f"{cell.id} cannot be published: {problems[0]}; compute it again")
-        partial = folder / f".{cell.id}.partial-{os.getpid()}"
-        shutil.copytree(source, partial, ignore=shutil.ignore_patterns("log.txt", *without), dirs_exist_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(partial, target)
+        try:
+            with target_store.writing(cell.id) as partial:
+                shutil.copytree(source, partial, ignore=shutil.ignore_patterns("log.txt", *without), dirs_exist_ok=True)
+                shutil.rmtree(target, ignore_errors=True)
+                os.rename(partial, target)
+        except OSError as error:
+            reason = error.strerror or error.args[0][-1][-1]  # shutil.Error lists (source, target, reason)
+            raise BadInput(f"{cell.id} cannot be copied to {folder} ({reason}); make it writable and make room") from error
     return published
 
 

@@ -47,10 +47,19 @@ def signature(body: Mapping[str, Any]) -> str:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None where there is none."""
     try:
-        value = json.loads(path.read_bytes())
+        value = _parse(path.read_bytes())
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _parse(raw: bytes) -> Any:
+    """The value of JSON. ValueError where it is none, also for NaN and infinity."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    return json.loads(raw, parse_constant=refuse)
 
 
 def figures_of(folder: Path) -> dict[str, Any]:
@@ -94,7 +103,7 @@ def read_entry(folder: Path, cell_hash: str) -> Entry | None:
     except OSError as error:
         raise Damaged(f"{path}: cannot be read ({error.strerror or error})") from None
     try:
-        body = json.loads(raw)
+        body = _parse(raw)
         signed = body.pop("sha256")
     except (ValueError, KeyError, AttributeError, TypeError):
         raise Damaged(f"{path}: is truncated or not what was written") from None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.1  # between two checks of the limits
 STOPPED = "stopped"  # the outcome at the deadline of the run, which is no failure
+_AGAIN = 5.0  # seconds after which a stage that has caught the exception is interrupted again
 
 
 class LimitExceeded(BaseException):
@@ -51,7 +52,7 @@ def interrupted_at_limits(job: Job, *, alone: bool) -> Iterator[None]:
             reason = too_large(job)
         else:
             return
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
         raise LimitExceeded(*reason)
 
     before = signal.signal(signal.SIGALRM, look)

@@ -20,7 +20,7 @@ import psutil
 from gkp.files import checkout
 
 PACKAGES = (
-    *("torch", "torchvision", "numpy", "scipy", "scikit-learn", "statsmodels"),
+    *("torch", "torchvision", "numpy", "scipy", "scikit-learn", "statsmodels", "numba", "pillow"),
     *("distributed", "pyautoattack", "robustbench", "torch-pruning"),
 )
 

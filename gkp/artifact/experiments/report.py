@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +10,10 @@ from typing import Any, overload
 
 from gkp.artifact.experiments.cell import Cell
 from gkp.artifact.experiments.compute import Outcome
-from gkp.artifact.experiments.entry import Entry
+from gkp.artifact.experiments.entry import read_json
 from gkp.errors import BadInput, RunFailed
+
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class Result:
         figures: The values that its stage returned.
         folder: Where its files are.
         cached: Whether it was finished before this run.
+        files: Name -> sha256 and bytes of each file that its stage wrote.
     """
 
     cell: Cell
     figures: dict[str, Any]
     folder: Path
     cached: bool
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
         """A value by name."""
@@ -37,7 +41,7 @@ class Result:
     @cached_property
     def run(self) -> dict[str, Any]:
         """When, where and how it was computed: git commit, versions, hardware, seconds, peak memory."""
-        return Entry(self.folder, {}, {}, ()).run()
+        return read_json(self.folder / "run.json") or {}
 
     def file(self, name: str) -> Path:
         """The path of a file or folder that the stage wrote.
@@ -136,7 +140,8 @@ class Report(Sequence[Result]):
         for new in self.results:
             if (known := old.get(new.cell.hash)) is None:
                 continue
-            changed = [name for name in sorted(known.figures) if known.figures[name] != new.figures.get(name)]
+            pairs = ((known.figures, new.figures), (known.files, new.files))
+            changed = [name for a, b in pairs for name in sorted({**a, **b}) if a.get(name, _ABSENT) != b.get(name, _ABSENT)]
             if not changed:
                 yield f"the same as before: {new.cell.id}"
                 continue

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _ASK_AGAIN = 0.5  # seconds until a cell that another runner has locked is tried again
 _TO_BEGIN = 10.0  # seconds before the deadline in which no cell is started
+_GIVE_UP = 60.0  # seconds after the deadline until cells whose workers have gone are given up
 _UNTIL_SEEN = 15.0  # seconds a network folder may take to show a cell that another machine wrote
 
 
@@ -87,17 +88,18 @@ def run(
         The results in the order of the cells, with failures.
 
     Raises:
-        BadInput: The store cannot be written although cells must be computed, the scheduler does not answer, or a parameter of
-            a cell is not a plain value.
+        BadInput: The store cannot be written although cells must be computed, the scheduler does not answer, a limit is not
+            above 0, or a parameter of a cell is not a plain value.
         CellsFailed: A cell has failed; all others were computed.
     """
     if jobs is not None and jobs < 0:
         raise BadInput(f"jobs is {jobs}; give 1 or more, or 0 to compute nothing")
-    if seconds is not None and not 0 < seconds < math.inf:
-        raise BadInput(f"a run of {seconds} seconds: give a number above 0")
+    _check_limits("", seconds=seconds, time_limit=time_limit, memory_limit=memory_limit)
     deadline = None if seconds is None else time.time() + seconds
     store, cells = store or default_store(), take_shard(select(cells, only), shard)
     plan, scheduler = make_plan(cells, store, recompute=recompute), scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS")
+    for cell in plan.todo.values():
+        _check_limits(f"{cell.id}: ", time_limit=cell.time_limit, memory_limit=cell.memory_limit)
     absent = leave_out_absent(plan) if skip_absent and jobs != 0 and not scheduler else ()
     rates = rates_for(plan.todo.values(), probe) if plan.todo and jobs != 0 else None
     if jobs is None:
@@ -117,6 +119,12 @@ def run(
     if check and report.failures:
         raise CellsFailed(report)
     return report
+
+
+def _check_limits(where: str, **limits: float | None) -> None:
+    for name, limit in limits.items():
+        if limit is not None and not 0 < limit < math.inf:
+            raise BadInput(f"{where}{name} is {limit}; give a number above 0, or None for no limit")
 
 
 def load(cells: Iterable[Cell], *, store: Store | None = None) -> Report:
@@ -208,13 +216,16 @@ class _Run:
             if not slots and not said:
                 said = True
                 self._progress.say("the scheduler has no workers yet; waiting for the first")
-            while self._ready and len(self._out) < slots:
+            while self._ready and (len(self._out) < slots or self._left() <= _TO_BEGIN):
                 _, key = heapq.heappop(self._ready)
                 if not self._in_time(self.plan.todo[key]):
                     self.stopped.add(key)
                     continue
                 self._out[self.plan.todo[key].id] = key
                 executor.submit(self._job(key, executor.threads))
+            if not slots and self._left() < -_GIVE_UP:  # all workers have gone, and nobody waits for another one
+                self.stopped.update(self._out.values())
+                return
             self._progress.update(slots)
             for outcome in executor.wait(_ASK_AGAIN):
                 self._settle(self._out.pop(outcome.id), outcome)
@@ -223,8 +234,12 @@ class _Run:
         """Whether to start a cell before the deadline: it will be finished by then, or can be resumed."""
         if self.deadline is None:
             return True
-        left, needed = self.deadline - time.time(), self._durations.estimate(cell)
+        left, needed = self._left(), self._durations.estimate(cell)
         return left > _TO_BEGIN and (cell.resumable or (needed is not None and needed < left))
+
+    def _left(self) -> float:
+        """Seconds until the deadline."""
+        return math.inf if self.deadline is None else self.deadline - time.time()
 
     def _gather(self) -> bool:
         """Collect cells whose parents are finished, and locked ones to be tried again; returns whether there are any."""
@@ -277,7 +292,7 @@ class _Run:
 def _report(plan: Plan, store: Store, running: _Run | None = None, **more: Any) -> Report:
     computed = running.computed if running else set()
     results = tuple(
-        Result(cell, entry.figures, entry.folder, cell.hash not in computed)
+        Result(cell, entry.figures, entry.folder, cell.hash not in computed, entry.files)
         for cell in plan.cells
         if (entry := plan.finished.get(cell.hash)) is not None
     )
@@ -304,9 +319,8 @@ def _dry_report(plan: Plan, store: Store, jobs: int, rates: Rates | None) -> Rep
         how_long = "never timed" if seconds is None else in_words(seconds)
         lines.append(f"compute  {cell.id}  {how_long}{'' if key in asked else ', as a parent'}")
     seconds, unknown = durations.total(Counter(map(Kind.of_cell, plan.todo.values())))
-    time_left = (
-        f"{seconds / 3600:.2f} h of work, about {in_words(seconds / (rates.gain(jobs) if rates else jobs))} with {jobs} jobs"
-    )
+    wall = seconds / (rates.gain(jobs) if rates else max(1, jobs))
+    time_left = f"{seconds / 3600:.2f} h of work, about {in_words(wall)} with {jobs} jobs"
     rest = f", and {unknown} cells never timed" if unknown else ""
     lines += [rates.line] if rates else []
     return _report(plan, store, lines=(*lines, f"to compute: {len(plan.todo)} cells, {time_left}{rest}"))

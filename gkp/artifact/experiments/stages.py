@@ -154,6 +154,10 @@ def _soft_epochs(params: Mapping[str, Any]) -> int:
             f"{params['method']} prunes while it trains: {soft} of {params['epochs']} epochs is not enough; give "
             "epochs of 1 or more, and soft_epochs from 1 to epochs"
         )
+    if late := [epoch for epoch in params.get("log_epochs") or () if epoch > params["epochs"] - soft]:
+        raise BadInput(
+            f"log_epochs has {late[0]}, but after {soft} epochs of search there are {params['epochs'] - soft}, counted from 1"
+        )
     return soft
 
 
@@ -241,7 +245,7 @@ def _fit(
     context.notes["steps"] = log.steps
     spent, now = sum(row["seconds"] for row in log.rows), time.perf_counter() - started
     if spent > now:  # the least time of stopped runs
-        context.notes["taken_over_seconds"] = round(spent - now, 3)
+        context.notes["taken_over_seconds"] = max(round(spent - now, 3), context.notes.get("taken_over_seconds", 0.0))
     return {"epochs": _rows(log, context), "n": len(data), "seed": params["seed"], "data_sha256": data.sha256}
 
 

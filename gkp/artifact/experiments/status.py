@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import median
@@ -70,7 +71,8 @@ class Kind(NamedTuple):
         part = part_of(params) if stage == "evaluate" else ""
         seedless = {name: value for name, value in params.items() if name != "seed"}
         usual = _USUAL.get(part or stage, 1.0)
-        return cls(canonical([stage, seedless, work]), (stage, part), usual * _stated_seconds(stage, params, work))
+        expected = max(1e-6, usual * _stated_seconds(stage, params, work))  # paces are relative to it
+        return cls(canonical([stage, seedless, work]), (stage, part), expected)
 
     @classmethod
     def of_cell(cls, cell: Cell) -> Kind:
@@ -120,8 +122,8 @@ class Durations:
             folders = sorted(path for path in root.iterdir() if not path.name.startswith(".")) if root.is_dir() else []
             for folder in folders[:: max(1, len(folders) // AT_MOST)]:
                 spec, run = read_json(folder / "spec.json"), read_json(folder / "run.json")
-                if spec and run:
-                    found._add(Kind.of(spec["stage"], spec["params"], run["work"]), run["seconds"])
+                with suppress(KeyError, TypeError, ValueError, AttributeError):  # damaged, or without some of the values
+                    found._add(Kind.of(spec["stage"], spec["params"], run["work"]), float(run["seconds"]))  # type: ignore[index]
         return found
 
     def add(self, cell: Cell, seconds: float) -> None:

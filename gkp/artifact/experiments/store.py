@@ -18,7 +18,7 @@ such a cell is computed again when another one needs its files.
 A lock is a `flock` on a small file, which the kernel releases when its process ends, however it ends (SIGKILL, power cut, a
 node that leaves an NFS server). It works across machines on NFS (where Linux locks on the server), Lustre mounted with `flock`,
 GPFS and CephFS. On file systems without locks cells are still published by one rename, so two runners may compute the same cell
-but cannot damage it.
+but cannot damage it; what killed runners left is then not removed.
 
 GKP_CELLS is the folder for new cells instead of `build/cells` in the checkout.
 """
@@ -28,6 +28,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 import socket
 import warnings
@@ -39,6 +40,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from gkp.artifact.experiments.cell import HASH_DIGITS
 from gkp.artifact.experiments.entry import (
     Damaged,
     Entry,
@@ -52,6 +54,7 @@ from gkp.errors import BadInput
 from gkp.files import checkout, file_sha256, user_path
 
 _OWN = ("spec.json", "result.json", "run.json", "log.txt")
+_INCOMPLETE = re.compile(rf"\.(.+-[0-9a-f]{{{HASH_DIGITS}}})\.(?:partial|old)-")
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -124,26 +127,21 @@ class Store:
 
     def _left_behind(self) -> set[str]:
         """The ids with a lock file or an incomplete folder, whether or not their writer still runs."""
-        found = {name.removesuffix(".lock") for name in _listdir(self.root / ".locks")}
-        for name in _listdir(self.root):
-            for mark in (".partial-", ".old-"):
-                if name.startswith(".") and mark in name:
-                    found.add(name[1:].rsplit(mark, 1)[0])
-        return found
+        return {name.removesuffix(".lock") for name in _listdir(self.root / ".locks")} | {i for i, _ in self._incomplete()}
+
+    def _incomplete(self) -> list[tuple[str, Path]]:
+        """(id, path) of each incomplete folder."""
+        found = ((_INCOMPLETE.match(name), self.root / name) for name in _listdir(self.root))
+        return [(match[1], path) for match, path in found if match]
 
     def clear(self, cell_id: str) -> None:
         """Remove the lock and the incomplete folder of a cell, unless its writer still runs."""
         with suppress(Busy, OSError), self.lock(cell_id):
-            self._remove_partials(cell_id)
-
-    def _remove_partials(self, cell_id: str) -> None:
-        for name in _listdir(self.root):
-            if name.startswith((f".{cell_id}.partial-", f".{cell_id}.old-")):  # we hold the lock, so their writer has ended
-                shutil.rmtree(self.root / name, ignore_errors=True)
+            pass
 
     @contextmanager
     def lock(self, cell_id: str) -> Iterator[None]:
-        """Lock this cell against all other processes; the lock file is removed in the end.
+        """Lock this cell against all other processes, and remove its incomplete folders; the lock file is removed in the end.
 
         Raises:
             Busy: Another process holds it.
@@ -160,6 +158,10 @@ class Store:
             message = f"{path.parent}: this file system has no locks ({error.strerror}); run one runner at a time on it"
             warnings.warn(message, RuntimeWarning, stacklevel=3)
         try:
+            if lock.is_locked:  # so the writer of an incomplete folder has ended
+                for name, folder in self._incomplete():
+                    if name == cell_id:
+                        shutil.rmtree(folder, ignore_errors=True)
             yield
         finally:
             with suppress(OSError):
@@ -172,10 +174,11 @@ class Store:
 
     @contextmanager
     def writing(self, cell_id: str) -> Iterator[Path]:
-        """An empty folder to write the cell into, which is removed if the body fails; the cell must be locked."""
-        self._remove_partials(cell_id)
+        """An empty folder to write the cell into, which is removed if the body fails; the record of a failure is removed."""
+        shutil.rmtree(self.root / ".failed" / cell_id, ignore_errors=True)
         partial = self.partial_name(cell_id, os.getpid())
-        partial.mkdir()
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         try:
             yield partial
         finally:
@@ -215,7 +218,6 @@ class Store:
                 if not final.exists():  # without locks another runner may have been faster: its cell is as good
                     raise
         _flush(self.root)
-        shutil.rmtree(self.root / ".failed" / cell_id, ignore_errors=True)
         shutil.rmtree(self.scratch(cell_id), ignore_errors=True)
         return final
 

@@ -95,7 +95,7 @@ def leave_out_absent(plan: Plan) -> tuple[str, ...]:
     from gkp.data import folders  # here, because they import torch
     from gkp.networks import public
 
-    needs = {key: _needs(cell) for key, cell in plan.todo.items()}
+    needs = {key: _needs(cell, plan.todo) for key, cell in plan.todo.items()}
     reasons: dict[tuple[str, ...], str] = {}
     for need in sorted(set().union(*needs.values())):
         reasons[need] = folders.why_absent(*need) if len(need) == 1 else public.why_absent(*need)
@@ -105,12 +105,12 @@ def leave_out_absent(plan: Plan) -> tuple[str, ...]:
     return tuple(f"not computed: {count} cells; {reason}" for reason, count in counts.items())
 
 
-def _needs(cell: Cell) -> set[tuple[str, ...]]:
-    """The needs of a cell and its ancestors: (data set,) and (architecture, public weights)."""
+def _needs(cell: Cell, todo: Container[str]) -> set[tuple[str, ...]]:
+    """The needs of a cell and of its ancestors in `todo`: (data set,) and (architecture, public weights)."""
     found: set[tuple[str, ...]] = {(name.rpartition("/")[0],) for name in cell.data}
     if isinstance(cell, PretrainedCell):
         found |= {(cell.dataset,), (cell.model, cell.weights)}
-    return found.union(*map(_needs, cell.parents.values()))
+    return found.union(*(_needs(parent, todo) for parent in cell.parents.values() if parent.hash in todo))
 
 
 def blocked_by(todo: Mapping[str, Cell], failed: Container[str]) -> dict[str, str]:
