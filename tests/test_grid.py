@@ -87,8 +87,8 @@ def test_weights_that_only_finished_ancestors_needed_are_not_missed(store, tmp_p
     cell = EvaluateCell(net=pruned, examples=1)
     plan = Plan([cell], {pruned.hash: Entry(tmp_path, {}, {}, ())}, {cell.hash: cell})
     assert leave_out_absent(plan) == () and list(plan.todo) == [cell.hash]
-    plan = Plan([cell], {}, {pruned.hash: pruned, cell.hash: cell})
-    assert leave_out_absent(plan) == ("not computed: 2 cells; no such weights",) and not plan.todo
+    plan = make_plan([cell], store)
+    assert leave_out_absent(plan) == ("not computed: 3 cells; no such weights",) and not plan.todo
 
 
 # --- what a cell is -------------------------------------------------------------------------------------------------
