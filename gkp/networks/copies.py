@@ -36,7 +36,9 @@ def shape_copy(net: nn.Module) -> nn.Module:
 
 
 def check_lazy(net: nn.Module) -> None:
-    """Raise BadInput for a network with lazy layers, which have no weights yet."""
+    """Raise BadInput for what is no network, and for one with lazy layers, which have no weights yet."""
+    if not isinstance(net, nn.Module):
+        raise BadInput(f"a network is a torch.nn.Module, not a {type(net).__name__}; give the module itself")
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         if is_lazy(tensor):
             raise BadInput(f"{name} has no shape before a first batch has passed through {type(net).__name__}; send it one")

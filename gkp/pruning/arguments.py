@@ -37,8 +37,7 @@ def check_arguments(rate: Any, seed: Any, budget: Any = None, **counts: Any) -> 
         rate, seed, budget: As there.
         counts: groups and time_limit, as there.
     """
-    if not _is_of(rate, float) or not 0 < rate < 1:
-        raise BadInput(f"rate must lie between 0 and 1, not {_shown(rate)}; the paper uses 7/16 = 0.4375 and 10/16 = 0.625")
+    check_rate(rate)
     for name, value, kind in (
         ("seed", seed, int),
         ("budget", 1 if budget is None else budget, float),
@@ -47,6 +46,23 @@ def check_arguments(rate: Any, seed: Any, budget: Any = None, **counts: Any) -> 
     ):
         if not _is_of(value, kind):
             raise BadInput(f"{name} is {_shown(value)}; give {_KINDS[kind]}")
+    if not 0 <= seed < 2**32:  # what scikit-learn takes
+        raise BadInput(f"seed must be an integer in 0..2**32-1, not {_shown(seed)}")
+
+
+def check_rate(rate: Any) -> None:
+    """Raise BadInput unless `rate` is a number between 0 and 1."""
+    if not _is_of(rate, float) or not 0 < rate < 1:
+        raise BadInput(f"rate must lie between 0 and 1, not {_shown(rate)}; the paper uses 7/16 = 0.4375 and 10/16 = 0.625")
+
+
+def check_measured(seconds: Any, **sizes: Any) -> None:
+    """Raise BadInput unless `seconds` can be measured for, and `sizes` are whole numbers above 0."""
+    for name, value in sizes.items():
+        if not _is_of(value, int) or value < 1:
+            raise BadInput(f"{name} is {_shown(value)}; give a whole number of 1 or more")
+    if not _is_of(seconds, float) or not 0 < seconds < math.inf:
+        raise BadInput(f"seconds is {_shown(seconds)}; give a number above 0")
 
 
 def checked_layers(layers: Any) -> Any:

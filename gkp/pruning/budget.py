@@ -13,6 +13,7 @@ from torch import nn
 
 from gkp.errors import BadInput
 from gkp.networks.copies import copy_of
+from gkp.pruning.arguments import check_rate
 from gkp.pruning.cost import Cost, cost, count, macs_of_layers
 from gkp.pruning.coupling import Couplings
 from gkp.pruning.plan import Plan
@@ -36,8 +37,7 @@ def grouped_kernel_macs(net: nn.Module, layers: Iterable[str], rate: float, *, i
     Raises:
         BadInput: Another rate.
     """
-    if not 0 < rate < 1:
-        raise BadInput(f"rate must lie between 0 and 1, not {rate}; the paper uses 7/16 = 0.4375 and 10/16 = 0.625")
+    check_rate(rate)
     shape = tuple(input_shape or find_input_shape(net))
     macs = macs_of_layers(net, input_shape=shape)
     return round(cost(net, input_shape=shape).paper_macs - rate * sum(macs.get(name, 0) for name in layers))

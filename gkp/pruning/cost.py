@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gkp.errors import BadInput
 from gkp.networks.classifier import Classifier, GlobalAvgPool
 from gkp.networks.copies import copy_of
 from gkp.networks.wrappers import unwrapped
+from gkp.pruning.arguments import check_measured
 from gkp.pruning.grouped import GroupedKernelConv2d
 from gkp.pruning.plan import replace_layers
 from gkp.pruning.probe import image_for, send, undisturbed, without_norms
@@ -122,7 +122,7 @@ def count(small: nn.Module, input_shape: Sequence[int]) -> Cost:
         if not (uncounted and isinstance(module, nn.ReLU)) and not isinstance(module, torch.jit.ScriptModule):  # no hooks
             module.register_forward_hook(add)
     params = sum(p.numel() for p in small.parameters())
-    if isinstance(small, Classifier):  # its convolutions and linear layers are all that multiplies
+    if isinstance(small, Classifier) and all(map(_is_ours, small.modules())):  # convolutions and linear layers multiply alone
         macs = sum(_macs_of(small, input_shape).values())
         return Cost(params, macs, macs + extras["paper"], ())
     with _asking(), _Counting() as counting:
@@ -146,10 +146,9 @@ def latency(
         seconds: About how long to measure.
 
     Raises:
-        BadInput: Such a batch does not pass through the network, or has no images.
+        BadInput: Such a batch does not pass through the network, or a number that makes no sense.
     """
-    if batch_size < 1:
-        raise BadInput(f"batch_size is {batch_size!r}; give a whole number of 1 or more")
+    check_measured(seconds, batch_size=batch_size, threads=threads)
     from torch.utils import benchmark  # late: it looks for a CUDA toolkit and complains where there is none
 
     frozen = in_mode(copy_of(net))
@@ -177,6 +176,7 @@ _NO_FORMULA = frozenset(
     "mkldnn_rnn_layer _thnn_fused_lstm_cell _thnn_fused_gru_cell _cudnn_rnn miopen_rnn _trilinear _cdist_forward _fft_r2c "  # noqa: SIM905
     "_fft_c2r _fft_c2c _transformer_encoder_layer_fwd _native_multi_head_attention _weight_int4pack_mm _int_mm "
     "_scaled_dot_product_flash_attention_for_cpu _addmm_activation addbmm conv_tbc _grouped_mm _lu_with_info matrix_exp "
+    "_sparse_addmm _sparse_sparse_matmul sparse_sampled_addmm "
     "cholesky cholesky_inverse cholesky_solve triangular_solve ormqr geqrf lu_solve".split()
 )
 _OF_VALUES = frozenset(("linalg_vector_norm", "linalg_cross"))  # value by value; other linear algebra has matrix products
@@ -226,6 +226,13 @@ def _asking() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _is_ours(module: nn.Module) -> bool:
+    """Whether a part of a network of ours is of the kinds that they are made of, and was not put in later."""
+    counted = isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d)
+    known = type(module).__module__.startswith(("torch.nn.modules.", "torchvision.models.resnet", "gkp."))
+    return counted or (known and not any(True for _ in module.parameters(recurse=False)))
 
 
 def _macs(module: nn.Module, output: Any) -> int:

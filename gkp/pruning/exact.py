@@ -63,7 +63,8 @@ def difference(pruned: PrunedModel, shape: Sequence[int] | None) -> str:
                 forms = [(twin, small, *ordinary)] if shape is not None else _layers(twin, small, pruned.plan)
                 for one, *others in forms:
                     images = torch.rand((n, *(shape or (_inputs(one), 33, 33))), dtype=dtype, device=device)
-                    problem, reason = _compared(one, others, images, within=foreign and shape is not None)
+                    pruned_layers = list(pruned.plan) if foreign and shape is not None else None
+                    problem, reason = _compared(one, others, images, pruned_layers)
                     if reason:
                         return reason
                     if written := [name for name, place in _places(twin, *ordinary).items() if place != before[name]]:
@@ -75,14 +76,15 @@ def difference(pruned: PrunedModel, shape: Sequence[int] | None) -> str:
     return f"cannot be asked: {problem}"
 
 
-def _compared(one: nn.Module, others: Sequence[nn.Module], images: Tensor, *, within: bool) -> tuple[str, str]:
+def _compared(one: nn.Module, others: Sequence[nn.Module], images: Tensor, pruned: list[str] | None) -> tuple[str, str]:
     """Why `one` cannot be asked, and why another form is not the same; empty strings if it can and all are.
 
-    within: Whether to compare layers too, and the ways that other images may take.
+    pruned: The names of the pruned layers, to compare layers too, and the ways that other images may take; None for neither.
     """
     types = {images.dtype, *(p.dtype for p in one.parameters() if p.is_floating_point())}
     tolerance, exact = max(_TOLERANCE.get(dtype, 1e-4) for dtype in types), images.dtype == torch.float64
-    layers = _leaves(one) if within and exact else ()
+    within = pruned is not None
+    layers = [*(pruned or ()), *(_leaves(one) if within and exact else ())]
     expected = _asked(one, images, layers=layers, watched=within)
     if expected.problem:
         return expected.problem, ""
@@ -92,7 +94,7 @@ def _compared(one: nn.Module, others: Sequence[nn.Module], images: Tensor, *, wi
             expected = _asked(one, images, layers=layers, turn=turn)
         for other in others if not expected.problem else ():  # asked as often as the twin: a network may count
             found = _asked(other, images, layers=layers, turn=turn, watched=within)
-            if reason := _apart(expected, found, tolerance=tolerance):
+            if reason := _apart(expected, found, tolerance=tolerance) or _held_elsewhere(expected, found, pruned or ()):
                 return "", reason
     return "", ""
 
@@ -177,7 +179,7 @@ def _asked(
     def listen(name: str) -> Callable[..., None]:
         return lambda module, inputs, output: answer.layers.setdefault(name, []).extend(map(_some_values, _tensors(output)))
 
-    hooks = [inside[name].register_forward_hook(listen(name)) for name in layers if name in inside]
+    hooks = [inside[name].register_forward_hook(listen(name)) for name in dict.fromkeys(layers) if name in inside]
     try:
         with undisturbed(seed), watching if watched else contextlib.nullcontext():  # what is drawn is the same in both forms
             answer.outputs = _tensors(net(images.clone()))
@@ -232,6 +234,13 @@ def _apart(expected: _Answer, found: _Answer, *, tolerance: float) -> str:
             if one._gkp_shape == other._gkp_shape and (share := _share(one, other, _FLOOR)) > tolerance:  # type: ignore[attr-defined]
                 return f"masked and compact differ in {name} by {share:.1g} of its largest output"
     return ""
+
+
+def _held_elsewhere(expected: _Answer, found: _Answer, pruned: Iterable[str]) -> str:
+    """The reason why a pruned layer was not exchanged everywhere, or an empty string."""
+    calls = ((name, *(len(answer.layers.get(name, ())) for answer in (expected, found))) for name in pruned)
+    lost = next((name for name, before, now in calls if before != now), None)
+    return "" if lost is None else f"the network holds {lost} in an object of its own, where it cannot be exchanged"
 
 
 def _share(one: Tensor, other: Tensor, floor: float = 1e-300) -> float:

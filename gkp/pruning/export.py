@@ -30,6 +30,7 @@ from gkp.errors import BadInput, need_extra
 from gkp.files import one_line, replace_file
 from gkp.networks.copies import copy_of
 from gkp.networks.wrappers import unwrapped
+from gkp.pruning.arguments import checked_shape
 from gkp.pruning.masks import unmask
 from gkp.pruning.probe import find_input_shape
 from gkp.pruning.watched import in_mode
@@ -66,7 +67,7 @@ def export(net: nn.Module, path: str | Path, *, input_shape: Sequence[int] | Non
     if others := dtypes - {torch.float32}:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
         raise BadInput(f"{type(net).__name__} has {names} numbers; call .float() before gkp.export")
-    shape = tuple(input_shape) if input_shape is not None else find_input_shape(frozen)
+    shape = checked_shape(input_shape) if input_shape is not None else find_input_shape(frozen)
     images = torch.zeros(2, *shape)  # two: torch.export takes a size of 0 or 1 for a constant
     _check_logits(frozen, images)
     return replace_file(Path(path), _as_onnx(frozen, images))

@@ -18,10 +18,16 @@ class FilterSpec(Spec):
     """The filters of a convolution that stay; with the others go their BatchNorm channels and the inputs of their readers.
 
     Args:
-        kept_filters: `(K,)` int64, ascending.
+        kept_filters: `(K,)` int64, ascending; other whole numbers are turned into that.
+
+    Raises:
+        BadInput: They are no whole numbers.
     """
 
     kept_filters: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kept_filters", ints(self.kept_filters, "a filter plan", 1))
 
     def check(self, name: str, conv: nn.Conv2d) -> None:
         """Raise BadInput, naming the layer, unless this spec fits `conv`."""
@@ -41,4 +47,4 @@ class FilterSpec(Spec):
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> FilterSpec:
         """Read what `to_json` wrote. Raises BadInput for anything else."""
-        return cls(ints(fields["kept_filters"], "a filter plan", 1))
+        return cls(fields["kept_filters"])

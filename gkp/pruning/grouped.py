@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gkp.errors import BadInput
 from gkp.networks.copies import copy_of
+from gkp.pruning.arguments import check_rate
 from gkp.pruning.masks import layer_type, unmask
 from gkp.pruning.spec import Spec, check_kept, conv_like, ints, spec_kind
 
@@ -26,12 +27,21 @@ class GroupedSpec(Spec):
     Args:
         group_of_filter: `(C_out,)` int64, the filter group of each filter, 0..groups-1, groups of equal size.
         kept: `(groups, K)` int64, per group, ascending, the input channels whose grouped kernel stays.
+
+    Both may be other whole numbers, which are turned into int64 on the CPU.
+
+    Raises:
+        BadInput: They are no whole numbers.
     """
 
     restructures = True
 
     group_of_filter: Tensor
     kept: Tensor
+
+    def __post_init__(self) -> None:
+        for name, dims in (("group_of_filter", 1), ("kept", 2)):
+            object.__setattr__(self, name, ints(getattr(self, name), "a grouped kernel plan", dims))
 
     @property
     def groups(self) -> int:
@@ -45,7 +55,7 @@ class GroupedSpec(Spec):
 
     def mask(self, in_channels: int) -> Tensor:
         """The mask `(C_out, C_in, 1, 1)`: True where a kernel stays."""
-        keep = torch.zeros(self.groups, in_channels, dtype=torch.bool)
+        keep = torch.zeros(self.groups, in_channels, dtype=torch.bool, device="cpu")
         keep.scatter_(1, self.kept, True)
         return keep[self.group_of_filter][:, :, None, None]
 
@@ -74,6 +84,14 @@ class GroupedSpec(Spec):
         assert isinstance(layer, nn.Conv2d)
         return GroupedKernelConv2d(layer, self)
 
+    def current(self, layer: nn.Module | None) -> Spec:
+        """What the indices of the compact `layer` say."""
+        if not isinstance(layer, GroupedKernelConv2d) or layer.gather.is_meta:
+            return self
+        found = layer.spec
+        same = torch.equal(found.kept, self.kept) and torch.equal(found.group_of_filter, self.group_of_filter)
+        return self if same else found
+
     def to_json(self) -> dict[str, Any]:
         """{"group_of_filter": [C_out ints], "kept": [[K ints] * groups]}."""
         return {"group_of_filter": self.group_of_filter.tolist(), "kept": self.kept.tolist()}
@@ -83,8 +101,7 @@ class GroupedSpec(Spec):
         """Read what `to_json` wrote. Raises BadInput for anything else."""
         if missing := {"group_of_filter", "kept"} - set(fields):
             raise BadInput(f"not a grouped kernel plan: {', '.join(missing)} is missing")
-        what = "a grouped kernel plan"
-        return cls(ints(fields["group_of_filter"], what, 1), ints(fields["kept"], what, 2))
+        return cls(fields["group_of_filter"], fields["kept"])
 
 
 class GroupedKernelConv2d(nn.Module):
@@ -109,7 +126,7 @@ class GroupedKernelConv2d(nn.Module):
         order, weight = spec.permutation, conv.weight.detach()
         self.in_channels = conv.in_channels  # of the dense one: channels that no group keeps are not gathered
         self.groups = 1
-        self.register_buffer("gather", spec.kept.flatten().to(weight.device))
+        self.register_buffer("gather", spec.kept.flatten().to(weight.device, copy=True))
         self.register_buffer("restore", torch.argsort(order).to(weight.device))
         kept_of_filter = spec.kept[spec.group_of_filter]  # (C_out, K)
         small = weight[torch.arange(conv.out_channels)[:, None], kept_of_filter]
@@ -162,10 +179,10 @@ def _of_type(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, in_channels: 
     """A convolution of the type of `conv` with other inputs; its other tensors of one entry a filter come in `order`."""
     if layer_type(conv) is nn.Conv2d:
         made = conv_like(conv, in_channels, conv.out_channels, bias=bias is not None, groups=groups)
-        made.weight.copy_(weight)
-        if made.bias is not None and bias is not None:
-            made.bias.copy_(bias)
-        return made.requires_grad_(conv.weight.requires_grad)
+        for name, values in (("weight", weight), ("bias", bias)):
+            if values is not None:
+                getattr(made, name).copy_(values).requires_grad_(getattr(conv, name).requires_grad)
+        return made
     made = unmask(copy_of(conv))  # type: ignore[assignment]
     vars(made).update(_hooks(nn.Module()))
     made.in_channels, made.groups = in_channels, groups
@@ -180,8 +197,9 @@ def _of_type(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, in_channels: 
 
 
 def _hooks(module: nn.Module) -> dict[str, Any]:
-    """Where a module keeps the hooks of its forward and backward pass."""
-    return {name: value for name, value in vars(module).items() if "hook" in name and "state_dict" not in name}
+    """The hooks of a module's forward and backward pass, as its attributes, for another module."""
+    found = {name: value for name, value in vars(module).items() if "hook" in name and "state_dict" not in name}
+    return {name: value.copy() if isinstance(value, dict) else value for name, value in found.items()}
 
 
 def _in_order(tensor: Tensor, order: Tensor) -> Tensor:
@@ -199,14 +217,27 @@ def kept_count(in_channels: int, rate: float, layer: str = "the layer") -> int:
     Raises:
         BadInput: A rate outside (0, 1) or one that leaves a fraction of a kernel.
     """
-    if not 0 < rate < 1:
-        raise BadInput(f"rate must lie between 0 and 1, not {rate}; the paper uses 7/16 = 0.4375 and 10/16 = 0.625")
+    check_rate(rate)
     kept = (1 - rate) * in_channels
-    if abs(kept - round(kept)) > 1e-6 or not 0 < round(kept) < in_channels:
-        unit = Fraction(1, 16 if in_channels % 16 == 0 else in_channels)
-        nearest = float(max(unit, min(1 - unit, round(rate / unit) * unit)))
-        raise BadInput(
-            f"rate {rate:g} leaves {kept:g} of {in_channels} grouped kernels in {layer}; "
-            f"use a multiple of {unit}, e.g. {nearest:.12g}"
-        )
+    if not is_whole(kept) or not 0 < round(kept) < in_channels:
+        raise BadInput(f"{what_stays(in_channels, rate, layer)}; {better_rate(in_channels, rate)}")
     return round(kept)
+
+
+def is_whole(kernels: float) -> bool:
+    """Whether a number of kernels is a whole one but for rounding."""
+    return abs(kernels - round(kernels)) <= 1e-6
+
+
+def what_stays(in_channels: int, rate: float, layer: str) -> str:
+    """The number of grouped kernels that a rate leaves in each group of a layer, for messages."""
+    return f"rate {rate:g} leaves {(1 - rate) * in_channels:g} of {in_channels} grouped kernels in {layer}"
+
+
+def better_rate(in_channels: int, rate: float) -> str:
+    """Advice to take a rate that leaves whole kernels of so many input channels, or of a multiple, with one near to `rate`."""
+    if in_channels == 1:
+        return "nothing can go from a layer of one input; leave it out with layers="
+    unit = Fraction(1, 16 if in_channels % 16 == 0 else in_channels)
+    nearest = float(max(unit, min(1 - unit, round(rate / unit) * unit)))
+    return f"use a multiple of {unit}, e.g. {nearest:.12g}"

@@ -52,13 +52,18 @@ def moved(func: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
     """The same move made with the labels; None if that does not work."""
 
     def swap(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.dtype in (torch.int64, torch.int32, torch.bool):
-            return value  # an index
+        if not isinstance(value, Tensor):
+            return value
         labels = labels_of(value)
         return torch.full((1,), NOBODY, dtype=torch.int32).expand(value.shape) if labels is None else labels
 
-    args, kwargs = tree_map(swap, (args, kwargs))
     name = func._overloadpacket.__name__
+    given = (args, kwargs) if name not in ("index", "index_select") else (args[:1], {})
+    index = args[len(given[0]) :]
+    if any(labels_of(value) is not None for value in tree_leaves(index)):
+        return None  # which values come depends on features
+    args, kwargs = tree_map(swap, given)
+    args = (*args, *index)
     if name == "constant_pad_nd":
         args, kwargs = (args[0], args[1], NOBODY), {}
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -16,7 +15,7 @@ from gkp.pruning.blocks import blocks_of
 from gkp.pruning.coupling import Couplings
 from gkp.pruning.exact import TIME_LIMIT, difference, sound_layers
 from gkp.pruning.filters import FilterSpec
-from gkp.pruning.grouped import GroupedSpec
+from gkp.pruning.grouped import GroupedSpec, better_rate, is_whole, what_stays
 from gkp.pruning.plan import Plan
 from gkp.pruning.probe import find_input_shape
 from gkp.pruning.spec import not_own, not_plain
@@ -143,38 +142,23 @@ def whole_kernels(convs: Mapping[str, nn.Conv2d], left_out: Mapping[str, str], r
     Raises:
         BadInput: The rate does not fit; the message names one that does.
     """
-    odd = [name for name, conv in convs.items() if not _is_whole(rate * conv.in_channels)]
+    odd = [name for name, conv in convs.items() if not is_whole(rate * conv.in_channels)]
     if not odd or not 0 < rate < 1:
         return dict(convs), dict(left_out)
     widths = {convs[name].in_channels for name in convs}
-    common, name = math.gcd(*widths), odd[0]
-    inputs = convs[name].in_channels
-    what = (
-        f"rate {rate:g} leaves {(1 - rate) * convs[name].in_channels:g} of {convs[name].in_channels} grouped kernels in {name}"
-    )
-    if common > 1:
-        raise BadInput(f"{what}; use a multiple of {_unit(common)}, e.g. {_nearest(rate, common):.12g}")
+    common, name = math.gcd(*widths), next((name for name in odd if convs[name].in_channels > 1), odd[0])
+    what = what_stays(convs[name].in_channels, rate, name)
+    if common > 1 or widths == {1}:
+        raise BadInput(f"{what}; {better_rate(common, rate)}")
     if layers is not None or len(odd) == len(convs):
+        inputs = convs[name].in_channels
+        some = f"all but those of {inputs}, and {better_rate(inputs, rate)}" if inputs > 1 else "those of one input"
         raise BadInput(
             f"{what}, and no rate fits layers of {', '.join(map(str, sorted(widths)))} inputs at once; leave some out with "
-            f"layers=, e.g. all but those of {inputs}, which {_nearest(rate, inputs):.12g} fits"
+            f"layers=, e.g. {some}"
         )
     reasons = {name: f"has {convs[name].in_channels} inputs, of which rate {rate:g} leaves no whole number" for name in odd}
     return {name: conv for name, conv in convs.items() if name not in reasons}, {**left_out, **reasons}
-
-
-def _is_whole(value: float) -> bool:
-    return abs(value - round(value)) <= 1e-6
-
-
-def _unit(width: int) -> Fraction:
-    """The step between rates to name for layers of multiples of `width` inputs."""
-    return Fraction(1, 16 if width % 16 == 0 else width)
-
-
-def _nearest(rate: float, width: int) -> float:
-    unit = _unit(width)
-    return float(max(unit, min(1 - unit, round(rate / unit) * unit)))
 
 
 def _apart(net: nn.Module, every: Mapping[str, nn.Conv2d], input_shape: Sequence[int] | None) -> dict[str, str]:

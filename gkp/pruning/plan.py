@@ -44,16 +44,24 @@ class Plan(Mapping[str, Spec]):
     @classmethod
     def from_json(cls, fields: Mapping[str, Any], input_shape: Sequence[int] | None = None) -> Plan:
         """Read what `to_json` wrote. Raises BadInput for anything else."""
+        if not isinstance(fields, Mapping):
+            raise BadInput(
+                f"not a plan but a {type(fields).__name__}; give a specification by name of layer, as to_json wrote it"
+            )
         return cls({name: spec_from_json(name, spec) for name, spec in fields.items()}, input_shape)
 
     def layers(self, net: nn.Module) -> dict[str, Any]:
         """The layers of the dense `net` that this plan prunes. Raises BadInput if plan and network do not fit."""
-        found = {}
+        who, found = type(net).__name__, {}
+        if plan_of(net):
+            raise BadInput(f"this {who} is pruned already; give the plan the dense network, or the `.net` of a twin")
+        if "" in self:
+            raise BadInput(f"the plan prunes all of a {who}, and only parts can be exchanged; put it into torch.nn.Sequential")
         for name, spec in self.items():
             try:
                 layer = net.get_submodule(name)
             except AttributeError as error:
-                raise BadInput(f"the plan prunes {name}, which {type(net).__name__} does not have") from error
+                raise BadInput(f"the plan prunes {name}, which {who} does not have") from error
             if not isinstance(layer, spec.prunes):
                 raise BadInput(f"the plan prunes {name}, which is a {type(layer).__name__}, not a {spec.prunes.__name__}")
             if outer := next((other for other in self if name.startswith(f"{other}.")), None):
@@ -125,8 +133,13 @@ class Plan(Mapping[str, Spec]):
 
 def plan_of(net: nn.Module) -> Plan:
     """The plan by which a masked twin or a compact network was pruned; an empty one for any other network."""
-    plan = getattr(unwrapped(net), "__dict__", {}).get("plan")
-    return plan if isinstance(plan, Plan) else Plan({})
+    inside = unwrapped(net)
+    plan = getattr(inside, "__dict__", {}).get("plan")
+    if not isinstance(plan, Plan):
+        return Plan({})
+    parts = dict(inside.named_modules())
+    found = {name: spec.current(parts.get(name)) for name, spec in plan.items()}
+    return plan if all(found[name] is spec for name, spec in plan.items()) else Plan(found, plan.input_shape)
 
 
 def pruned_part(net: nn.Module) -> str | None:

@@ -38,13 +38,11 @@ def network_to_prune(net: nn.Module) -> nn.Module:
     Raises:
         BadInput: No network, one that `gkp.compile` made, or one without weights yet.
     """
-    if not isinstance(net, nn.Module):
-        raise BadInput(f"a network is a torch.nn.Module, not a {type(net).__name__}; give the module itself")
+    check_lazy(net)
     if "compiled_from" in vars(net):
         raise BadInput("a compiled network has its weights compiled in; prune the network it was made from")
     if isinstance(net, torch.jit.ScriptModule):
         raise BadInput("a scripted or traced network (torch.jit) has no layers to prune; prune the network it was made from")
-    check_lazy(net)
     if any(p.is_meta for p in net.parameters()):
         raise BadInput(f"{type(net).__name__} has weights on the meta device, without numbers; load a checkpoint first")
     net = unmasked(unwrapped(net))

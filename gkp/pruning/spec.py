@@ -60,6 +60,10 @@ class Spec(ABC):
         """The small module that computes the same as `layer`, which `twin` made and whose removed weights are zero."""
         return layer
 
+    def current(self, layer: nn.Module | None) -> Spec:
+        """What stays of the compact `layer` now: a state dict that was loaded into it may have been another plan's."""
+        return self
+
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Plain types, `key` among the fields."""
@@ -103,22 +107,26 @@ def check_kept(name: str, kept: Tensor, width: int, what: str) -> None:
     if not kept.numel():
         problem = f"keeps no {what} by this plan"
     elif kept.min() < 0 or kept.max() >= width:
-        problem = f"has {width} {what}s, the plan keeps number {int(kept.max())}"
+        problem = f"has {width} {what}s, the plan keeps number {int(kept.min() if kept.min() < 0 else kept.max())}"
     elif not bool((kept.diff(dim=-1) > 0).all()):
         problem = f"has kept {what}s that do not ascend in this plan"
     if problem:
         raise BadInput(f"{name} {problem}; use the plan with the network it was made for")
 
 
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
 def ints(values: Any, what: str, dims: int) -> Tensor:
-    """Turn `values` into an int64 tensor of `dims` dimensions. Raises BadInput ("not {what}: ...") for anything else."""
+    """A new int64 tensor of `values`, on the CPU, of `dims` dimensions. Raises BadInput ("not {what}: ...") for others."""
     try:
-        tensor = torch.tensor(values)
+        tensor = torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadInput(f"not {what}: {error}") from error
-    if tensor.dtype != torch.int64 or tensor.ndim != dims:
-        raise BadInput(f"not {what}: needs whole numbers in {dims} dimension{'s' * (dims > 1)}, not {str(values)[:60]}")
-    return tensor
+    if tensor.dtype not in _WHOLE or tensor.ndim != dims:
+        given = " ".join(str(values).split())[:60]
+        raise BadInput(f"not {what}: needs whole numbers in {dims} dimension{'s' * (dims > 1)}, not {given}")
+    return tensor.to(torch.int64, copy=True)
 
 
 def not_own(conv: nn.Module) -> str:

@@ -54,12 +54,12 @@ class PrunedModel(nn.Module):
         self.plan = plan
         self.left_out = dict(left_out or {})
         self.off_budget: float | None = None
-        self.training = net.training
         twin = masks.unmask(take_off_compiled(copy_of(unwrapped(net))))
         self._cuts = plan.cuts(twin)
         plan.make_twin(twin)
         self._mask(twin, plan.removed(twin, self._cuts))
         self.net = twin
+        self.training = twin.training
 
     def _mask(self, twin: nn.Module, removed: Mapping[str, Tensor]) -> None:
         masks.mask(twin, removed)

@@ -49,8 +49,9 @@ class GroupedMethod(ABC):
 
     def _layer(self, name: str, conv: nn.Conv2d) -> GroupedSpec:
         keep = kept_count(conv.in_channels, self.rate, name)
-        group_of_filter = default_grouping(conv.weight, self.groups)
-        return GroupedSpec(group_of_filter, self.select(conv.weight, group_of_filter, keep))
+        weight = conv.weight.detach().cpu().contiguous()  # sums are the same wherever and however the network lies in memory
+        group_of_filter = default_grouping(weight, self.groups)
+        return GroupedSpec(group_of_filter, self.select(weight, group_of_filter, keep))
 
 
 def _shown(convs: Mapping[str, nn.Conv2d], seconds: float) -> Iterable[tuple[str, nn.Conv2d]]:

@@ -14,6 +14,8 @@ This is the reference. `selection_compiled` runs the same search compiled by Num
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +31,7 @@ from gkp.pruning.sr_gkp.selection_compiled import choose_search
 Floats = NDArray[np.float64]
 Beta = Literal["released", "paper"] | float
 BLOCK_BYTES = 1 << 20  # a block of starts: its largest array should stay in the second-level cache
+MOST_NUMBERS = 1 << 25  # one for each channel of each branch of a start: a quarter of a gigabyte
 DISTANCE_ROWS = 64  # rows of distances computed in one go
 
 
@@ -63,6 +66,8 @@ class Balance:
             raise BadInput(f"check_every must be 0 (never) or more, not {self.check_every}; the paper uses 3")
         if isinstance(self.beta, str) and self.beta not in ("released", "paper"):
             raise BadInput(f'beta must be "released", "paper" or a number, not {self.beta!r}')
+        if not isinstance(self.beta, str) and not math.isfinite(self.beta):
+            raise BadInput(f'beta must be "released", "paper" or a finite number, not {self.beta}')
         if self.nearest < 0:
             raise BadInput(f"nearest must be 0 (no outer term) or more, not {self.nearest}; the paper uses 1")
 
@@ -136,14 +141,16 @@ def smooth_beam_greedy(
         The kept channels, (groups, keep).
 
     Raises:
-        BadInput: `keep` or `beam_width` is out of range.
+        BadInput: `keep` or `beam_width` is out of range, or the branches would not fit into memory.
     """
     channels = kernels.shape[1]
     if not 0 < keep < channels:
         raise BadInput(f"keep must lie between 1 and {channels - 1} of {channels} grouped kernels, not {keep}")
     if beam_width < 1:
         raise BadInput(f"beam_width must be 1 or more, not {beam_width}; the paper uses 2")
-    judge, width = balance or Balance(), min(beam_width, channels)
+    width, judge = min(beam_width, channels), balance or Balance()
+    judge = dataclasses.replace(judge, check_every=min(judge.check_every, keep))  # later there is nothing to check
+    _check_memory(channels, keep, width, judge.check_every)
     rough = roughness.detach().double().cpu().numpy()
     search = choose_search(_search_group, len(kernels), channels, keep, width, judge)
     kept = [
@@ -151,6 +158,19 @@ def smooth_beam_greedy(
         for group, rough_of_group in zip(kernels.detach().cpu(), rough, strict=True)
     ]
     return torch.from_numpy(np.stack(kept))
+
+
+def _check_memory(channels: int, keep: int, width: int, every: int) -> None:
+    """Raise BadInput if the branches of one start grow beyond memory before a check."""
+    branches = 1
+    for size in range(2, keep + 1):
+        branches *= min(width, channels - size + 1)
+        if branches * channels > MOST_NUMBERS:
+            raise BadInput(
+                f"beam_width {width} with check_every {every} grows more than {MOST_NUMBERS // channels:,} branches of "
+                f"{channels} grouped kernels between two checks; the paper uses 2 and 3"
+            )
+        branches = min(branches, width) if every and (size - 1) % every == 0 else branches
 
 
 def greedy(kernels: Tensor, keep: int, *, beta: Beta = "paper", nearest: int = 1) -> Tensor:
@@ -200,7 +220,7 @@ def _similarity(kernels: Tensor) -> Floats:
 def _search_group(similarity: Floats, rough: Floats, keep: int, beam_width: int, judge: Balance) -> NDArray[np.int64]:
     """The kept channels `(keep,)` of one filter group: the cheapest candidate over all starts, the first of equals."""
     channels = len(similarity)
-    widest = beam_width ** (max(judge.check_every, 1) + 1) if beam_width > 1 else 1
+    widest = beam_width ** (min(judge.check_every or keep, keep) + 1) if beam_width > 1 else 1
     block = max(1, BLOCK_BYTES // (8 * channels * min(widest, 1 << 16)))
     best_cost, best = np.inf, np.zeros(channels, dtype=bool)
     for first in range(0, channels, block):

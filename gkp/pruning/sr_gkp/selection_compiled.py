@@ -132,7 +132,8 @@ def choose_search(numpy_search: Search, groups: int, channels: int, keep: int, b
 
 def expected_seconds(groups: int, channels: int, keep: int, beam_width: int, balance: Balance) -> float:
     """Estimate the seconds that numpy would search `groups` filter groups for, within a factor of about two."""
-    every = balance.check_every
+    every = min(balance.check_every, keep, 50)  # more would take for ever, and is refused
+    beam_width = min(beam_width, channels)
     branches = sum(beam_width**k for k in range(2, every + 2)) / every if every and beam_width > 1 else 1.0
     return groups * keep * (5e-5 + 1.7e-9 * branches * channels**2)
 
