@@ -108,6 +108,20 @@ def test_the_front_is_what_no_cheaper_network_beats_and_an_attack_that_leaves_no
     assert [ax.get_xlabel() for ax in figure.drawing.axes] == ["PyTorch, time", "Ours, time"]
 
 
+def test_of_equally_cheap_networks_the_most_accurate_is_on_the_front_and_those_not_measured_are_counted():
+    rows = [("unpruned", 1.0, 0.1), ("unpruned, fine-tuned", 1.0, 0.3), ("sr-gkp", 1.0, 0.2), ("cc", None, 0.9)]
+    points = pd.DataFrame(
+        [
+            {"method": method, "latency": cost, "attack": "cascade-1/255", "accuracy": value, "low": 0.0, "high": 1.0, "n": 9}
+            for method, cost, value in rows
+        ]
+    ).assign(seed=0)
+    costs = {"latency": "PyTorch, time", "fast": "Ours, time"}
+    answer = figures.pareto(points.assign(fast=np.nan), costs=costs).answer
+    assert "Cascade 1/255, PyTorch: unpruned, fine-tuned. The grey" in answer
+    assert answer.endswith("Not measured, and left out: 1 of 4 networks (PyTorch), 4 of 4 networks (Ours).")
+
+
 def test_time_is_told_against_the_dense_network():
     rows = [
         {"model": "resnet56", "batch_size": 1, "form": form, "median": ratio, "iqr": 0.1, "ratio": ratio}
@@ -162,6 +176,15 @@ def test_curves_are_of_the_methods_with_several_rates(tmp_path):
     assert figures.rates(report(tmp_path / "one", sr_gkp=(200,))).points.empty
 
 
+def test_a_network_that_was_not_kept_has_no_multiply_accumulates_and_is_on_no_curve(tmp_path):
+    found = report(tmp_path, sr_gkp=(200,), cc=(220,))
+    for method in ("sr-gkp", "cc"):
+        net = pruned(method, rate=10 / 16)
+        found += [evaluated(net, tmp_path, 340, 120)] + ([trained(net, tmp_path)] if method == "sr-gkp" else [])
+    figure = figures.rates(found)
+    assert set(figure.points["method"]) == {"sr-gkp"} and "(pixels" not in figure.answer  # which has one rate
+
+
 def test_the_order_after_other_lengths_has_the_ranks_that_the_data_leave_open(tmp_path):
     found = []
     for epochs, counts in ((0, {"cc": 300, "sr-gkp": 200, "l2-gkp": 199}), (2, {"cc": 100, "sr-gkp": 200, "l2-gkp": 199})):
@@ -201,6 +224,9 @@ def test_time_against_what_is_removed_says_what_each_engine_gives():
     assert "7/16 of the kernels removed, grouped kernels take 5.00 to 5.00 times" in figure.answer
     assert "0.40 to 0.40 in gkp.compile" in figure.answer and "0.70 to 0.70 and 0.45 to 0.45" in figure.answer
     assert [ax.get_title() for ax in figure.drawing.axes] == ["ResNet-56, 1 image", "ResNet-56, 128 images"]
+    folded = [{**row, "engine": "torch, folded", "ratio": 0.1} for row in rows if row["engine"] == "gkp"]
+    answer = figures.speed_lines(pd.DataFrame([*rows, *folded])).answer  # it makes grouped kernels dense: that is no pruning
+    assert "take 5.00 to 5.00 times" in answer and "0.10 to 0.10 and 0.45 to 0.45" in answer
     without = pd.DataFrame([row for row in rows if row["engine"] != "gkp"])
     assert "not measured in gkp.compile" in figures.speed_lines(without).answer
     assert "not run" in repr(figures.speed_lines(pd.DataFrame()).drawing.axes[0].texts[0].get_text())

@@ -81,6 +81,15 @@ def test_rows_of_the_forest_plot_are_named_as_in_the_paper_grouped_and_ordered_b
     assert order == ["Grouped kernels", "Least-Smooth-GKP", "L2-GKP", "SR-GKP"]
 
 
+def test_a_method_with_one_protocol_alone_has_its_row_in_the_forest_plot(tmp_path):
+    found = report(tmp_path, none=(200,), sr_gkp=(150,))
+    net = pruned("random-gkp")
+    found += [trained(net, tmp_path), evaluated(net, tmp_path, 350, 10, protocol="pixel")]
+    left, right = figures.forest(found).drawing.axes
+    assert (len(left.containers), len(right.containers)) == (1, 2)
+    assert "Random-GKP" in [label.get_text() for label in left.get_yticklabels()]
+
+
 def test_the_trade_off_is_a_rank_correlation_with_its_sign(tmp_path):
     found = [trained(BASELINE, tmp_path)]
     for at, method in enumerate(["none", "sr-gkp", "l2-gkp", "random-gkp", "greedy-gkp", "fpgm", "cc"]):

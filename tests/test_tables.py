@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 from effects_by_hand import N, evaluated, pruned, report, trained
 
-from gkp.artifact import tables
-from gkp.artifact.effects import over_seeds
+from gkp.artifact import figures, tables
+from gkp.artifact.effects import exceptions, over_seeds
 from gkp.artifact.experiments.kinds import EvaluateCell, PruneCell, TrainCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.tables.table import not_run
 from gkp.data.sources import load_dataset
+from gkp.errors import BadInput
 from gkp.evaluation.benchmark import benchmark
 from gkp.evaluation.statistics import Spread, wilson
 from gkp.networks.build import build_model
@@ -159,6 +160,91 @@ def test_networks_of_several_rates_are_told_apart_by_name_and_those_that_are_not
     adversarial = "RAP-ADMM [adversarially trained], 7/16"
     assert list(table.shown.index) == ["unpruned, fine-tuned", "SR-GKP, 7/16", "CC, 7/16", adversarial, "SR-GKP, 10/16"]
     assert "; not ranked, no other method being trained alike: RAP-ADMM [adversarially trained], SR-GKP" in table.legend
+
+
+def test_the_order_of_seeds_does_not_matter_to_the_last_bit():
+    rows = [
+        {"method": method, "model": "m", "rate": 0.5, "epochs": 3, "attack": "clean", "accuracy": value, "low": 0, "high": 1}
+        for method, values in (("cc", (0.1, 0.2, 0.3)), ("lrf", (0.3, 0.2, 0.1)))
+        for value in values
+    ]
+    assert over_seeds(pd.DataFrame(rows))["accuracy"].nunique() == 1 != len({sum((0.1, 0.2, 0.3)), sum((0.3, 0.2, 0.1))})
+
+
+def two_networks(folder) -> tuple[list[Result], list[Result]]:
+    """Results of a ResNet-20, and of a VGG-16 that gets more without attack and less under it."""
+    found = []
+    for model, add, methods_of in (("resnet20", 0, ("none", "sr-gkp", "l2-gkp", "dhp")), ("vgg16_bn", 30, ("none", "sr-gkp"))):
+        baseline, rows = TrainCell(dataset="digits", model=model, epochs=1), []
+        for at, method in enumerate(methods_of):
+            log = [{"epoch": 2, "clean": 0.9, "fgsm-0.1": 0.5}]
+            net = PruneCell(net=baseline, method=method, epochs=2, log_examples=9)
+            rows += [trained(net, folder, epochs=log)]
+            rows += [evaluated(net, folder, 300 + add - at, 200 - 5 * add + at, protocol=part) for part in ("paper", "pixel")]
+        found.append(rows)
+    return found[0], found[1]
+
+
+def test_tables_and_figures_with_a_row_for_each_method_are_of_one_network_and_say_which(tmp_path):
+    first, other = two_networks(tmp_path)
+    for make in (
+        lambda found: tables.seed_spread(found, attacks=["clean"]),
+        lambda found: tables.space_choice(found),
+        lambda found: tables.epoch_choice(found),
+        figures.forest,
+        figures.trade_off,
+        figures.protocols,
+        lambda found: figures.method_dots(tables.methods_table(found, protocol="paper", title="").points),
+    ):
+        alone, both = make(first), make([*first, *other])
+        assert len(alone.points) and both.points.equals(alone.points)
+        assert "ResNet-20 alone; not shown: VGG-16" in repr(both) and "alone" not in repr(alone)
+
+
+def test_rows_of_one_method_are_told_apart_by_what_differs_and_ranked_within_their_network(tmp_path):
+    first, other = two_networks(tmp_path)
+    table = tables.methods_table([*first, *other], protocol="paper", title="")
+    assert table.shown["network"].tolist() == ["ResNet-20"] * 4 + ["VGG-16"] * 2
+    assert "network" not in tables.methods_table(first, protocol="paper", title="").shown
+    ranks = tables.mean_ranks(table.points).points.set_index("method")
+    assert ranks.loc["sr-gkp", ["clean", "fgsm-0.1"]].tolist() == [1, (3 + 1) / 2] and "unpruned, fine-tuned" not in ranks.index
+    rates = [trained(net := pruned("sr-gkp", rate=10 / 16), tmp_path), evaluated(net, tmp_path, 300, 100)]
+    shown = tables.methods_table([*report(tmp_path, sr_gkp=(200,)), *rates], protocol="paper", title="").shown
+    assert list(shown.index) == ["SR-GKP, 7/16", "SR-GKP, 10/16"] and "network" not in shown and "epochs" not in shown
+
+
+def test_results_of_two_rates_where_a_method_has_one_row_are_refused_in_a_line(tmp_path):
+    found = report(tmp_path, none=(300,), sr_gkp=(200,), l2_gkp=(150,))
+    other = pruned("sr-gkp", rate=10 / 16)
+    found += [
+        trained(other, tmp_path),
+        evaluated(other, tmp_path, 300, 100),
+        evaluated(other, tmp_path, 300, 9, protocol="pixel"),
+    ]
+    with pytest.raises(BadInput, match=r"sr-gkp, seed 0, stands for several networks"):
+        figures.forest(found)
+    with pytest.raises(BadInput, match=r"there are several results for sr-gkp, normalised 8/255; give those of one seed"):
+        tables.space_choice(found)
+    with pytest.raises(BadInput, match="several networks of one method and seed"):
+        tables.seed_spread(found, attacks=["clean"])
+    with pytest.raises(BadInput, match="there are several rates or schedules of one"):
+        figures.method_dots(tables.methods_table(found, protocol="paper", title="").points)
+
+
+def test_what_is_not_compared_on_equal_terms_is_named(tmp_path):
+    found = report(tmp_path, none=(300,), sr_gkp=(200,), l2_gkp=(150,))
+    for net in (longer := pruned("dhp", epochs=9, soft_epochs=3), off := pruned("gal"), pruned("rap-admm")):
+        found += [trained(net, tmp_path, off_budget=-0.063 if net is off else None), evaluated(net, tmp_path, 350, 90)]
+    assert exceptions(found) == (
+        "Fine-tuned for 6 epochs, not 2: DHP. Left out: RAP-ADMM [adversarially trained]. Not at equal MACs: GAL."
+    )
+    assert exceptions(found) in figures.forest(found).answer and longer.finetuned == 6
+    assert exceptions(report(tmp_path, none=(300,), sr_gkp=(200,))) == ""
+
+
+def test_transfer_between_networks_that_are_not_finished_is_not_run(tmp_path):
+    for found in ([], report(tmp_path, sr_gkp=(200,))[:1]):
+        assert "not run" in tables.transferred(found, "unpruned", "sr-gkp").title
 
 
 def test_the_field_s_protocol_has_the_worst_case_at_each_radius_or_every_attack_at_one(compared):

@@ -117,7 +117,8 @@ def execute(root: Path, source: str = "1 + 1") -> None:
         (out / "figures" / f"robustness.{suffix}").write_text("Who asks?\nYes. All do.\n" if suffix == "txt" else "drawn")
     nbformat.write(books.new_notebook(cells=run, metadata={"papermill": {"duration": 2.0}}), out / name)
     origin = executed.origin(root / "notebooks" / name, {"profile": "cifar10", "jobs": 2})
-    Record("00_a", origin, {name: file_sha256(out / name)}, 6.0).save(out)
+    files = [name, *(f"figures/robustness.{suffix}" for suffix in ("svg", "png", "csv", "txt"))]
+    Record("00_a", origin, {file: file_sha256(out / file) for file in files}, 6.0).save(out)
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +213,8 @@ def test_a_reading_copy_has_the_sources_and_outputs_of_the_execution_and_no_time
     assert book.cells[2].outputs[0].data["text/plain"] == "2" and book.cells[2].outputs[0].execution_count == 2
     assert "executed with profile = 'cifar10'" in book.cells[1].outputs[0].text
     assert "papermill" not in text and "duration" not in text
-    again = reading_copy(json.loads((root / "build" / "cifar10" / "00_a.ipynb").read_text()), "cifar10")
+    files = Record.load(root / "build" / "cifar10", "00_a").files
+    again = reading_copy(json.loads((root / "build" / "cifar10" / "00_a.ipynb").read_text()), "cifar10", files)
     assert json.loads(text) == again and source_sha256(again) == book.metadata.gkp.sources_sha256
 
 
@@ -348,11 +350,66 @@ def test_a_notebook_that_was_edited_after_its_execution_is_noticed_and_one_witho
     for cell in book["cells"][1:]:
         cell["outputs"], cell["execution_count"] = [], None
     file.write_text(json.dumps(book))
-    assert problems(root) == [] and verify.verify(root)[-1].note == "1 without outputs"
+    assert verify.check_notebooks(root / "notebooks").problems == () and verify.verify(root)[-1].note == "1 without outputs"
     execute(root, "1 + 2")
     file.write_text(edited)  # with the outputs of before, until it is published
     assert not publish.publish(root=root, store=store_of(root)).checks[-1].problems
     assert problems(root) == [] and "1 + 2" in file.read_text()
+
+
+def test_an_edited_output_or_figure_of_a_notebook_is_noticed(root):
+    file = root / "notebooks" / "00_a.ipynb"
+    book = json.loads(file.read_text())
+    book["cells"][2]["outputs"][0]["data"]["text/plain"] = "3"
+    file.write_text(json.dumps(book))
+    assert problems(root) == ["notebooks/00_a.ipynb: its outputs are not those of its execution; `make publish` writes them"]
+    publish.publish(root=root, store=store_of(root))
+    assert problems(root) == []
+    (root / "figures" / "robustness.png").write_text("drawn by hand")
+    (root / "figures" / "robustness.csv").unlink()
+    (root / "figures" / "other.png").write_text("of no notebook")
+    assert problems(root) == [
+        "figures/other.png: is not what a notebook drew; `make publish` writes it",
+        "figures/robustness.csv: is not there; `make publish` writes it",
+        "figures/robustness.png: is not what a notebook drew; `make publish` writes it",
+    ]
+
+
+def test_a_verdict_that_stands_twice_and_a_file_that_is_called_as_the_manifest_are_noticed(root):
+    file = root / "data" / "verdicts.csv"
+    file.write_text(file.read_text() + file.read_text().splitlines(keepends=True)[1])
+    (root / "data" / "results" / "MANIFEST").write_text("a file like any other")
+    assert "data/results/MANIFEST: is not in data/MANIFEST; `gkp publish --cells` writes it anew" in problems(root)
+    assert "data/verdicts.csv: has a line twice or in another order; `gkp publish --cells` writes it anew" in problems(root)
+
+
+def test_a_publish_that_is_killed_leaves_each_file_old_or_new(root, monkeypatch):
+    names = ["verdicts.csv", "minutes.csv", *(f"checkpoints/resnet20-gkp/model.{kind}" for kind in ("json", "safetensors"))]
+    before = {name: (root / "data" / name).read_bytes() for name in names}
+
+    def killed(*paths):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    for write in (
+        lambda: publish.publish_baselines([BASELINE], root / "data", store_of(root)),
+        lambda: publish.publish_minutes(root / "build", root / "data", store_of(root)),
+        lambda: publish.publish(root=root, store=store_of(root), cells_only=True),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            write()
+        assert {name: (root / "data" / name).read_bytes() for name in names} == before
+
+
+def test_outputs_depend_on_the_claims_and_the_page_of_the_leaderboard_too():
+    deciding = set(executed._deciding())
+    assert {
+        "artifact/claims/claims.toml",
+        "artifact/leaderboard.html.j2",
+        "artifact/page.js",
+        "artifact/effects.py",
+    } <= deciding
+    assert not deciding & {"artifact/report.html.j2", "artifact/publish.py", "artifact/experiments/store.py"}
 
 
 def test_notebooks_are_only_written_when_all_are_up_to_date(root):
@@ -383,6 +440,11 @@ def test_the_html_report_loads_nothing_from_anywhere_and_its_index_leads_to_ever
     for text in (index, page):
         assert "<script src" not in text and "@import" not in text
         assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?\s*(?:https?:)?//""", text)
+    (mine := root / "mine").mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(BadInput, match="has files in it and is not a report"):
+        html_report("cifar10", root=root, out=mine)
+    assert (mine / "thesis.tex").exists()
     shutil.rmtree(root / "build" / "cifar10")
     assert "committed copies" in html_report("cifar10", root=root).index.read_text()
     shutil.rmtree(root / "notebooks")

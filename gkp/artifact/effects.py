@@ -28,6 +28,7 @@ from gkp.artifact.results import (
     net_seed,
     of_one_budget,
     outcomes_of,
+    paper_name,
     row_name,
     trained_for_robustness,
 )
@@ -108,8 +109,12 @@ def scores(
         part: The role of the evaluations, as in `gkp.artifact.results.plays`.
         keys: The attacks, keys of `Outcomes.rows`; evaluations without one of them are left out.
         wanted: Which evaluations are taken; None for `is_tuned`.
+
+    Raises:
+        BadInput: A method and seed has several networks, such as those of two rates.
     """
     rows: dict[str, dict[int, np.ndarray]] = {}
+    nets: dict[tuple[str, int], str] = {}
     macs: dict[str, list[int]] = {}
     images: np.ndarray | None = None
     for one in evaluations(results, part):
@@ -121,8 +126,12 @@ def scores(
             continue
         images = out.indices if images is None else images
         if np.array_equal(out.indices, images):
-            rows.setdefault(row_name(one.net), {})[net_seed(one.net)] = right
-            macs.setdefault(row_name(one.net), []).extend([one.network["paper_macs"]] if one.network else [])
+            row, seed = row_name(one.net), net_seed(one.net)
+            if nets.setdefault((row, seed), one.net.hash) != one.net.hash:
+                what = "give the results of one network, rate and length of fine-tuning"
+                raise BadInput(f"{row}, seed {seed}, stands for several networks, one of them {one.net.id}; {what}")
+            rows.setdefault(row, {})[seed] = right
+            macs.setdefault(row, []).extend([one.network["paper_macs"]] if one.network else [])
     of_sizes = frozenset(row for row, found in macs.items() if found and not of_one_budget(found))
     return Scores(part, tuple(keys), rows, of_sizes)
 
@@ -164,7 +173,7 @@ def over_seeds(points: pd.DataFrame) -> pd.DataFrame:
         for key, group in points.groupby(["model", "epochs", "attack"], sort=False)
     }
     for (*setting, method, attack), group in points.groupby([*SETTING, "method", "attack"], sort=False):
-        accuracy = float(group["accuracy"].mean())
+        accuracy = round(float(group["accuracy"].mean()), 12)  # equal whatever the order of seeds
         own = [Spread.pooled([list(group["accuracy"])])] if (*setting, method) in apart else []
         seeds = max(spread.half_width(1 / len(group)) for spread in (spreads[setting[0], setting[2], attack], *own))
         low = accuracy - np.hypot((group["accuracy"] - group["low"]).mean(), seeds)
@@ -190,6 +199,25 @@ def radii_of(results: Sequence[Result], *parts: str) -> list[str]:
     """The radii of all worst cases in the evaluations of these parts, the smallest first."""
     found = [key for part in parts for one in evaluations(results, part) for key in one.result["accuracy"]]
     return sorted({key.removeprefix("worst-case-") for key in found if key.startswith("worst-case-")}, key=parse_eps)
+
+
+def exceptions(results: Sequence[Result]) -> str:
+    """The networks that are not compared with CONTINUED on equal terms, or not at all, in sentences; "" without any."""
+    every = {one.net.hash: one for part in ("pixel", "paper") for one in evaluations(results, part)}.values()
+    usual = {setting_of(one)[2] for one in every if row_name(one.net) == CONTINUED}
+    told: dict[str, dict[str, None]] = {}
+    for one in every:
+        name, epochs = paper_name(row_name(one.net)), setting_of(one)[2]
+        off = one.network.figures.get("off_budget") if one.network else None
+        if not is_tuned(one):
+            told.setdefault("Left out", {})[name] = None
+        elif row_name(one.net) not in UNPRUNED:
+            if usual and epochs not in usual:
+                length = f"Fine-tuned for {epochs} epochs, not {' or '.join(map(str, sorted(usual)))}"
+                told.setdefault(length, {})[name] = None
+            if off is not None:
+                told.setdefault("Not at equal MACs", {})[name] = None
+    return " ".join(f"{what}: {', '.join(names)}." for what, names in sorted(told.items()))
 
 
 def worst_case(results: Sequence[Result]) -> Scores:

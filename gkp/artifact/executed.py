@@ -1,8 +1,8 @@
 """Executed notebooks: what their outputs depend on, whether they are up to date, and the reading copy that is committed.
 
 Outputs depend on the source of the notebook, its parameters, the cells it shows, the code that shows them (without comments and
-docstrings), the published numbers, and the installed packages. Their hashes are recorded beside each executed copy in
-`.executed/NAME.json`, with the hashes of the files that the notebook wrote.
+docstrings), the claims and templates, the published numbers, and the installed packages. Their hashes are recorded beside each
+executed copy in `.executed/NAME.json`, with the hashes of the files that the notebook wrote.
 
 Cost: about a second for eleven notebooks; Jupyter is not imported.
 """
@@ -29,6 +29,7 @@ from gkp.files import checkout, file_sha256, json_sha256, replace_file
 RECORDS = ".executed"
 INJECTED = "injected-parameters"  # papermill's tag for the cell that it adds
 HOW = ("jobs",)  # parameters that change the speed, never the outputs
+TEXTS = (".toml", ".schema.json", "leaderboard.html.j2", "page.css", "page.js")  # files besides code that decide what is shown
 # Code that computes cells and copies files, and does not change what a notebook shows.
 MACHINERY = (
     *("cli.py", "__main__.py", "artifact/experiments/", "artifact/commands.py", "artifact/manifest.py", "artifact/readme.py"),
@@ -179,20 +180,26 @@ def source_sha256(book: Mapping[str, Any]) -> str:
     return json_sha256(sources(book))
 
 
+def outputs_sha256(book: Mapping[str, Any]) -> str:
+    """The sha256 of the outputs of a notebook."""
+    return json_sha256([cell.get("outputs", []) for cell in book["cells"]])
+
+
 def was_executed(book: Mapping[str, Any]) -> bool:
     """Whether the notebook has outputs."""
     return any(cell.get("execution_count") or cell.get("outputs") for cell in book["cells"])
 
 
-def reading_copy(book: Mapping[str, Any], profile: str) -> dict[str, Any]:
+def reading_copy(book: Mapping[str, Any], profile: str, files: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The executed notebook as it is committed: the same sources and outputs, without times.
 
     The injected cell and links to tables are removed and execution counts renumbered. The output of the parameters cell states
-    the profile, and the metadata have the hash of the sources, so that a later edit is noticed.
+    the profile, and the metadata have the hashes of sources, outputs and figures, so that a later edit is noticed.
 
     Args:
         book: The executed notebook as JSON.
         profile: The profile that it was executed for.
+        files: The files that it wrote, as in `Record`.
     """
     cells, count = [], 0
     for old in book["cells"]:
@@ -214,7 +221,9 @@ def reading_copy(book: Mapping[str, Any], profile: str) -> dict[str, Any]:
         cells.append(cell)
     kept = {name: book["metadata"][name] for name in ("kernelspec",) if name in book["metadata"]}
     kept["language_info"] = {"name": "python"}
-    marked = {**kept, "gkp": {"profile": profile, "sources_sha256": source_sha256(book)}}
+    figures = {path.removeprefix("figures/"): sha256 for path, sha256 in (files or {}).items() if path.startswith("figures/")}
+    hashes = {"sources_sha256": source_sha256(book), "outputs_sha256": outputs_sha256({"cells": cells}), "figures": figures}
+    marked = {**kept, "gkp": {"profile": profile, **hashes}}
     return {"cells": cells, "metadata": marked, "nbformat": book["nbformat"], "nbformat_minor": book["nbformat_minor"]}
 
 
@@ -228,10 +237,16 @@ def _without_links(output: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @cache
 def _code() -> str:
-    """The hash of the code that decides what a notebook shows, without comments and docstrings."""
+    """The hash of the code that decides what a notebook shows, without comments and docstrings, and of `TEXTS`."""
+    return json_sha256(
+        {name: code_of(file) if file.suffix == ".py" else file_sha256(file) for name, file in _deciding().items()}
+    )
+
+
+def _deciding() -> dict[str, Path]:
     package = Path(__file__).resolve().parents[1]
-    files = {file.relative_to(package).as_posix(): file for file in package.rglob("*.py")}
-    return json_sha256({name: code_of(file) for name, file in files.items() if not name.startswith(MACHINERY)})
+    files = {file.relative_to(package).as_posix(): file for file in package.rglob("*") if file.name.endswith((".py", *TEXTS))}
+    return {name: file for name, file in files.items() if not name.startswith(MACHINERY)}
 
 
 def code_of(file: Path) -> str:

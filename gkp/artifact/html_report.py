@@ -63,11 +63,11 @@ def html_report(profile: str = COMMITTED, *, out: Path | None = None, root: Path
 
     Args:
         profile: The profile of the notebooks.
-        out: The folder to write, which is replaced; None for build/report.
+        out: The folder to write: a new or empty one, or a report, which is replaced; None for build/report.
         root: The checkout; None for that of this package.
 
     Raises:
-        BadInput: There is no executed notebook, or the folder cannot be written.
+        BadInput: There is no executed notebook, or the folder cannot be written or has other files in it.
     """
     import nbformat  # takes seconds to import
     from nbconvert import HTMLExporter
@@ -85,7 +85,9 @@ def html_report(profile: str = COMMITTED, *, out: Path | None = None, root: Path
         exclude_output_prompt=True,
         raw_template=(Path(__file__).parent / "notebook.html.j2").read_text(encoding="utf-8"),
     )
-    out = out or root / "build" / "report"
+    out = (out or root / "build" / "report").resolve()
+    if out.is_dir() and any(out.iterdir()) and not (out / "index.html").is_file():
+        raise BadInput(f"{out} has files in it and is not a report, and it would be replaced; choose another folder with --out")
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

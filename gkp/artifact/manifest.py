@@ -72,7 +72,7 @@ def write(data: Path) -> list[Row]:
 
 def files(data: Path) -> list[str]:
     """The paths of all files under `data`, except the manifest and what a killed writer left."""
-    found = (path.relative_to(data) for path in data.rglob("*") if path.is_file() and path.name != NAME)
+    found = (path.relative_to(data) for path in data.rglob("*") if path.is_file() and path != data / NAME)
     return sorted(path.as_posix() for path in found if not any(p.startswith(".") or p.endswith(".partial") for p in path.parts))
 
 

@@ -17,7 +17,6 @@ Cost: copying, and the verdicts once.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,7 @@ from gkp.artifact.verify import (
     verdicts_csv,
 )
 from gkp.errors import BadInput, RunFailed
-from gkp.files import file_sha256, replace_files
+from gkp.files import file_sha256, replace_file, replace_files
 
 MINUTES, CORES = "minutes.csv", 2  # costs are stated for a machine with two cores
 
@@ -100,7 +99,7 @@ def publish(
     done = [cell for cell in wanted if cell.hash in stored]
     publish_cells(done, data / "results", store)
     publish_baselines(done, data, store)
-    (data / VERDICTS).write_text(verdicts_csv(data, profile), encoding="utf-8")
+    replace_file(data / VERDICTS, verdicts_csv(data, profile))
     publish_minutes(root / "build", data, store)
     front_page.write_opening(root, pd.read_csv(data / VERDICTS), profile)
     rows = manifest.write(data)
@@ -158,7 +157,7 @@ def _network_is_kept(cell: Cell) -> bool:
 
 
 def publish_baselines(cells: Iterable[Cell], data: Path, store: Store) -> None:
-    """Copy each baseline that was trained here to checkpoints/MODEL-gkp, atomically.
+    """Copy each baseline that was trained here to checkpoints/MODEL-gkp, each file atomically.
 
     Args:
         cells: Finished cells, of which those of baselines are taken.
@@ -167,12 +166,9 @@ def publish_baselines(cells: Iterable[Cell], data: Path, store: Store) -> None:
     """
     for cell in cells:
         if isinstance(cell, TrainCell):
+            files = grid.load([cell], store=store)[0].file("model").iterdir()
             target = data / "checkpoints" / f"{cell.model}-gkp"
-            partial = target.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(grid.load([cell], store=store)[0].file("model"), partial)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
+            replace_files(target, {file.name: file.read_bytes() for file in files}, "the baseline")
 
 
 def publish_minutes(build: Path, data: Path, store: Store) -> None:
@@ -202,7 +198,7 @@ def publish_minutes(build: Path, data: Path, store: Store) -> None:
     rows += [{str(name): value for name, value in row.items()} for row in old if row["profile"] not in found]
     if rows:
         table = pd.DataFrame(rows).sort_values(["profile", "notebook"])
-        table.to_csv(data / MINUTES, index=False, lineterminator="\n")
+        replace_file(data / MINUTES, table.to_csv(index=False, lineterminator="\n"))
 
 
 def _cost(members: Sequence[tuple[Record, list[Cell]]], store: Store) -> dict[str, Any]:
@@ -241,7 +237,7 @@ def publish_notebooks(notebooks: Path, executed: Path, profile: str) -> tuple[st
         if why:
             stale.append(f"{file.name}: {why}")
         else:
-            book = reading_copy(read_notebook(executed / file.name), profile)
+            book = reading_copy(read_notebook(executed / file.name), profile, record.files if record else None)
             copies[file.name] = (json.dumps(book, indent=1, ensure_ascii=False) + "\n").encode()
     if stale:
         again = f"run `make reproduce PROFILE={profile}` first"
@@ -252,7 +248,7 @@ def publish_notebooks(notebooks: Path, executed: Path, profile: str) -> tuple[st
 
 def publish_figures(drawn: Path, figures: Path) -> None:
     """Replace the files in `figures` by those that the notebooks have saved in `drawn`."""
-    new = {file.name: file.read_bytes() for file in drawn.iterdir() if file.suffix in {".svg", ".png", ".csv", ".txt"}}
+    new = {file.name: file.read_bytes() for file in drawn.glob("*") if file.suffix in {".svg", ".png", ".csv", ".txt"}}
     for file in replace_files(figures, new, "figures").iterdir():
         if file.name not in new:
             file.unlink()

@@ -19,7 +19,7 @@ from gkp.artifact.experiments.entry import network_in
 from gkp.artifact.experiments.kinds import EvaluateCell, Network, PruneCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.groups import NAMES
-from gkp.artifact.published import ATTACKED
+from gkp.artifact.published import ARCHITECTURES, ATTACKED
 from gkp.checkpoints import load_model
 from gkp.data.dataset import Dataset
 from gkp.data.sources import is_here, load_dataset
@@ -69,6 +69,29 @@ class Evaluation:
 def of_one_budget(macs: Collection[int]) -> bool:
     """Whether all of these multiply-accumulates, by the paper's counter, are within 1 % of one budget."""
     return max(macs) <= (1 + 2 * SAME_MACS) * min(macs)
+
+
+def of_one_network(results: Iterable[Result]) -> tuple[list[Result], str]:
+    """The results of the first unpruned network and of what was pruned from it; rows are methods, never of several networks.
+
+    Returns:
+        The results, in their order, and which networks they are of and not of: "" where there is one network only.
+    """
+    found: dict[str, list[Result]] = {}
+    models: dict[str, str] = {}
+    for result in results:
+        source = result.cell
+        while isinstance(net := getattr(source, "net", None), Cell):
+            source = net
+        found.setdefault(source.hash, []).append(result)
+        models[source.hash] = getattr(source, "model", source.label)
+    return next(iter(found.values()), []), alone(models.values())
+
+
+def alone(models: Collection[str]) -> str:
+    """Which of several architectures is shown, the first, and which are not; "" where there is only one."""
+    names = [ARCHITECTURES.get(model, model) for model in models]
+    return f"{names[0]} alone; not shown: {', '.join(names[1:])}" if len(names) > 1 else ""
 
 
 def plays(cell: Cell, part: str) -> bool:

@@ -22,7 +22,17 @@ from gkp.artifact.experiments.kinds import LatencyCell, Network, PruneCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.figures.figure import FAMILIES, family_of
 from gkp.artifact.leaderboard import grouped, leaderboard
-from gkp.artifact.results import STRONG, Evaluation, attack_name, evaluations, images, outcomes_of, paper_name, row_name
+from gkp.artifact.results import (
+    STRONG,
+    Evaluation,
+    attack_name,
+    evaluations,
+    images,
+    of_one_network,
+    outcomes_of,
+    paper_name,
+    row_name,
+)
 from gkp.artifact.tables.table import Table, marked, not_run
 from gkp.checkpoints import load_model
 from gkp.evaluation.robustbench.entry import entry, save_entry
@@ -40,8 +50,10 @@ def of_results(results: Sequence[Result]) -> Table:
     footnotes of entries; the legend lists what was not run.
 
     Args:
-        results: Finished networks, their evaluations and latencies; of several seeds the first is taken.
+        results: Finished networks, their evaluations and latencies; of several seeds the first is taken, and so is of several
+            architectures.
     """
+    results, alone = of_one_network(results)
     boards = {radius: found for radius in _radii(results) if len(found := _at(results, radius))}
     if not boards:
         return not_run(_TITLE)
@@ -55,7 +67,7 @@ def of_results(results: Sequence[Result]) -> Table:
             made = _entry(one, loaded[one.net.hash], radius, _stronger(results, one, radius)) | facts
             save_entry(made, folder / "entries", model_id=row)
             entries.append(made)
-    note = _note(results, boards)
+    note = " ".join(filter(None, (alone and f"{alone}.", _note(results, boards))))
     leaderboard(entries, folder / "leaderboard.html", title="The networks of this artifact under attack", note=note)
     rows = [row for found in boards.values() for row in found]
     points = pd.DataFrame([_point(made, row) for made, row in zip(entries, rows, strict=True)])

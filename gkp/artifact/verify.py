@@ -1,8 +1,8 @@
 """`gkp verify`: check that everything committed still follows from the committed data.
 
 Six checks, each of which can fail alone: files against data/MANIFEST, cells against their own hashes, accuracies against
-the outcome of every image, verdicts against the cells, README's opening against the verdicts, outputs of notebooks against
-their sources. Nothing is written.
+the outcome of every image, verdicts against the cells, README's opening against the verdicts, sources, outputs and figures of
+notebooks against the hashes of their execution. Nothing is written.
 
 Cost: a hash of every file under data/ and the verdicts once, seconds in all; no training, no attack.
 """
@@ -17,13 +17,13 @@ import pandas as pd
 
 from gkp.artifact import claims, manifest
 from gkp.artifact import readme as front_page
-from gkp.artifact.executed import read_notebook, source_sha256, was_executed
+from gkp.artifact.executed import outputs_sha256, read_notebook, source_sha256, was_executed
 from gkp.artifact.experiments.copies import check_folder, entry_of
 from gkp.artifact.experiments.store import Damaged, Store, read_json
 from gkp.artifact.profiles import COMMITTED
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import Outcomes
-from gkp.files import checkout
+from gkp.files import checkout, file_sha256
 
 VERDICTS = "verdicts.csv"
 DIGITS = "%.6g"  # the format of numbers in verdicts.csv, so that last bits of another processor do not matter
@@ -122,6 +122,8 @@ def check_verdicts(data: Path, profile: str = COMMITTED) -> Check:
     gone, new = [line for line in committed if line not in now], [line for line in now if line not in committed]
     problems = [f"data/{VERDICTS}: does not follow from the cells: {line}" for line in gone]
     problems += [f"data/{VERDICTS}: the cells give: {line}" for line in new]
+    if committed != now and not problems:
+        problems = [f"data/{VERDICTS}: has a line twice or in another order; `gkp publish --cells` writes it anew"]
     return Check("verdicts", len(committed) - 1, tuple(problems))
 
 
@@ -141,21 +143,33 @@ def verdicts_csv(data: Path, profile: str = COMMITTED) -> str:
 
 
 def check_notebooks(folder: Path) -> Check:
-    """Check that the outputs of committed notebooks belong to their sources."""
+    """Check that the sources, outputs and figures of committed notebooks are those of their execution.
+
+    Args:
+        folder: The notebooks; the figures that they drew are in `figures` beside it.
+    """
     books = {file: read_notebook(file) for file in sorted(folder.glob("*.ipynb"))}
     executed = {file: book for file, book in books.items() if was_executed(book)}
-    problems = []
+    problems, drawn = [], {}
     for file, book in executed.items():
         published: dict[str, Any] = book["metadata"].get("gkp", {})
+        drawn |= published.get("figures", {})
         if not published:
             problems.append(f"notebooks/{file.name}: has outputs that `make publish` did not write; clear its outputs")
         elif published.get("sources_sha256") != source_sha256(book):
             problems.append(
                 f"notebooks/{file.name}: was edited after it was executed; `make reproduce` and `make publish` for its profile"
             )
+        elif published.get("outputs_sha256") != outputs_sha256(book):
+            problems.append(f"notebooks/{file.name}: its outputs are not those of its execution; `make publish` writes them")
+    figures = {file.name: file for file in (folder.parent / "figures").glob("*") if file.is_file()}
+    for name in sorted(drawn.keys() | figures.keys() if executed else ()):
+        if name not in figures or file_sha256(figures[name]) != drawn.get(name):
+            what = "is not there" if name not in figures else "is not what a notebook drew"
+            problems.append(f"figures/{name}: {what}; `make publish` writes it")
     rest = len(books) - len(executed)
     note = f"{rest} without outputs" if rest else ""
-    return Check("executed notebooks against their sources", len(executed), tuple(problems), note)
+    return Check("executed notebooks against their sources, outputs and figures", len(executed), tuple(problems), note)
 
 
 def cell_folders(results: Path) -> list[Path]:

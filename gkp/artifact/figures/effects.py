@@ -14,7 +14,7 @@ import scipy
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from gkp.artifact.effects import ATTACKS, Scores, printed_differences, scores, smallest_radius, worst_case
+from gkp.artifact.effects import ATTACKS, Scores, exceptions, printed_differences, scores, smallest_radius, worst_case
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.figures.figure import (
     FAMILIES,
@@ -30,7 +30,7 @@ from gkp.artifact.figures.figure import (
     not_run,
     panels,
 )
-from gkp.artifact.results import BASELINE, CONTINUED, SR, paper_name, seeds_of
+from gkp.artifact.results import BASELINE, CONTINUED, SR, of_one_network, paper_name, seeds_of
 from gkp.evaluation.statistics import LEVEL
 
 PRINTED = "the paper's difference to its unpruned network (ResNet-56, Table 10)"
@@ -44,24 +44,26 @@ def forest(results: Sequence[Result]) -> Figure:
     what they remove. Hollow marks are from Table 10 of the paper, where the unpruned network was not fine-tuned.
 
     Args:
-        results: Finished networks of one architecture, rate and schedule, and their evaluations, of any number of seeds.
+        results: Finished networks of one rate and schedule, and their evaluations, of any number of seeds; of several
+            architectures the first is shown.
     """
     question = "Does pruning cost robustness?"
+    results, alone = of_one_network(results)
     frames = {title: frame for title, frame in _sides(results).items() if len(frame)}
     if not frames:
         return not_run(question)
     printed = printed_differences()
     points = pd.concat([frame.assign(panel=title) for title, frame in frames.items()], ignore_index=True)
     points["printed"] = points["method"].map(printed).where(points["attack"] == "+".join(ATTACKS))
-    heights, headings = _by_family(next(iter(frames.values())))
+    heights, headings = _by_family(points.drop_duplicates("method"))
     drawing, axes = panels(1, len(frames), 5.2 * len(frames), 0.235 * (len(heights) + len(headings)) + 1.9, sharey=True)
     for ax, title in zip(axes, frames, strict=True):
-        rows = points[(points["panel"] == title) & points["method"].isin(heights)]
+        rows = points[points["panel"] == title]
         _panel(ax, rows.assign(height=rows["method"].map(heights)))
         ax.set(title=title, xlabel="Minus the unpruned network fine-tuned as long, points")
     _name_rows(axes[0], heights, headings)
     families(drawing, points["method"], hollow(PRINTED))
-    return finish(drawing, points, question, _cost_of_pruning(points))
+    return finish(drawing, points, question, _cost_of_pruning(points, alone and f"{alone}.", exceptions(results)))
 
 
 def _sides(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
@@ -115,6 +117,7 @@ def trade_off(results: Sequence[Result]) -> Figure:
         results: As for `forest`.
     """
     question = "Are accuracy and robustness a trade-off here?"
+    results, alone = of_one_network(results)
     benign = differences(scores(results, "paper", ["clean"]))
     frames = {
         title: benign.merge(rows, on=["method", "family"], suffixes=("_benign", "_attacked"))
@@ -132,7 +135,7 @@ def trade_off(results: Sequence[Result]) -> Figure:
             title=title, xlabel="Benign accuracy, difference in points", ylabel="Accuracy under attack, difference in points"
         )
     families(drawing, [*points["method"], *printed.index], hollow(PRINTED))
-    figure = finish(drawing, points, question, _trade(frames))
+    figure = finish(drawing, points, question, _trade(frames, alone and f"{alone}.", exceptions(results)))
     drawing.draw_without_rendering()  # names need the final size of the panels
     for ax, frame in zip(axes, frames.values(), strict=True):
         first = frame.loc[frame["method"].isin([SR, BASELINE]).sort_values(ascending=False, kind="stable").index]
@@ -185,7 +188,7 @@ def _name_rows(ax: Axes, heights: dict[str, float], headings: dict[str, float]) 
     ax.set_ylim(min(heights.values()) - 0.7, 0.7)
 
 
-def _cost_of_pruning(points: pd.DataFrame) -> str:
+def _cost_of_pruning(points: pd.DataFrame, *remarks: str) -> str:
     """The answer of the forest plot."""
     told: list[str] = []
     shares: set[float] = set()
@@ -200,7 +203,8 @@ def _cost_of_pruning(points: pd.DataFrame) -> str:
             " cannot be told apart from it"
         )
     opening = "No" if shares == {0.0} else "Yes" if shares == {1.0} else "For some methods"
-    return f"{opening}. {'; '.join(told)} (Holm over each panel). {_measured(points['n'], points['seeds'])}"
+    measured = _measured(points["n"], points["seeds"])
+    return " ".join([f"{opening}. {'; '.join(told)} (Holm over each panel).", *filter(None, remarks), measured])
 
 
 def _measured(n: Iterable[int], seeds: Iterable[int]) -> str:
@@ -280,7 +284,7 @@ def _cloud(ax: Axes, frame: pd.DataFrame, printed: pd.DataFrame) -> None:
     sns.despine(ax=ax)
 
 
-def _trade(frames: dict[str, pd.DataFrame]) -> str:
+def _trade(frames: dict[str, pd.DataFrame], *remarks: str) -> str:
     """The answer of the trade-off: the rank correlation over methods in each panel."""
     told, signs = [], set()
     for title, frame in frames.items():
@@ -290,10 +294,11 @@ def _trade(frames: dict[str, pd.DataFrame]) -> str:
             signs.add(int(np.sign(found.statistic)) if found.pvalue < 1 - LEVEL else 0)
             told.append(f"{_within(title)} {found.statistic:+.2f} (p = {found.pvalue:.2g}, {len(rows)} methods)")
     if not told:
-        return "Too few methods are finished to say."
+        return " ".join(["Too few methods are finished to say.", *filter(None, remarks)])
     opening = {-1: "Yes", 1: "No, they go together", 0: "No sign of it"}
     text = opening[next(iter(signs))] if len(signs) == 1 else "It depends on the protocol"
     told[0] = told[0][0].lower() + told[0][1:]
     points = pd.concat(list(frames.values()))
     measured = _measured(points["n_attacked"], points["seeds_attacked"])
-    return f"{text}. Rank correlation of benign and attacked accuracy over pruned networks: {'; '.join(told)}. {measured}"
+    found = f"{text}. Rank correlation of benign and attacked accuracy over pruned networks: {'; '.join(told)}."
+    return " ".join([found, *filter(None, remarks), measured])

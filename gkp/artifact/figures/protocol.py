@@ -11,10 +11,20 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from gkp.artifact.effects import ATTACKS, UNPRUNED, Scores, is_tuned, scores, setting_of, smallest_radius
+from gkp.artifact.effects import ATTACKS, UNPRUNED, Scores, exceptions, is_tuned, scores, setting_of, smallest_radius
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.figures.figure import Figure, bars, families, finish, method_colour, not_run, panels
-from gkp.artifact.results import SR, Evaluation, attack_name, evaluations, images, paper_name, row_name, seeds_of
+from gkp.artifact.results import (
+    SR,
+    Evaluation,
+    attack_name,
+    evaluations,
+    images,
+    of_one_network,
+    paper_name,
+    row_name,
+    seeds_of,
+)
 from gkp.evaluation.statistics import LEVEL, holm
 
 _MARKS = "osD^vPX*"
@@ -26,9 +36,10 @@ def protocols(results: Sequence[Result]) -> Figure:
     The radius in pixels is `smallest_radius`.
 
     Args:
-        results: Finished networks of one architecture, rate and schedule, and their evaluations.
+        results: Finished networks of one rate and schedule, and their evaluations; of several architectures the first is shown.
     """
     question = "What does the protocol change?"
+    results, alone = of_one_network(results)
     radius = smallest_radius(results)
     sides = {
         "FGSM .1,\npredicted labels": scores(results, "paper", ["fgsm-0.1"]),
@@ -58,16 +69,20 @@ def protocols(results: Sequence[Result]) -> Figure:
     last = points[points["protocol"] == points["protocol"].iloc[-1]]
     _names_at(right, len(sides) - 1, list(last["method"]), list(last["rank"]), step=1)
     families(drawing, points["method"])
-    return finish(drawing, points, question, _changed(points))
+    return finish(
+        drawing, points, question, " ".join(filter(None, (_changed(points), exceptions(results), alone and f"{alone}.")))
+    )
 
 
 def rates(results: Sequence[Result]) -> Figure:
     """Accuracy with 95 % intervals against multiply-accumulates, a curve for each method with several rates.
 
     Args:
-        results: Finished networks of one architecture and schedule at several rates, and their evaluations.
+        results: Finished networks of one schedule at several rates, and their evaluations; of several architectures the first
+            is shown.
     """
     question = "How do accuracy and robustness change with the rate?"
+    results, alone = of_one_network(results)
     radius = smallest_radius(results)
     sides = {
         "Benign": ("paper", ["clean"]),
@@ -95,7 +110,7 @@ def rates(results: Sequence[Result]) -> Figure:
         sns.despine(ax=ax)
     handles, labels = axes[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    return finish(drawing, points, question, _with_rate(points))
+    return finish(drawing, points, question, _with_rate(points) + (f" {alone}." if alone else ""))
 
 
 def order_by_epochs(results: Sequence[Result]) -> Figure:
@@ -105,9 +120,11 @@ def order_by_epochs(results: Sequence[Result]) -> Figure:
     Holm over those of one length).
 
     Args:
-        results: Finished networks of one architecture and rate, of several lengths of fine-tuning, and their evaluations.
+        results: Finished networks of one rate, of several lengths of fine-tuning, and their evaluations; of several
+            architectures the first is shown.
     """
     question = "Does training longer change the order?"
+    results, alone = of_one_network(results)
     lengths = sorted({setting_of(one)[2] for one in evaluations(results, "paper") if _is_method(one)})
     sides = {epochs: scores(results, "paper", ATTACKS, wanted=_tuned(epochs)) for epochs in lengths}
     named = {epochs: {row.removesuffix(", one shot"): row for row in side.pruned} for epochs, side in sides.items()}
@@ -131,7 +148,7 @@ def order_by_epochs(results: Sequence[Result]) -> Figure:
     _names_at(ax, len(named) - 1 + 0.12, list(last["method"]), list(last["rank"]), step=1)
     sns.despine(ax=ax)
     families(drawing, common)
-    return finish(drawing, points, question, _reordered(points))
+    return finish(drawing, points, question, _reordered(points) + (f" {alone}." if alone else ""))
 
 
 def _slopes(ax: Axes, points: pd.DataFrame, value: str, scale: float, titles: Sequence[str]) -> None:
@@ -170,14 +187,15 @@ def _changed(points: pd.DataFrame) -> str:
 
 def _by_rate(results: Sequence[Result], panel: str, part: str, keys: Sequence[str]) -> Iterable[dict[str, Any]]:
     """Accuracy and multiply-accumulates of each method at each rate, for the most frequent schedule."""
-    found = [one for one in evaluations(results, part) if _is_method(one) and one.network]
-    schedules = [setting_of(one)[2] for one in found]
+    found = {one.net.hash: one for one in evaluations(results, part) if _is_method(one) and one.network}
+    schedules = [setting_of(one)[2] for one in found.values()]
     usual = max(set(schedules), key=schedules.count) if schedules else 0
-    for rate in sorted({setting_of(one)[1] for one in found}):
-        here = {row_name(one.net): one for one in found if setting_of(one)[1:] == (rate, usual)}
-        side = scores(results, part, keys, wanted=_tuned(usual, rate))
+    for rate in sorted({setting_of(one)[1] for one in found.values()}):
+        here = {hash: one for hash, one in found.items() if setting_of(one)[1:] == (rate, usual)}
+        macs_of = {row_name(one.net): one.network["paper_macs"] for one in here.values() if one.network}
+        side = scores(results, part, keys, wanted=lambda one, here=here: one.net.hash in here)  # type: ignore[misc]
         for row in side.pruned:
-            estimate, macs = side.accuracy(row), here[row].network["paper_macs"]  # type: ignore[index]  # `found` has those with one
+            estimate, macs = side.accuracy(row), macs_of[row]
             facts = {"panel": panel, "method": row, "rate": rate, "macs": macs, "n": estimate.n, "seeds": estimate.seeds}
             yield facts | {"accuracy": estimate.value, "low": estimate.low, "high": estimate.high}
 
@@ -187,13 +205,15 @@ def _with_rate(points: pd.DataFrame) -> str:
     several = points.groupby("method")["rate"].nunique()
     method = SR if several.get(SR, 0) > 1 else str(several.idxmax())
     told, best = [], []
+    ends = points[points["method"] == method]["rate"]
     for panel, rows in points.groupby("panel", sort=False):
         line = rows[rows["method"] == method].sort_values("rate")
+        if line["rate"].nunique() < 2:  # the evaluations of this panel are not finished
+            continue
         change = 100 * (line["accuracy"].iloc[-1] - line["accuracy"].iloc[0])
         told.append(f"{change:+.1f} points ({str(panel)[0].lower()}{str(panel)[1:]})")
-        top = rows[rows["rate"] == line["rate"].iloc[-1]]
-        best.append(paper_name(top.loc[top["accuracy"].idxmax(), "method"]))
-    ends = points[points["method"] == method]["rate"]
+        top = rows[rows["rate"] == ends.max()]
+        best += [paper_name(top.loc[top["accuracy"].idxmax(), "method"])] if len(top) else []
     return (
         f"From {16 * ends.min():g}/16 to {16 * ends.max():g}/16 of the kernels removed, {paper_name(method)} changes by "
         f"{', '.join(told)}; highest at {16 * ends.max():g}/16: {', '.join(best)}. Bars: 95 %, {images(points)} images, "

@@ -30,7 +30,8 @@ from gkp.artifact.figures.figure import (
     panels,
 )
 from gkp.artifact.published import ARCHITECTURES
-from gkp.artifact.results import CONTINUED, SR, attack_name, images, paper_name, seeds_of
+from gkp.artifact.results import CONTINUED, SR, alone, attack_name, images, paper_name, seeds_of
+from gkp.errors import BadInput
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import LEVEL
 
@@ -81,18 +82,26 @@ def method_dots(
     Unpruned networks come first, then the methods by their mean accuracy under the attacks.
 
     Args:
-        points: The points of `gkp.artifact.tables.methods_table`, of one rate and schedule.
+        points: The points of `gkp.artifact.tables.methods_table`, of one rate and schedule; of several architectures the first
+            is shown.
         attacks: The panels; None for all attacks without true labels.
         question: The title.
+
+    Raises:
+        BadInput: A method has several rates or schedules.
     """
     if points.empty:
         return not_run(question)
-    means = over_seeds(points)
+    models = list(dict.fromkeys(points["model"]))
+    means = over_seeds(points[points["model"] == models[0]])
+    if means.duplicated(["method", "attack"]).any():
+        raise BadInput("each method has one dot, and there are several rates or schedules of one; give the points of one")
     chosen = list(attacks or [key for key in dict.fromkeys(means["attack"]) if not key.endswith("-true")])
     means = means[means["attack"].isin(chosen)]
     protocol = str(means["protocol"].iloc[0])
     drawing, _ = _grid_of_dots(means, "attack", {attack: attack_name(attack, protocol) for attack in chosen})
-    return finish(drawing, means, question, _best_of(means, chosen))
+    others = alone(models)
+    return finish(drawing, means, question, _best_of(means, chosen) + (f" {others}." if others else ""))
 
 
 def superscore_dots(points: pd.DataFrame) -> Figure:
@@ -141,11 +150,11 @@ def pareto(points: pd.DataFrame, *, costs: Mapping[str, str], question: str = "W
         costs: Column of a cost -> label of its axis, with the unit.
         question: The title.
     """
-    points = points.dropna(subset=list(costs), how="all") if len(points) else points
+    every, points = points, points.dropna(subset=list(costs), how="all") if len(points) else points
     most = points.groupby("attack", sort=False)["accuracy"].max() if len(points) else {}
     attacks = [attack for attack, accuracy in dict(most).items() if attack != "clean" and accuracy > 0]
     chosen = {
-        (attack, cost): shown.sort_values(cost)
+        (attack, cost): shown.sort_values([cost, "accuracy"], ascending=[True, False])
         for attack in attacks
         for cost in costs
         if len(shown := points[points["attack"] == attack].dropna(subset=[cost]))
@@ -173,6 +182,9 @@ def pareto(points: pd.DataFrame, *, costs: Mapping[str, str], question: str = "W
         told.append(f"{attack_name(attack, 'pixel')}{of}: {', '.join(map(paper_name, front['method']))}")
     seeds = seeds_of(points.groupby("method")["seed"].nunique())
     answer = f"Not dominated, from the cheapest on: {'; '.join(told)}. The grey line is this front; bars: 95 %; {seeds}."
+    lacking = every[every["attack"].isin(attacks)].groupby("method")[list(costs)].agg(lambda column: column.isna().all()).sum()
+    missing = [f"{n} of {every['method'].nunique()} networks ({costs[x].partition(',')[0]})" for x, n in lacking.items() if n]
+    answer += f" Not measured, and left out: {', '.join(missing)}." if missing else ""
     figure = finish(drawing, points, question, answer)
     drawing.draw_without_rendering()
     for ax, (panel, shown) in zip(axes, chosen.items(), strict=True):

@@ -12,7 +12,18 @@ from gkp.artifact.experiments.kinds import LatencyCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.groups import RATE
 from gkp.artifact.published import ARCHITECTURES, ATTACKED, RANKED, REFERENCE, printed, published
-from gkp.artifact.results import BASELINE, STRONG, Evaluation, attack_name, evaluations, images, paper_name, row_name, seeds_of
+from gkp.artifact.results import (
+    BASELINE,
+    STRONG,
+    Evaluation,
+    attack_name,
+    evaluations,
+    images,
+    of_one_network,
+    paper_name,
+    row_name,
+    seeds_of,
+)
 from gkp.artifact.tables.table import Table, beside, by_method, marked, not_run, spread_out, with_interval
 from gkp.attacks.options import parse_eps
 from gkp.data.folders import is_folder
@@ -90,11 +101,13 @@ def methods_table(
     means = over_seeds(points)
     frames = {attack: means[means["attack"] == attack].set_index([*SETTING, "method"]) for attack in columns}
     first = frames[columns[0]]
+    facts = first.reset_index()
     cost = {
         "MACs (M)": [_millions(macs, off) for macs, off in zip(first["paper_macs"], first["off_budget"], strict=True)],
         "params (M)": ["" if pd.isna(params) else f"{params / 1e6:.3f}" for params in first["params"]],
     }
     shown = {
+        **_told_apart(facts),
         **(cost if protocol == "paper" else {}),
         **{attack_name(attack, protocol): _marked(frame, protocol) for attack, frame in frames.items()},
         "seeds": first["seeds"].to_list(),
@@ -109,9 +122,9 @@ def methods_table(
     if none := [attack_name(attack, protocol) for attack in wanted if attack not in columns]:
         legend += f"; at most {_NOTHING:.1%} everywhere and not shown: {', '.join(none)}"
     order = ["method", *SETTING, "seed", "n", "paper_macs", "params", "protocol", "attack", "accuracy", "low", "high", "group"]
-    table = by_method(shown, (rows := first.reset_index())["method"])
-    if rows.loc[rows["rate"] > 0, "rate"].nunique() > 1:
-        named = zip(table.index, rows["rate"], strict=True)
+    table = by_method(shown, facts["method"])
+    if facts.loc[facts["rate"] > 0, "rate"].nunique() > 1:
+        named = zip(table.index, facts["rate"], strict=True)
         table.index = pd.Index([f"{name}, {16 * rate:g}/16" if rate else name for name, rate in named], name="method")
     return Table(f"{title} · {images(points)}", table, points[order], legend=legend, marked=True)
 
@@ -174,6 +187,14 @@ def _marked(frame: pd.DataFrame, protocol: str) -> list[str]:
     return found
 
 
+def _told_apart(rows: pd.DataFrame) -> dict[str, list[str]]:
+    """The columns that tell rows of one method apart, where there are such: network, epochs; rates stand in the names."""
+    again = rows[rows["method"].duplicated(keep=False)].groupby("method")
+    text = {"network": rows["model"].replace(ARCHITECTURES), "epochs": rows["epochs"].map(str)}
+    differ = {"network": (again["model"].nunique() > 1).any(), "epochs": (again["epochs"].nunique() > 1).any()}
+    return {name: words.to_list() for name, words in text.items() if differ[name]}
+
+
 def _millions(macs: float | None, off: float | None) -> str:
     """Multiply-accumulates in millions; off: by which share a method misses the budget of the others, if it does."""
     if macs is None or pd.isna(macs):
@@ -185,12 +206,14 @@ def high_frequency(results: Sequence[Result]) -> Table:
     """Table 1: the accuracy of each network on the whole test set and on its frequencies above each cut, with intervals.
 
     Args:
-        results: Finished networks and their evaluations; those in the role "frequency" are shown, in their order.
+        results: Finished networks and their evaluations, one seed of each; those in the role "frequency" are shown, in their
+            order, of the first architecture.
 
     Returns:
         A table whose points have the columns "difference", to the unpruned network on the same images, and "p_holm", corrected
         over the other networks of a cut; NaN where it is the unpruned network or not known.
     """
+    results, alone = of_one_network(results)
     points = [
         {
             "method": one.facts["method"],
@@ -204,7 +227,7 @@ def high_frequency(results: Sequence[Result]) -> Table:
         for clean in one.accuracies
         if clean["attack"] == "clean"
     ]
-    title = "Table 1 · accuracy (%) on frequencies above a cut"
+    title = " · ".join(filter(None, ("Table 1", alone, "accuracy (%) on frequencies above a cut")))
     if not points:
         return not_run(title)
     frame = pd.DataFrame(points)
@@ -234,20 +257,25 @@ def strong_attacks(results: Sequence[Result]) -> Table:
     """The accuracy of each network under strong attacks (cascades, AutoAttack), with n and interval.
 
     Args:
-        results: Finished networks, their evaluations and measured latencies.
+        results: Finished networks, their evaluations and measured latencies, one seed of each, of which the first architecture
+            is shown.
 
     Returns:
         A table whose points have a row for each network and attack, with the cost of the network: "macs", multiply-accumulates
         in millions by the paper's counter; "latency" in PyTorch and "latency_fast" in `gkp.compile`, the time for the largest
         batch relative to the dense network in the same engine, 1 for unpruned networks and NaN where it was not measured.
     """
-    torch_took, fast_took = (_relative_times(results, engine) for engine in ENGINES)
+    title = "Accuracy (%) under strong attacks"
+    results, alone = of_one_network(results)
+    took = {name: _relative_times(results, engine) for name, engine in zip(("latency", "latency_fast"), ENGINES, strict=True)}
     points = [
         {
             "method": one.facts["method"],
             "macs": one.network["paper_macs"] / 1e6,
-            "latency": torch_took.get(one.net.hash, 1.0 if row_name(one.net) in UNPRUNED else np.nan),
-            "latency_fast": fast_took.get(one.net.hash, 1.0 if fast_took and row_name(one.net) in UNPRUNED else np.nan),
+            **{
+                name: times.get(one.net.hash, 1.0 if times and row_name(one.net) in UNPRUNED else np.nan)
+                for name, times in took.items()
+            },
             "seed": one.facts["seed"],
             "n": one.facts["n"],
             "of": one.cell.purpose or one.cell.protocol,
@@ -258,13 +286,13 @@ def strong_attacks(results: Sequence[Result]) -> Table:
         if one.network and not row["attack"].startswith("worst-case")
     ]
     if not points:
-        return not_run("Accuracy (%) under strong attacks")
+        return not_run(title)
     frame = pd.DataFrame(points)
     attacked = frame[frame["attack"] != "clean"]
     text = [f"{told}, n {n:,}" for told, n in zip(with_interval(attacked), attacked["n"], strict=True)]
     shown = spread_out(attacked, text, columns="attack").rename(columns=lambda attack: attack_name(attack, "pixel"))
     seeds = seeds_of(frame.groupby("method")["seed"].nunique())
-    return Table(f"Accuracy (%) under strong attacks in pixels, 95 % Wilson intervals, {seeds}", shown, frame)
+    return Table(" · ".join(filter(None, (f"{title} in pixels, 95 % Wilson intervals, {seeds}", alone))), shown, frame)
 
 
 def _relative_times(results: Sequence[Result], engine: str) -> dict[str, float]:
@@ -279,7 +307,8 @@ def _relative_times(results: Sequence[Result], engine: str) -> dict[str, float]:
 def mean_ranks(points: pd.DataFrame) -> Table:
     """Table 20: methods by the mean of their ranks on benign, (a), (b) and (c); 1 is the best.
 
-    Any difference counts, however small; `gkp.evaluation.compare.rank_groups` tests which are significant.
+    Methods are ranked within each architecture, rate and schedule, and ranks averaged over these. Any difference counts,
+    however small; `gkp.evaluation.compare.rank_groups` tests which are significant.
 
     Args:
         points: The points of `methods_table(..., protocol="paper")`; unpruned networks are left out, as in the paper.
@@ -288,8 +317,9 @@ def mean_ranks(points: pd.DataFrame) -> Table:
     rows = points[points["attack"].isin(ATTACKED) & ~points["method"].str.startswith("unpruned")] if len(points) else points
     if rows.empty:
         return not_run(title)
-    wide = rows.pivot_table(index="method", columns="attack", values="accuracy", sort=False)[list(ATTACKED)]
-    ranks = mean_rank(wide).sort_values("mean rank")
+    wide = rows.pivot_table(index=[*SETTING, "method"], columns="attack", values="accuracy", sort=False)[list(ATTACKED)]
+    inside = pd.concat([mean_rank(setting) for _, setting in wide.round(12).groupby(level=list(SETTING), sort=False)])
+    ranks = inside.groupby(level="method", sort=False).mean().sort_values("mean rank")
     told = ranks.map("{:g}".format).assign(**{"mean rank": ranks["mean rank"].map("{:.2f}".format)})
     told = told.rename(columns={attack: attack_name(attack, "paper") for attack in ATTACKED})
     frame = ranks.reset_index().assign(n=int(rows["n"].iloc[0]))

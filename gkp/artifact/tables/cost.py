@@ -12,7 +12,7 @@ from gkp.artifact.experiments.kinds import SpeedCell, TimingCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.published import ARCHITECTURES, NETWORKS, published
 from gkp.artifact.results import test_images
-from gkp.artifact.tables.table import Table, beside, not_run
+from gkp.artifact.tables.table import Table, beside, not_run, pivoted
 from gkp.attacks import attack
 from gkp.networks.build import build_model
 from gkp.pruning.cost import cost
@@ -181,7 +181,7 @@ def latencies(results: Sequence[Result]) -> Table:
         return not_run("Latency of a batch")
     frame = pd.DataFrame(points)
     text = [f"{1000 * row.median:.2f} ms ({row.ratio:.2f}x)" for row in frame.itertuples()]
-    shown = frame.assign(text=text).pivot(index=["model", "batch_size"], columns="form", values="text")
+    shown = pivoted(frame, text, index=["model", "batch_size"], columns="form")
     order = [form for form in dict.fromkeys(frame["form"]) if form in shown.columns]
     title = "Latency of a batch in PyTorch, one thread, median; in brackets the ratio to the dense network"
     return Table(title, shown[order].rename(index=ARCHITECTURES), frame)
@@ -198,7 +198,7 @@ def speeds(results: Sequence[Result]) -> Table:
         return not_run("Speed of a forward pass")
     text = [f"{1000 * row.seconds:.2f} ms ({row.ratio:.2f}x)" for row in frame.itertuples()]
     index = ["model", "threads", "batch_size", "form"]
-    shown = frame.assign(text=text).pivot(index=index, columns="engine", values="text")
+    shown = pivoted(frame, text, index=index, columns="engine")
     order = pd.MultiIndex.from_frame(frame[index].drop_duplicates())
     title = "Speed of a forward pass; in brackets the ratio to the dense network in the best stock engine, median of rounds"
     ordered = shown.loc[order, frame["engine"].unique()].fillna("not installed")
@@ -212,16 +212,14 @@ def accelerations(results: Sequence[Result]) -> Table:
         results: Results, of which those of speed cells are shown.
 
     Returns:
-        A table with the columns "stock": pruned to dense, each in its fastest stock engine; "engine": dense in `gkp.compile` to
-        dense in the best stock engine; "pruning": pruned to dense, both in `gkp.compile`; "both": pruned in `gkp.compile` to
-        dense in the best stock engine.
+        A table with the columns "stock": pruned to dense, each in its fastest stock engine, but for those that make grouped
+        kernels dense (see `made_dense`); "engine": dense in `gkp.compile` to dense in the best stock engine; "pruning": pruned
+        to dense, both in `gkp.compile`; "both": pruned in `gkp.compile` to dense in the best stock engine.
     """
     frame, points = _speeds(results), []
     for (model, threads, size), rows in frame.groupby(["model", "threads", "batch_size"], sort=False) if len(frame) else ():
         ours = rows[rows["engine"] == "gkp"].set_index("form")["ratio"]
-        stock = rows[rows["engine"] != "gkp"]
-        dense_again = stock["form"].str.startswith("grouped") & (stock["engine"] == "torch, folded")
-        best = stock[~dense_again].groupby("form", sort=False)["ratio"].min()
+        best = rows[(rows["engine"] != "gkp") & ~made_dense(rows)].groupby("form", sort=False)["ratio"].min()
         for form in best.index.drop("dense"):
             point = {"model": model, "threads": threads, "batch_size": size, "form": form, "stock": best[form]}
             if form in ours.index:
@@ -232,6 +230,11 @@ def accelerations(results: Sequence[Result]) -> Table:
     found = pd.DataFrame(points)
     shown = found.set_index(["model", "threads", "batch_size", "form"]).map("{:.2f}x".format).rename(index=ARCHITECTURES)
     return Table("What accelerates a pruned network: seconds relative to the dense network's", shown, found)
+
+
+def made_dense(points: pd.DataFrame) -> pd.Series:
+    """The points of grouped kernels in an engine that computes them as dense ones, so that pruning saves it nothing."""
+    return points["form"].str.startswith("grouped") & (points["engine"] == "torch, folded")
 
 
 def _speeds(results: Sequence[Result]) -> pd.DataFrame:

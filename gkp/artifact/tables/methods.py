@@ -9,7 +9,7 @@ import pandas as pd
 from gkp.artifact.experiments.kinds import PruneCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.published import published
-from gkp.artifact.results import load_networks, net_seed, paper_name, row_name
+from gkp.artifact.results import load_networks, net_seed, of_one_network, paper_name, row_name
 from gkp.artifact.tables.table import Table, by_method, not_run, percent
 from gkp.errors import BadInput
 from gkp.pruning.overlap import overlap
@@ -55,12 +55,14 @@ def kept_kernels(results: Sequence[Result], *, against: str = "sr-gkp") -> Table
     Returns:
         A table whose points have "filters", "differing" and "share" (see `gkp.pruning.overlap`), n and seed.
     """
-    title = f"Filters that keep other kernels than by {paper_name(against)}"
-    cells = [result.cell for result in results if isinstance(result.cell, PruneCell)]
-    firsts = {row_name(cell): cell for cell in reversed(cells)}
-    rate = firsts[against].rate if against in firsts else None
-    names = [name for name in dict.fromkeys(map(row_name, cells)) if firsts[name].rate == rate]
-    plans = {name: plan_of(net) for name, net in load_networks(results, *names).items()}
+    results, alone = of_one_network(results)
+    title = " · ".join(filter(None, (f"Filters that keep other kernels than by {paper_name(against)}", alone)))
+    pruned = [(result, result.cell) for result in results if isinstance(result.cell, PruneCell)]
+    rate = next((cell.rate for _, cell in pruned if row_name(cell) == against), None)
+    pruned = [(result, cell) for result, cell in pruned if cell.rate == rate]
+    seeds = {row_name(cell): net_seed(cell) for _, cell in reversed(pruned)}
+    names = list(dict.fromkeys(row_name(cell) for _, cell in pruned))
+    plans = {name: plan_of(net) for name, net in load_networks([result for result, _ in pruned], *names).items()}
     points = []
     for name in names:
         try:
@@ -68,7 +70,7 @@ def kept_kernels(results: Sequence[Result], *, against: str = "sr-gkp") -> Table
         except BadInput:  # it removes whole filters, or nothing
             continue
         facts = {"filters": found.filters, "differing": found.differing, "share": found.share, "n": found.filters}
-        points.append({"method": name, **facts, "seed": net_seed(firsts[name])})
+        points.append({"method": name, **facts, "seed": seeds[name]})
     if rate is None or not points:
         return not_run(title)
     frame = pd.DataFrame(points)

@@ -14,18 +14,22 @@ from gkp.artifact.results import (
     evaluations,
     images,
     load_networks,
+    of_one_network,
     paper_name,
     row_name,
     test_images,
     without_images,
 )
 from gkp.artifact.tables.table import Table, by_method, not_run, percent, spread_out, with_interval
+from gkp.errors import BadInput
 from gkp.evaluation.compare import transfer
 from gkp.evaluation.statistics import wilson
 
 
 def label_choice(results: Sequence[Result], *, attack: str = "fgsm-0.1") -> Table:
     """Accuracy under FGSM with predicted and with true labels, the difference, and the rank of each method under both.
+
+    All methods are ranked together, with unpruned networks and those that were trained on adversarial images.
 
     Args:
         results: Finished networks and their evaluations.
@@ -35,6 +39,7 @@ def label_choice(results: Sequence[Result], *, attack: str = "fgsm-0.1") -> Tabl
         A table of means over seeds; a row of its points is a network, with the ranks of its method.
     """
     title = f"{attack_name(attack, 'paper')} (normalised units) with predicted and with true labels"
+    results, alone = of_one_network(results)
     points = []
     for one in evaluations(results, "paper"):
         clean, predicted, true = (one.result["accuracy"][key] for key in ("clean", attack, f"{attack}-true"))
@@ -57,7 +62,7 @@ def label_choice(results: Sequence[Result], *, attack: str = "fgsm-0.1") -> Tabl
         "seeds": frame.groupby("method", sort=False)["seed"].nunique(),
     }
     title += f", accuracy in percent, means over seeds, {images(frame)}"
-    return Table(title, by_method(shown, means.index.to_series()), frame)
+    return Table(" · ".join(filter(None, (title, alone))), by_method(shown, means.index.to_series()), frame)
 
 
 def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Table:
@@ -70,6 +75,7 @@ def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Tabl
         metric: The attack by which the best epoch is chosen.
     """
     title = f"{attack_name(metric, 'paper')}: the last epoch and the best one on the test set"
+    results, alone = of_one_network(results)
     points = []
     for result in results:
         if not isinstance(cell := result.cell, PruneCell):
@@ -106,7 +112,8 @@ def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Tabl
         "benign, last": percent(frame["clean_last"]),
         "benign, at that epoch": percent(frame["clean_at_best"]),
     }
-    return Table(f"{title}, accuracy in percent, {images(frame)}", by_method(shown, frame["method"]), frame)
+    title = f"{title}, accuracy in percent, {images(frame)}"
+    return Table(" · ".join(filter(None, (title, alone))), by_method(shown, frame["method"]), frame)
 
 
 def seed_spread(results: Sequence[Result], *, protocol: str = "paper", attacks: Sequence[str] = ATTACKED) -> Table:
@@ -116,7 +123,11 @@ def seed_spread(results: Sequence[Result], *, protocol: str = "paper", attacks: 
         results: Finished networks and their evaluations.
         protocol: "paper" or "pixel".
         attacks: The columns, attacks of the protocol.
+
+    Raises:
+        BadInput: A method has several networks of one seed, such as those of two rates.
     """
+    results, alone = of_one_network(results)
     rows = [
         {**one.facts, "attack": key, "accuracy": value}
         for one in evaluations(results, protocol)
@@ -126,6 +137,8 @@ def seed_spread(results: Sequence[Result], *, protocol: str = "paper", attacks: 
     if not rows:
         return not_run(f"Mean ± standard deviation over seeds, {protocol} protocol")
     points = pd.DataFrame(rows)
+    if points.duplicated(["method", "seed", "attack"]).any():
+        raise BadInput("there are several networks of one method and seed; give those of one rate and length of fine-tuning")
     grouped = points.groupby(["method", "attack"], sort=False)["accuracy"].agg(["mean", "std", "count"]).reset_index()
     text = [
         f"{100 * mean:.2f} ± {100 * std:.2f}" if seeds > 1 else f"{100 * mean:.2f} (one seed)"
@@ -136,7 +149,7 @@ def seed_spread(results: Sequence[Result], *, protocol: str = "paper", attacks: 
     shown["seeds"] = points.groupby("method", sort=False)["seed"].nunique().to_numpy()
     n = int(points["n"].iloc[0])
     title = f"Mean ± standard deviation over seeds, {protocol} protocol, accuracy in percent, n = {n:,} images a seed"
-    return Table(title, shown, points)
+    return Table(" · ".join(filter(None, (title, alone))), shown, points)
 
 
 def transferred(results: Sequence[Result], *names: str, n: int = 32, eps: float = 2 / 255) -> Table:
@@ -151,7 +164,10 @@ def transferred(results: Sequence[Result], *names: str, n: int = 32, eps: float 
         eps: The radius, in the units of pixels in [0, 1].
     """
     title = f"PGD at eps = {255 * eps:g} / 255, images carried from source to target, accuracy of the target"
-    dataset = next(result.cell.dataset for result in results if isinstance(result.cell, Network | PruneCell))
+    known = {row_name(result.cell): result.cell.dataset for result in results if isinstance(result.cell, Network | PruneCell)}
+    if not {*names} <= {*known}:
+        return not_run(title)
+    dataset = known[names[0]]
     if (carried := test_images(dataset, n)) is None:
         return Table(without_images(title, dataset), pd.DataFrame(), pd.DataFrame())
     pairs = transfer(load_networks(results, *names), carried, eps=eps).to_frame()
@@ -169,6 +185,7 @@ def space_choice(results: Sequence[Result]) -> Table:
     Returns:
         A table that shows seed 0; its points have all seeds.
     """
+    results, alone = of_one_network(results)
     pixel = {one.net.hash: one for one in evaluations(results, "pixel")}
     points = []
     for one in evaluations(results, "paper"):
@@ -184,4 +201,5 @@ def space_choice(results: Sequence[Result]) -> Table:
     frame = pd.DataFrame(points)
     first = frame[frame["seed"] == 0]
     shown = spread_out(first, percent(first["accuracy"]), columns="eps")
-    return Table(f"PGD in normalised and in pixel units, accuracy in percent, seed 0, {images(frame)}", shown, frame)
+    title = f"PGD in normalised and in pixel units, accuracy in percent, seed 0, {images(frame)}"
+    return Table(" · ".join(filter(None, (title, alone))), shown, frame)

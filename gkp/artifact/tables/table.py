@@ -12,6 +12,7 @@ import pandas as pd
 
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.results import not_run_yet, paper_name
+from gkp.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,21 @@ def spread_out(frame: pd.DataFrame, text: Iterable[str], *, columns: str) -> pd.
 
     Returns:
         The text, with methods and headings in order of appearance and methods by their names in the paper.
+
+    Raises:
+        BadInput: A method has several points in a column, such as those of two seeds.
     """
-    wide = frame.assign(text=list(text)).pivot(index="method", columns=columns, values="text")
+    wide = pivoted(frame, text, index=["method"], columns=columns)
     wide = wide.loc[frame["method"].unique(), frame[columns].unique()]
     return wide.rename(index=paper_name)
+
+
+def pivoted(frame: pd.DataFrame, text: Iterable[str], *, index: list[str], columns: str) -> pd.DataFrame:
+    """The text of each row of `frame` by some columns of its points and one more; BadInput where two rows have one place."""
+    if (again := frame.duplicated([*index, columns])).any():
+        place = ", ".join(map(str, frame.loc[again, [*index, columns]].iloc[0]))
+        raise BadInput(f"there are several results for {place}; give those of one seed, rate and length of fine-tuning")
+    return frame.assign(text=list(text)).pivot(index=index, columns=columns, values="text")
 
 
 def with_interval(rows: pd.DataFrame) -> list[str]:
