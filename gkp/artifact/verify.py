@@ -150,7 +150,8 @@ def check_notebooks(folder: Path) -> Check:
     """
     books = {file: read_notebook(file) for file in sorted(folder.glob("*.ipynb"))}
     executed = {file: book for file, book in books.items() if was_executed(book)}
-    problems, drawn = [], {}
+    problems: list[str] = []
+    drawn: dict[str, str] = {}
     for file, book in executed.items():
         published: dict[str, Any] = book["metadata"].get("gkp", {})
         drawn |= published.get("figures", {})
