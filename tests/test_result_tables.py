@@ -70,7 +70,7 @@ def test_pgd_is_shown_in_both_units_with_its_own_n(results):
     table = tables.space_choice(results)
     one = table.points[(table.points["method"] == "sr-gkp") & (table.points["seed"] == 0)].set_index("eps")
     assert one["accuracy"].to_dict() == pytest.approx({"normalised 8/255": 0.7, "pixel 1/255": 0.4})
-    assert one["n"].to_dict() == {"normalised 8/255": 100, "pixel 1/255": 10} and table.title.endswith("n = 100, 10 · seed 0")
+    assert one["n"].to_dict() == {"normalised 8/255": 100, "pixel 1/255": 10} and table.title.endswith("n = 100, 10")
 
 
 def test_seeds_are_averaged_and_a_single_one_says_so(results):
