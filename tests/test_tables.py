@@ -112,7 +112,8 @@ def test_in_a_notebook_marks_are_bold_and_underlined_and_nothing_else_is_markup(
 def test_headers_stand_in_one_row_and_say_what_they_are_of_whatever_names_the_rows(marked):
     index = pd.MultiIndex.from_tuples([("resnet20", 1), ("resnet20", 128)], names=["network", "batch"])
     twice = pd.DataFrame({"ms": ["2", "3"], "note": ["a" * 70, "<"]}, index=index)
-    for frame in (twice, twice.droplevel(1), twice.reset_index(drop=True), twice.rename_axis([None, "batch"])):
+    pivoted = twice.rename_axis(columns="attack")  # whose name was a header of its own above an empty column
+    for frame in (twice, twice.droplevel(1), twice.reset_index(drop=True), twice.rename_axis([None, "batch"]), pivoted):
         html = tables.Table("t", frame, frame, marked=marked)._repr_html_()
         levels = frame.index.nlevels
         named = [name for name in frame.index.names if name]

@@ -76,6 +76,7 @@ def _as_table(frame: pd.DataFrame, *, escape: bool) -> str:
         return ""
     levels = frame.index.nlevels
     flat = frame.reset_index(names=[name or "" for name in frame.index.names], allow_duplicates=True)
+    flat.columns.name = None  # pandas would give it a column of its own, empty in every row
     with pd.option_context("display.max_colwidth", None):
         head, body, rest = flat.to_html(index=False, escape=escape, border=0).partition("<tbody>")
     head = head.replace("<th></th>", "<td></td>").replace("<th>", '<th scope="col">')  # a corner without a name is no header
