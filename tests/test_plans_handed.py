@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import json
 import math
 from collections import deque, namedtuple
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -11,12 +13,14 @@ from torch import nn
 
 import gkp
 from gkp.errors import BadInput
+from gkp.pruning import registry
 from gkp.pruning.budget import grouped_kernel_macs
 from gkp.pruning.coupling import Couplings
 from gkp.pruning.filters import FilterSpec
 from gkp.pruning.grouped import GroupedSpec
 from gkp.pruning.overlap import overlap
 from gkp.pruning.plan import Plan, plan_of
+from gkp.pruning.registry import register
 from gkp.pruning.sr_gkp.ablations import LeastSmoothGKP
 from gkp.pruning.sr_gkp.selection import Balance, smooth_beam_greedy
 from gkp.pruning.sr_gkp.selection_compiled import expected_seconds
@@ -223,10 +227,12 @@ def test_beams_that_would_outgrow_memory_are_refused_before_they_grow(every):
 
 
 def test_a_network_lies_in_memory_as_it_likes_and_is_pruned_the_same():
-    turned = torch.stack([torch.rot90(torch.arange(9.0).view(3, 3).exp(), k) for k in range(4)])
+    generator = torch.Generator().manual_seed(34)
+    kernel = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    turned = torch.stack([torch.rot90(one, k) for one in (kernel, kernel.T) for k in range(4)])  # all equally smooth
     conv = nn.Conv2d(16, 16, 3, dtype=torch.float64)
     with torch.no_grad():
-        conv.weight.copy_(turned[torch.randint(4, (16, 16), generator=torch.Generator().manual_seed(0))])
+        conv.weight.copy_(turned[torch.randint(8, (16, 16), generator=generator)])
     other = copy.deepcopy(conv).to(memory_format=torch.channels_last)
     method = LeastSmoothGKP(rate=0.5, groups=2)
     assert method.plan(None, {"0": conv}) == method.plan(None, {"0": other})
@@ -259,6 +265,42 @@ def test_products_of_sparse_matrices_are_named_as_left_out():
             return torch.sparse.mm(torch.eye(8).to_sparse(), x[0, 0])
 
     assert gkp.cost(Sparse(), input_shape=(3, 8, 8)).left_out
+
+
+def test_a_part_of_the_state_of_the_dense_network_is_loaded_into_the_twin_too():
+    net, pruned = two_convs(), PrunedModel(two_convs(), GROUPED)
+    part = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("4")}
+    found = pruned.load_state_dict(part, strict=False)
+    assert sorted(found.missing_keys) == ["net.4.bias", "net.4.weight"] and not found.unexpected_keys
+    assert torch.equal(pruned.net[0].weight, net[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"family": "filters"}, "family of odd must be one of grouped kernel, filter, channel, residual block, not 'filters'"),
+        ({"needs": ("weigths",)}, r"needs of odd must be a tuple of some of weights, data, .*, not \('weigths',\)"),
+        ({"needs": "weights"}, "needs of odd must be a tuple of"),
+        ({}, "Odd is no dataclass; put @dataclass"),
+    ],
+)
+def test_words_that_no_method_has_are_refused_where_one_is_registered(wrong, says):
+    words = {"reference": "this test", "family": "filter", "needs": ("weights",), "fidelity": "faithful"}
+    with pytest.raises(BadInput, match=says):
+        register("odd", **words | wrong)(type("Odd", (), {}))
+    assert "odd" not in gkp.methods()
+
+
+def test_options_that_are_made_for_each_method_and_those_without_a_default_are_listed(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", {})
+
+    @register("odd", reference="this test", family="filter", needs=(), fidelity="faithful")
+    @dataclass(frozen=True)
+    class Odd:
+        wanted: int
+        layers: list = field(default_factory=lambda: ["conv"])
+
+    assert json.loads(json.dumps(gkp.methods()["odd"].to_json()))["options"] == {"wanted": None, "layers": ["conv"]}
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, math.nan, "0.5", True])

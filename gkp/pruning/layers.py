@@ -79,26 +79,17 @@ def choose_filter_layers(
     Raises:
         BadInput: A layer that was asked for does not fit, or nothing is left.
     """
-    every = convolutions(net)
-    couplings = Couplings(net, input_shape)
-    left_out: dict[str, str] = {}
-    if layers is None:
-        left_out = {name: reason for name in every if (reason := not_own(every[name]) or couplings.reason(name))}
-        chosen = [name for name in every if name not in left_out]
-    else:
-        chosen = _named(every, layers)
-        left_out = {name: "not asked for" for name in every if name not in chosen}
-        for name in chosen:
-            if reason := not_own(every[name]) or couplings.reason(name):
-                raise BadInput(f"whole filters of {name} cannot go: it {reason}; leave it out with layers=")
-    if not isinstance(net, Classifier):
-        sound, faulty = _tried(net, chosen, input_shape, time_limit)
-        if layers is not None and faulty:
-            name, reason = next(iter(faulty.items()))
-            raise BadInput(f"whole filters of {name} cannot go: it {reason}; leave it out with layers=")
-        left_out |= faulty
-        chosen = [name for name in chosen if name in sound]
-    return _some(net, every, chosen, left_out), left_out
+    every, couplings = convolutions(net), Couplings(net, input_shape)
+    chosen = list(every) if layers is None else _named(every, layers)
+    left_out = {name: "not asked for" for name in every if name not in chosen}
+    faulty = {name: reason for name in chosen if (reason := not_own(every[name]) or couplings.reason(name))}
+    if not isinstance(net, Classifier) and (layers is None or not faulty):
+        faulty |= _tried(net, [name for name in chosen if name not in faulty], input_shape, time_limit)
+    if layers is not None and faulty:
+        name, reason = next(iter(faulty.items()))
+        raise BadInput(f"whole filters of {name} cannot go: it {reason}; leave it out with layers=")
+    left_out |= faulty
+    return _some(net, every, [name for name in chosen if name not in faulty], left_out), left_out
 
 
 def choose_block_layers(net: nn.Module, layers: Layers, input_shape: Sequence[int] | None = None) -> Chosen:
@@ -173,10 +164,8 @@ def _apart(net: nn.Module, every: Mapping[str, nn.Conv2d], input_shape: Sequence
     return idle | dict.fromkeys(seen.stems, "is the image layer")
 
 
-def _tried(
-    net: nn.Module, names: Sequence[str], input_shape: Sequence[int] | None, seconds: float
-) -> tuple[list[str], dict[str, str]]:
-    """The layers whose filters can go together exactly, and the others with the reason."""
+def _tried(net: nn.Module, names: Sequence[str], input_shape: Sequence[int] | None, seconds: float) -> dict[str, str]:
+    """The layers whose filters cannot go together with the others exactly, with the reason."""
     generator = torch.Generator().manual_seed(0)
     shape = tuple(input_shape or find_input_shape(net)) if names else None
     specs, every = {}, convolutions(net)
@@ -188,7 +177,7 @@ def _tried(
     def trial(some: Sequence[str]) -> PrunedModel:
         return PrunedModel(net, Plan({name: specs[name] for name in some}, shape))
 
-    return sound_layers(names, trial, shape, seconds=seconds)
+    return sound_layers(names, trial, shape, seconds=seconds)[1]
 
 
 def _some(

@@ -21,6 +21,8 @@ from gkp.pruning.arguments import checked_options
 
 M = TypeVar("M", bound=type)
 PROCEDURES = ("one-shot", "soft", "sparse training", "while training")
+FAMILIES = ("grouped kernel", "filter", "channel", "residual block")
+NEEDS = ("weights", "data", "gradients", "training", "training snapshots", "initialisation", "unlabelled images")
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def register(
         name: By which `gkp.prune` knows it.
         reference: Authors, venue and year.
         family: What is removed: "grouped kernel", "filter", "channel" or "residual block".
-        needs: Of "weights", "data", "training", "initialisation".
+        needs: What it looks at, of `NEEDS`; what is needed and missing is refused.
         fidelity: "faithful", or "adapted: " and what differs from the published method, and why.
         procedure: "one-shot", or when else it prunes.
         adversarial: Whether it trains the network to be robust, so that it is marked in every table.
@@ -98,23 +100,35 @@ def register(
         The decorator, which returns the class itself.
 
     Raises:
-        BadInput: The name is taken by another class, the procedure is unknown, or `fidelity` is neither "faithful" nor
-            "adapted: ...".
+        BadInput: The name is taken by another class, the class is no dataclass, a procedure, family or need is unknown, or
+            `fidelity` is neither "faithful" nor "adapted: ...".
     """
-    if procedure not in PROCEDURES:
-        raise BadInput(f"procedure of {name} must be one of {', '.join(PROCEDURES)}, not {procedure!r}")
+    for what, given, known in (("procedure", procedure, PROCEDURES), ("family", family, FAMILIES)):
+        if given not in known:
+            raise BadInput(f"{what} of {name} must be one of {', '.join(known)}, not {given!r}")
+    if isinstance(needs, str) or set(needs) - set(NEEDS):
+        raise BadInput(f"needs of {name} must be a tuple of some of {', '.join(NEEDS)}, not {needs!r}")
     if fidelity != "faithful" and not fidelity.startswith("adapted: "):
         raise BadInput(f'fidelity of {name} must be "faithful" or "adapted: what differs and why", not {fidelity!r}')
 
     def add(cls: M) -> M:
+        if not dataclasses.is_dataclass(cls):
+            raise BadInput(f"{cls.__name__} is no dataclass; put @dataclass(frozen=True) below @register")
         taken = _REGISTRY.get(name)
         if taken is not None and taken.cls.__qualname__ != cls.__qualname__:
             raise BadInput(f"a method called {name!r} is registered already ({taken.cls.__qualname__}); choose another name")
-        options = {field.name: field.default for field in dataclasses.fields(cls)}
+        options = {field.name: _default(field) for field in dataclasses.fields(cls)}
         _REGISTRY[name] = MethodInfo(name, reference, family, needs, procedure, fidelity, options, cls, adversarial)
         return cls
 
     return add
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field, None if it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def methods() -> dict[str, MethodInfo]:

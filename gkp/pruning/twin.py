@@ -127,9 +127,9 @@ class PrunedModel(nn.Module):
         return masks.unmask(take_off_compiled(copy_of(unwrapped(self.net))))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        names = list(self.net.state_dict())
-        if all(prefix + name in state_dict and f"{prefix}net.{name}" not in state_dict for name in names):  # a dense network's
-            state_dict.update({f"{prefix}net.{name}": state_dict.pop(prefix + name) for name in names})
+        names = {prefix + name: f"{prefix}net.{name}" for name in self.net.state_dict()}
+        if not any(own in state_dict for own in names.values()):  # a dense network's, or a part of that
+            state_dict.update({own: state_dict.pop(name) for name, own in names.items() if name in state_dict})
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @settled()
