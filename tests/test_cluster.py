@@ -23,7 +23,7 @@ from grid_stages import Number, TinyTraining, Trouble
 from gkp.artifact import experiments as grid
 from gkp.artifact import profiles
 from gkp.artifact.experiments import child, cluster
-from gkp.artifact.experiments.child import Child, main, supervise
+from gkp.artifact.experiments.child import supervise
 from gkp.artifact.experiments.compute import Job, Outcome
 from gkp.artifact.experiments.provenance import resident_mb
 from gkp.errors import BadInput
@@ -318,20 +318,11 @@ def test_a_scheduler_that_dies_is_a_clear_error_and_finished_cells_are_kept(stor
     assert report.cached == 3
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
-def test_a_child_keeps_the_memory_that_dask_would_have_it_give_back(monkeypatch):
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")  # as in a worker of Dask's
-    child = Child(main)
-    try:
-        assert child.is_ready()
-        environment = Path(f"/proc/{child.pid}/environ").read_bytes().split(b"\0")
-        assert b"MALLOC_TRIM_THRESHOLD_=1073741824" in environment and b"MALLOC_TRIM_THRESHOLD_=65536" not in environment
-    finally:
-        child.kill()
-
-
-def test_a_child_computes_by_the_file_of_the_run_and_keeps_the_last_words_of_a_cell(store, tmp_path, monkeypatch):
+def test_a_child_keeps_its_memory_computes_by_the_file_of_the_run_and_keeps_the_last_words_of_a_cell(
+    store, tmp_path, monkeypatch
+):
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")  # as in a worker of Dask's, which would have it given back
     store.prepare()
 
     def supervised(cell: grid.Cell, **options) -> Outcome:
@@ -349,6 +340,9 @@ def test_a_child_computes_by_the_file_of_the_run_and_keeps_the_last_words_of_a_c
 
     assert supervised(Trouble(how="print")).kind == "error"
     assert (store.root / ".failed" / Trouble(how="print").id / "log.txt").read_text().splitlines()[-1] == "the last words"
+    if (environ := Path(f"/proc/{child._here.child.pid}/environ")).exists():
+        given = environ.read_bytes().split(b"\0")
+        assert b"MALLOC_TRIM_THRESHOLD_=1073741824" in given and b"MALLOC_TRIM_THRESHOLD_=65536" not in given
     child._here.child.kill()
     child._here.child = None
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import grid_stages
 import numpy as np
 import pytest
 import torch
@@ -282,6 +283,14 @@ def test_the_commit_is_that_of_the_code_when_the_stage_began(store, monkeypatch)
     assert commit_at == [1]
 
 
+def test_the_commit_is_that_of_the_checkout_also_in_a_hook_of_git(monkeypatch, tmp_path):
+    read = provenance.git_commit.__wrapped__
+    here = read()
+    for name in ("GIT_DIR", "GIT_INDEX_FILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    assert read() == here
+
+
 def test_seconds_do_not_contain_the_loading_of_libraries(store, monkeypatch):
     @contextmanager
     def slow(threads, seed):
@@ -532,6 +541,29 @@ def test_seconds_contain_those_that_stopped_runs_spent_until_their_last_checkpoi
             compute([Number(x=1)], store)
     run = compute([Number(x=1)], store)[0].run
     assert 0.4 <= run["taken_over_seconds"] < run["seconds"] and run["seconds"] >= 0.6 and leftovers(store.root) == []
+
+
+def test_a_cell_is_computed_anew_although_its_writer_was_killed_before_it_removed_the_checkpoints(store, monkeypatch):
+    cell, scratch = Trouble(how="resume", note=os.devnull), store.scratch(Trouble(how="resume", note=os.devnull).id)
+    scratch.mkdir(parents=True)
+    (scratch / "epoch").write_text("1")
+    remove = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **options: path == scratch or remove(path, **options))
+    assert compute([cell], store)[0]["done"] == 2 and scratch.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(grid_stages, "_sleep", lambda *_: 5)
+    assert compute([cell], store, recompute=True)[0]["done"] == 5
+    scratch.mkdir()  # by a later computation that was stopped
+    (scratch / "epoch").write_text("7")
+    assert compute([cell], store, recompute=True)[0]["done"] == 8 and leftovers(store.root) == []
+
+
+def test_a_finished_cell_is_kept_when_its_writer_is_killed_while_it_replaces_it(store):
+    cell = Number(x=1)
+    compute([cell], store)
+    os.rename(store.root / cell.id, store.root / f".{cell.id}.old-77")
+    store.prepare()
+    assert grid.load([cell], store=store).cached == 1 and leftovers(store.root) == []
 
 
 # --- full and read-only disks ---------------------------------------------------------------------------------------

@@ -17,13 +17,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from gkp.artifact.experiments.compute import Job, Outcome, compute, failure
-from gkp.artifact.experiments.limits import POLL_SECONDS, STOPPED, is_over, too_large, too_late, too_long
+from gkp.artifact.experiments.limits import POLL_SECONDS, STOPPED, passed
 from gkp.artifact.experiments.provenance import resident_mb
 from gkp.artifact.experiments.store import Store
 
@@ -45,12 +46,8 @@ def supervise(job: Job) -> Outcome:
         child.pipe.send(job)
         while not child.pipe.poll(POLL_SECONDS):
             spent = time.monotonic() - started
-            if is_over(job, grace=_GRACE):
-                return _end(child, job, *too_late(), spent)
-            if job.time_limit is not None and spent > job.time_limit:
-                return _end(child, job, *too_long(job), spent)
-            if job.memory_limit is not None and resident_mb(child.pid) > job.memory_limit:
-                return _end(child, job, *too_large(job), spent)
+            if reason := passed(job, spent, partial(resident_mb, child.pid), grace=_GRACE):
+                return _end(child, job, *reason, spent)
         return child.pipe.recv()
     except (EOFError, OSError):
         return _end(child, job, "crashed", f"its process ended by {child.how_it_ended()}", time.monotonic() - started)

@@ -181,6 +181,7 @@ def compute(job: Job, *, alone: bool) -> Outcome:
         with store.lock(job.id):
             if not job.recompute and store.lookup(job.id, job.hash, whole=True) is not None:
                 return Outcome(job.id, "cached")
+            store.drop_used_scratch(job.id)  # to compute the cell anew, unless a later run began that
             with store.writing(job.id) as partial:
                 return _compute_locked(job, store, partial, alone)
     except Busy:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gkp.artifact.experiments.provenance import resident_mb
@@ -36,24 +36,17 @@ def interrupted_at_limits(job: Job, *, alone: bool) -> Iterator[None]:
         job: The job.
         alone: Whether the process is supervised from outside; then only the deadline is enforced here.
     """
-    limited = not alone and (job.time_limit, job.memory_limit) != (None, None)
-    if not (limited or job.deadline is not None) or threading.current_thread() is not threading.main_thread():
+    job = replace(job, time_limit=None, memory_limit=None) if alone else job
+    unlimited = (job.time_limit, job.memory_limit, job.deadline) == (None, None, None)
+    if unlimited or threading.current_thread() is not threading.main_thread():
         yield
         return
-    end = time.monotonic() + (job.time_limit or math.inf)
-    allowed = resident_mb(os.getpid()) + (job.memory_limit or math.inf)
+    started, mb_before = time.monotonic(), resident_mb(os.getpid())
 
     def look(*_: object) -> None:
-        if is_over(job):
-            reason = too_late()
-        elif limited and time.monotonic() > end:
-            reason = too_long(job)
-        elif limited and resident_mb(os.getpid()) > allowed:
-            reason = too_large(job)
-        else:
-            return
-        signal.setitimer(signal.ITIMER_REAL, _AGAIN)
-        raise LimitExceeded(*reason)
+        if reason := passed(job, time.monotonic() - started, lambda: resident_mb(os.getpid()) - mb_before):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+            raise LimitExceeded(*reason)
 
     before = signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, POLL_SECONDS, POLL_SECONDS)
@@ -64,21 +57,19 @@ def interrupted_at_limits(job: Job, *, alone: bool) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def is_over(job: Job, *, grace: float = 0.0) -> bool:
-    """Whether the deadline of the job's run has passed, by `grace` seconds."""
-    return job.deadline is not None and time.time() > job.deadline + grace
+def passed(job: Job, seconds: float, mb: Callable[[], float], *, grace: float = 0.0) -> tuple[str, str] | None:
+    """The kind and message of a job that has passed a limit; None where it has not.
 
-
-def too_late() -> tuple[str, str]:
-    """The kind and message of a job that is stopped at the deadline of its run."""
-    return STOPPED, "stopped at the deadline of the run"
-
-
-def too_long(job: Job) -> tuple[str, str]:
-    """The kind and message of a job that passed its time limit."""
-    return "time limit", f"ran longer than its limit of {job.time_limit:g} s"
-
-
-def too_large(job: Job) -> tuple[str, str]:
-    """The kind and message of a job that passed its memory limit."""
-    return "memory limit", f"used more than its limit of {job.memory_limit:g} MB"
+    Args:
+        job: The job.
+        seconds: How long it has been computed.
+        mb: Measures its resident memory in MB.
+        grace: Seconds that it may go on after the deadline of its run.
+    """
+    if job.deadline is not None and time.time() > job.deadline + grace:
+        return STOPPED, "stopped at the deadline of the run"
+    if job.time_limit is not None and seconds > job.time_limit:
+        return "time limit", f"ran longer than its limit of {job.time_limit:g} s"
+    if job.memory_limit is not None and mb() > job.memory_limit:
+        return "memory limit", f"used more than its limit of {job.memory_limit:g} MB"
+    return None

@@ -19,6 +19,7 @@ import psutil
 
 from gkp.files import checkout
 
+_OF_HOOKS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
 PACKAGES = (
     *("torch", "torchvision", "numpy", "scipy", "scikit-learn", "statsmodels", "numba", "pillow"),
     *("distributed", "pyautoattack", "robustbench", "torch-pruning"),
@@ -55,9 +56,13 @@ def git_commit() -> str:
     if root is None or not (root / ".git").exists():
         return "unknown"
 
+    # the hooks of git set variables that name another repository or index
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_HOOKS}
+
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root / "gkp"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        command = ["git", "--no-optional-locks", "-C", str(root / "gkp"), *arguments]  # a commit may be made meanwhile
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True, env=environment)
+        return done.stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")

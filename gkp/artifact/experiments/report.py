@@ -71,7 +71,7 @@ class Report(Sequence[Result]):
         missing: Requested cells without a result: failed, blocked, or not computed.
         damaged: Id -> why a stored cell was refused.
         stopped: Ids of cells that were stopped at the deadline, or not started because of it.
-        lines: The lines of a dry run.
+        lines: The lines of a dry run, or the reasons why cells were left out.
         failed_folder: Where the logs of failed cells are.
     """
 

@@ -215,7 +215,7 @@ class _Run:
             slots = executor.slots()
             if not slots and not said:
                 said = True
-                self._progress.say("the scheduler has no workers yet; waiting for the first")
+                self._progress.say("the scheduler has no workers; waiting for one")
             while self._ready and (len(self._out) < slots or self._left() <= _TO_BEGIN):
                 _, key = heapq.heappop(self._ready)
                 if not self._in_time(self.plan.todo[key]):

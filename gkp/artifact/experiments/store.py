@@ -54,7 +54,7 @@ from gkp.errors import BadInput
 from gkp.files import checkout, file_sha256, user_path
 
 _OWN = ("spec.json", "result.json", "run.json", "log.txt")
-_INCOMPLETE = re.compile(rf"\.(.+-[0-9a-f]{{{HASH_DIGITS}}})\.(?:partial|old)-")
+_INCOMPLETE = re.compile(rf"\.(.+-[0-9a-f]{{{HASH_DIGITS}}})\.(partial|old)-")
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -127,12 +127,12 @@ class Store:
 
     def _left_behind(self) -> set[str]:
         """The ids with a lock file or an incomplete folder, whether or not their writer still runs."""
-        return {name.removesuffix(".lock") for name in _listdir(self.root / ".locks")} | {i for i, _ in self._incomplete()}
+        return {name.removesuffix(".lock") for name in _listdir(self.root / ".locks")} | {i for i, *_ in self._incomplete()}
 
-    def _incomplete(self) -> list[tuple[str, Path]]:
-        """(id, path) of each incomplete folder."""
+    def _incomplete(self) -> list[tuple[str, str, Path]]:
+        """(id, "partial" or "old", path) of each folder that is being written or replaced."""
         found = ((_INCOMPLETE.match(name), self.root / name) for name in _listdir(self.root))
-        return [(match[1], path) for match, path in found if match]
+        return [(match[1], match[2], path) for match, path in found if match]
 
     def clear(self, cell_id: str) -> None:
         """Remove the lock and the incomplete folder of a cell, unless its writer still runs."""
@@ -159,8 +159,10 @@ class Store:
             warnings.warn(message, RuntimeWarning, stacklevel=3)
         try:
             if lock.is_locked:  # so the writer of an incomplete folder has ended
-                for name, folder in self._incomplete():
-                    if name == cell_id:
+                for name, mark, folder in self._incomplete():
+                    if name == cell_id and mark == "old" and not (self.root / name).exists():
+                        os.rename(folder, self.root / name)  # it is finished: its writer was killed replacing it
+                    elif name == cell_id:
                         shutil.rmtree(folder, ignore_errors=True)
             yield
         finally:
@@ -224,6 +226,12 @@ class Store:
     def scratch(self, cell_id: str) -> Path:
         """The folder for checkpoints of the cell; it may not exist."""
         return self.root / ".scratch" / cell_id
+
+    def drop_used_scratch(self, cell_id: str) -> None:
+        """Remove checkpoints that are older than the finished cell: its writer was killed before it removed them."""
+        with suppress(OSError):
+            if self.scratch(cell_id).stat().st_mtime <= (self.root / cell_id / "result.json").stat().st_mtime:
+                shutil.rmtree(self.scratch(cell_id))
 
     # --- failures and who is running --------------------------------------------------------------------------------
 
