@@ -21,6 +21,7 @@ MEASURED = {  # first part of the path -> source; all have the licence of this r
     "checkpoints": "trained by this project: gkp run",
     "verdicts.csv": "computed by gkp/artifact/claims from results/",
     "minutes.csv": "recorded while the notebooks were executed",
+    "README.md": "written for this project",
 }
 
 
