@@ -21,7 +21,6 @@ MEASURED = {  # first part of the path -> source; all have the licence of this r
     "checkpoints": "trained by this project: gkp run",
     "verdicts.csv": "computed by gkp/artifact/claims from results/",
     "minutes.csv": "recorded while the notebooks were executed",
-    "README.md": "written for this project",
 }
 
 
@@ -82,7 +81,7 @@ def origin_of(data: Path, path: str) -> tuple[str, str]:
     first, _, rest = path.partition("/")
     if first in MEASURED:
         return MEASURED[first], "MIT"
-    if first == "published" and rest == "README.md":
+    if path in ("README.md", "published/README.md"):
         return "written for this project", "MIT"
     readme = data / "published" / "README.md"
     if first == "published" and readme.exists():
