@@ -180,6 +180,11 @@ def test_figure_2_shows_every_version_of_one_image_with_what_each_network_makes_
     assert np.array_equal(shown[-1], high_frequency(data, 0.7).images[4].permute(1, 2, 0).numpy())
 
 
+def test_figure_2_without_a_finished_network_is_not_run():
+    figure = reconstructions("digits", 4, {})
+    assert figure.points.empty and "not run" in figure.drawing.axes[0].texts[0].get_text()
+
+
 class Always(nn.Module):
     def __init__(self, k: int) -> None:
         super().__init__()
