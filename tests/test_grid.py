@@ -480,6 +480,16 @@ def test_a_failed_cell_is_tried_again_by_the_next_run_and_its_record_goes_with_s
     assert status.finished == (cell.id,) and store.failures() == {}
 
 
+def test_figures_by_number_and_links_to_nowhere_do_not_make_a_cell_unreadable(store, monkeypatch):
+    def careless(params, parents, folder, context):
+        (folder / "link").symlink_to(folder / "nowhere")
+        return {"by epoch": {1: 0.5, 2: 0.6, 10: 0.7}}
+
+    monkeypatch.setattr(sys.modules["gkp.artifact.experiments.run"], "_UNTIL_SEEN", 0.0)
+    monkeypatch.setattr(Number, "compute", staticmethod(careless))
+    assert compute([Number(x=1)], store)[0]["by epoch"] == {"1": 0.5, "2": 0.6, "10": 0.7}
+
+
 def test_figures_that_are_not_finite_are_a_failure_that_names_them(store):
     report = compute([Trouble(how="nan")], store)
     assert "returned figures that cannot be written as JSON" in report.failures[0].message

@@ -13,6 +13,7 @@ whole machine. A cell whose bits may depend on the machine (on a GPU) has thread
 from __future__ import annotations
 
 import copy
+import json
 import os
 import random
 import socket
@@ -216,7 +217,8 @@ def _run_stage(job: Job, store: Store, partial: Path, stream: TextIO, alone: boo
         figures = dict(function(copy.deepcopy(job.spec["params"]), parents, partial, context))
         seconds = time.perf_counter() - started
     try:
-        canonical([figures, context.notes])
+        figures = json.loads(canonical(figures))  # as they will be read back: keys are strings
+        canonical(context.notes)
     except (TypeError, ValueError) as error:
         raise BadInput(
             f"stage {job.stage!r} returned figures that cannot be written as JSON ({error}); return "

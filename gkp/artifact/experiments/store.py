@@ -306,7 +306,8 @@ def _files_of(folder: Path) -> list[str]:
 def _flush_tree(folder: Path) -> None:
     for here, _, names in os.walk(folder):
         for name in names:
-            _flush(Path(here) / name)
+            if (path := Path(here) / name).is_file():  # no link to nowhere, and no pipe, which would wait for its writer
+                _flush(path)
         _flush(Path(here))
 
 
