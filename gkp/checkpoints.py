@@ -72,16 +72,19 @@ def load_model(
     """
     _check_types(source, weights, into, key, fields)
     if str(source) in BUILDERS:
+        if into is not None:
+            raise BadInput(f"gkp builds {source} itself, so into= would not be filled; leave it out")
         if weights is None and key is not None:
             raise BadInput(f"key {key!r} is of a file of weights; give weights=FILE, or leave it out")
         if weights is None:
             return build_model(str(source), seed=seed, **fields).eval()
-        return in_mode(_load_weights(str(source), weights, into, key, fields))
+        return in_mode(_load_weights(str(source), weights, key, fields))
     path = user_path(source)
-    if (weights is not None or fields) and os.path.exists(path):
-        given = ", ".join([*fields, *(["weights"] if weights is not None else [])])
+    is_folder = os.path.isdir(path)
+    if (weights is not None or fields or (is_folder and key is not None)) and os.path.exists(path):
+        given = ", ".join([*fields, *(["weights"] if weights is not None else []), *(["key"] if key is not None else [])])
         raise BadInput(f"{given} cannot be given with {path}; leave out, or give an architecture: {', '.join(BUILDERS)}")
-    if os.path.isdir(path):
+    if is_folder:
         return in_mode(_load_folder(path, into))
     if not os.path.isfile(path):
         raise BadInput(f"unknown model {str(source)!r}: neither a saved folder nor one of {', '.join(BUILDERS)}")
@@ -111,9 +114,7 @@ def _check_types(source: object, weights: object, into: object, key: object, fie
             raise BadInput(f"{field} is {value!r}; give one number for each of 3 channels, e.g. {field}=(0.5, 0.5, 0.5)")
 
 
-def _load_weights(
-    name: str, weights: str | os.PathLike[str], into: nn.Module | None, key: str | None, fields: Mapping[str, Any]
-) -> nn.Module:
+def _load_weights(name: str, weights: str | os.PathLike[str], key: str | None, fields: Mapping[str, Any]) -> nn.Module:
     """One of our networks, with weights by name, from a saved folder or from a file."""
     path = user_path(weights)
     if path.name == "model.safetensors" and os.path.isfile(path.with_name("model.json")):
@@ -127,7 +128,7 @@ def _load_weights(
     if (name, str(weights)) in PUBLIC:
         return _load_public(name, str(weights))
     if folder is not None:
-        return _load_folder(folder, into, expected=name)
+        return _load_folder(folder, None, expected=name)
     if not os.path.lexists(path):
         ours = ["gkp"] if locate(f"checkpoints/{name}-gkp/model.json") else []
         known = ", ".join([*(w for n, w in PUBLIC if n == name), *ours]) or "none"
@@ -165,7 +166,7 @@ def save_model(net: nn.Module, folder: str | Path) -> Path:
     check_saved(net, dense)
     architecture = getattr(dense, "architecture", None)
     if isinstance(architecture, Architecture):
-        check_built(architecture, state, whole=_form(net) == "dense")
+        check_built(architecture, dense, state, whole=_form(net) == "dense")
     if odd := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         raise BadInput(f"{odd[0]} is no tensor but extra state, and a saved network holds tensors only; keep it elsewhere")
     data = save(_apart(state))
@@ -229,6 +230,8 @@ def _load_folder(folder: Path, into: nn.Module | None, expected: str | None = No
     name = header["architecture"]["name"]
     if expected is not None and name != expected:
         raise BadInput(f"{folder} holds a {name}, not a {expected}; load it as that, or give other weights")
+    if name in BUILDERS and into is not None:
+        raise BadInput(f"{folder} holds a {name}, which gkp builds itself, so into= would not be filled; leave it out")
     if name in BUILDERS:
         net: nn.Module = build(Architecture.from_json(header["architecture"]))
     elif into is not None:

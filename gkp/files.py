@@ -7,6 +7,7 @@ in the user's cache. Downloads go to the cache, and only when no folder has the 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -192,11 +193,8 @@ def problem_with(path: Path, *, text: bool = False) -> str:
 
 def file_sha256(path: Path) -> str:
     """The sha256 (hex) of a file's bytes."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_sha256(value: Any) -> str:
@@ -209,10 +207,10 @@ def _has_sha256(path: Path, sha256: str) -> bool:
 
 
 def replace_file(path: Path, content: Content) -> Path:
-    """Write a file atomically: a kill leaves the old file or the new one, never half of it. Makes its folder.
+    """Write a file atomically: a kill, or another writer, leaves the old file or a new one, never half of it. Makes its folder.
 
     Args:
-        path: The file to write.
+        path: The file to write, "~" for the home folder.
         content: Text, bytes, or a function that writes the path it is given.
 
     Returns:
@@ -221,8 +219,8 @@ def replace_file(path: Path, content: Content) -> Path:
     Raises:
         BadInput: It cannot be written; the old file is left alone.
     """
-    hint = "give a file in a folder that is writable and has room"
-    _replace(path.parent, {path: content}, lambda problem: f"{path}: cannot be written ({problem}); {hint}")
+    path, hint = user_path(path), "give a file in a folder that is writable and has room"
+    replace_all({path: content}, lambda problem: f"{path}: cannot be written ({problem}); {hint}")
     return path
 
 
@@ -240,17 +238,18 @@ def replace_files(folder: Path, contents: Mapping[str, Content], what: str) -> P
     Raises:
         BadInput: One of them cannot be written; nothing is left half done.
     """
-    hint = "choose a folder you may write to"
+    folder, hint = user_path(folder), "choose a folder you may write to"
     targets = {folder / name: content for name, content in contents.items()}
-    _replace(folder, targets, lambda problem: f"cannot write {what} to {folder} ({problem}); {hint}")
+    replace_all(targets, lambda problem: f"cannot write {what} to {folder} ({problem}); {hint}")
     return folder
 
 
-def _replace(folder: Path, contents: Mapping[Path, Content], message: Callable[[str], str]) -> None:
-    partials = {path: path.with_name(f"{path.name}.partial") for path in contents}
+def replace_all(contents: Mapping[Path, Content], message: Callable[[str], str]) -> None:
+    """Write files and rename them when all are written; makes their folders. `message` makes BadInput of what went wrong."""
+    partials = {path: _beside(path) for path in contents}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
             if callable(content):
                 content(partials[path])
             else:
@@ -258,10 +257,23 @@ def _replace(folder: Path, contents: Mapping[Path, Content], message: Callable[[
         for path, partial in partials.items():
             os.replace(partial, path)
     except OSError as error:
+        raise BadInput(message(error.strerror or one_line(error))) from error
+    finally:
         for partial in partials.values():
             with contextlib.suppress(OSError):  # the folder itself may be the problem
                 partial.unlink(missing_ok=True)
-        raise BadInput(message(error.strerror or one_line(error))) from error
+
+
+def _beside(path: Path) -> Path:
+    """A name beside a file that is of this call alone. What killed processes of this machine left there is removed."""
+    mark = f"{path.name}.{os.uname().nodename}-"
+    for left in path.parent.glob(f"{glob.escape(mark)}*.partial"):
+        with contextlib.suppress(OSError, ValueError):  # of another user, or no name of ours
+            try:
+                os.kill(int(left.name.removeprefix(mark).partition("-")[0]), 0)  # asks whether there is such a process
+            except ProcessLookupError:
+                left.unlink()
+    return path.with_name(f"{mark}{os.getpid()}-{os.urandom(4).hex()}.partial")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ import http.server
 import io
 import os
 import pickle
+import shutil
 import socket
 import threading
 import time
@@ -31,6 +32,7 @@ from gkp.data.dataset import Dataset, to_unit
 from gkp.data.sources import load_dataset
 from gkp.errors import BadInput
 from gkp.files import fetch, locate, searched_folders
+from gkp.networks.classifier import Architecture
 
 
 def toy(n: int = 10, **changes: object) -> Dataset:
@@ -515,6 +517,22 @@ def test_a_failed_download_says_so_and_leaves_nothing_behind(bare: SimpleNamespa
     assert not any(bare.cache.iterdir())
 
 
+def test_a_download_that_another_process_has_finished_meanwhile_is_taken(
+    bare: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", StandInForTorchvision)
+    monkeypatch.setattr(files, "reachable", lambda url: True)
+    usual = os.replace
+
+    def late(source: Path, target: Path) -> None:
+        shutil.copytree(source, target)
+        usual(source, target)  # refused, for there is a folder now that is not empty
+
+    monkeypatch.setattr(os, "replace", late)
+    assert len(load_dataset("cifar10", "test")) == 10_000
+    assert [path.name for path in bare.cache.iterdir()] == ["cifar-10-batches-py"]
+
+
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
@@ -655,3 +673,61 @@ def test_the_first_images_of_classes_that_stand_one_after_the_other_are_taken_fr
 def test_the_first_images_in_mixed_order_are_those_that_come_first() -> None:
     data = toy(7)
     assert data.leading(4).tolist() == [0, 1, 2, 3] and data.first(4).images.data_ptr() == data.images.data_ptr()
+
+
+def test_two_writers_of_a_file_do_not_write_into_each_other(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+
+    def slow(partial: Path) -> None:
+        with partial.open("w") as first:
+            first.write("a" * 3)
+            files.replace_file(file, "bb")
+            first.write("a" * 3)
+        assert file.read_text() == "bb"
+
+    files.replace_file(file, slow)
+    assert file.read_text() == "aaaaaa" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_writer_that_fails_in_its_own_way_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    file = files.replace_file(tmp_path / "file", "old")
+
+    def failing(partial: Path) -> None:
+        partial.write_text("half")
+        raise RuntimeError("as torch says it of a full disk")
+
+    with pytest.raises(RuntimeError, match="full disk"):
+        files.replace_file(file, failing)
+    assert file.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_what_is_written_below_the_home_folder_is_found_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert files.replace_file(Path("~/a.json"), "{}") == tmp_path / "home" / "a.json"
+    assert files.replace_files(Path("~/net"), {"b": "1"}, "the network") == tmp_path / "home" / "net"
+    assert os.listdir(tmp_path) == ["home"] and sorted(os.listdir("home")) == ["a.json", "net"]
+
+
+@pytest.mark.parametrize(
+    "which", [(3, 1), range(3, 0, -2), np.array([3, 1], np.uint8), torch.tensor([3, 1], dtype=torch.int16)]
+)
+def test_positions_are_positions_in_whatever_they_come(which) -> None:
+    data = toy()
+    expected = to_unit(data.images[[3, 1]])
+    assert torch.equal(data.pixels(which), expected) and torch.equal(data.subset(which).pixels(), expected)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mean": (float("nan"), 0.5, 0.5)}, {"std": (float("nan"), 1, 1)}, {"mean": (125.3, 123, 114)}]
+)
+def test_a_normalisation_that_is_none_of_pixels_in_0_to_1_is_refused(changes) -> None:
+    with pytest.raises(BadInput, match=r"of pixels in \[0, 1\], std above 0"):
+        toy(**changes)
+    with pytest.raises(BadInput, match=r"of pixels in \[0, 1\]"):
+        Architecture("resnet20", **changes)
+
+
+def test_padding_below_0_is_refused() -> None:
+    with pytest.raises(BadInput, match="pad is -1; give 0 or more pixels"):
+        crop_and_flip(toy().images, pad=-1, flip=False, generator=seeded(0))

@@ -512,3 +512,20 @@ def test_a_subset_of_the_real_tiny_imagenet(place: SimpleNamespace, tmp_path: Pa
     net = build_model("resnet20", num_classes=20, mean=test.mean, std=test.std)
     out = benchmark(prune(net, "l2-gkp"), "tiny-imagenet", n_examples=4, eps=("1/255",), attacks=("fgsm",), progress=False)
     assert out.n == 4 and out.labels.tolist() == test.labels[:4].tolist()
+
+
+def test_the_training_images_of_imagenet_are_not_those_of_its_folder_at_the_same_size(
+    place: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes(place.data / "imagenet" / "train", ["a", "b"], n=1, side=(9, 9))
+    monkeypatch.setitem(folders.KNOWN, "imagenet", replace(folders.KNOWN["imagenet"], size=6, stored=8))
+    stored = load_dataset("imagenet", "train")
+    other = load_dataset(f"folder:{place.data / 'imagenet'}?size=8", "train")
+    assert stored.images.shape == other.images.shape == (2, 3, 8, 8) and not torch.equal(stored.images, other.images)
+
+
+def test_without_a_training_part_the_classes_of_val_are_numbered_the_same_in_test(place: SimpleNamespace) -> None:
+    classes(place.root / "val", ["a", "b", "c"], n=1)
+    classes(place.root / "test", ["b", "c"], n=1)
+    val, test = (load_dataset(f"folder:{place.root}", split) for split in ("val", "test"))
+    assert val.labels.tolist() == [0, 1, 2] and test.labels.tolist() == [1, 2] and test.num_classes == 3

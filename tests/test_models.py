@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torchvision
+from torch import nn
 from torch.nn import functional as F
 
 from gkp.checkpoints import load_model, save_model, tensors_sha256
@@ -12,7 +13,7 @@ from gkp.data.sources import load_dataset
 from gkp.errors import BadInput
 from gkp.evaluation.benchmark import accuracy
 from gkp.networks.build import build_model
-from gkp.networks.classifier import ShortcutA
+from gkp.networks.classifier import Architecture, CifarResNet, ShortcutA
 from gkp.pruning.cost import cost, latency
 from gkp.pruning.prune import prune
 
@@ -221,3 +222,67 @@ def test_public_weights_reach_their_published_accuracy_on_all_10000_images(publi
     for name, right in (("resnet32", 1854), ("resnet56", 1859)):
         found = accuracy(load_model(name, weights="akamaster"), test.first(2000), batch_size=100)
         assert round(2000 * found) == pytest.approx(right, abs=1), name
+
+
+def with_silu(net):
+    net.features[2] = nn.SiLU()
+    return net
+
+
+def with_attribute(net, name, field, value):
+    setattr(net.get_submodule(name), field, value)
+    return net
+
+
+class Darker(CifarResNet):
+    def forward(self, x):
+        return super().forward(x / 2)
+
+
+class Renamed(CifarResNet):
+    """Computes what a CifarResNet does."""
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        (lambda: Darker(Architecture("resnet20"), 3), "this Darker"),
+        (lambda: with_silu(build_model("vgg16_bn")), "features.2 of this vgg16_bn"),
+        (lambda: with_attribute(build_model("resnet20"), "bn1", "eps", 0.5), "bn1 of this resnet20"),
+        (lambda: with_attribute(build_model("resnet20"), "layer2.0.shortcut", "padding", (8, 8)), "layer2.0.shortcut of this"),
+    ],
+)
+def test_a_network_of_ours_that_computes_otherwise_is_not_saved_as_the_usual_one(changed, what, tmp_path):
+    with pytest.raises(BadInput, match=f"^{what}.* computes otherwise than .* does, as which it would be loaded"):
+        save_model(changed(), tmp_path / "net")
+    assert not any(tmp_path.iterdir())
+
+
+def test_nor_is_one_that_was_pruned_after_it_was_changed(tmp_path):
+    net = build_model("resnet20")
+    net.pool = nn.AdaptiveMaxPool2d(1)
+    twin = prune(net, "l2-gkp", rate=0.5)
+    for pruned in (twin, twin.compact()):
+        with pytest.raises(BadInput, match=r"^pool of this resnet20 computes otherwise"):
+            save_model(pruned, tmp_path)
+
+
+def test_what_computes_the_same_is_saved_whatever_its_class(tmp_path):
+    whole, x = Renamed(Architecture("resnet20"), 3).eval(), torch.rand(2, 3, 8, 8)
+    in_parallel = torch.nn.SyncBatchNorm.convert_sync_batchnorm(build_model("resnet20")).eval()
+    assert torch.equal(load_model(save_model(whole, tmp_path / "a"))(x), whole(x))
+    assert torch.equal(load_model(save_model(in_parallel, tmp_path / "b")).conv1.weight, in_parallel.conv1.weight)
+
+
+def test_what_would_be_ignored_is_refused(tmp_path):
+    net = build_model("resnet20")
+    folder = save_model(net, tmp_path / "net")
+    for source, options, says in (
+        ("resnet20", {"into": net}, "gkp builds resnet20 itself, so into= would not be filled"),
+        (folder, {"into": net}, "holds a resnet20, which gkp builds itself, so into= would not be filled"),
+        (folder, {"key": "ema"}, "key cannot be given with"),
+        ("resnet20", {"num_classes": 10.0}, "num_classes of resnet20 must be a whole number of 2 or more, not 10.0"),
+        ("resnet20", {"seed": 2**64}, "seed is 18446744073709551616; give a whole number of at most 64 bits"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            load_model(source, **options)

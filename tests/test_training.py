@@ -415,7 +415,8 @@ def test_a_killed_process_is_resumed_to_the_same_bits(tmp_path: Path, uninterrup
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
     killed = subprocess.run([sys.executable, "-c", code, str(checkpoint)], env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    checkpoint.with_name(checkpoint.name + ".partial").write_bytes(b"what a kill in the middle of writing leaves")
+    left = f"{checkpoint.name}.{os.uname().nodename}-{2**22 + 1}-0.partial"  # above the highest number of a process
+    checkpoint.with_name(left).write_bytes(b"what a kill in the middle of writing leaves")
     net = tiny(MaskedTiny)
     log = train_digits(net, checkpoint)
     assert same_weights(net, uninterrupted[0])
@@ -679,3 +680,68 @@ def test_two_objectives_or_two_sets_of_weights_are_refused() -> None:
         train(Linear(), one_pixel(), FAST, callbacks=[Swapped(), Swapped()])
     with pytest.raises(BadInput, match="two callbacks have an objective"):
         train(Linear(), one_pixel(), FAST, callbacks=[OwnObjective(), OwnObjective()])
+
+
+def test_each_module_comes_out_of_a_training_in_the_mode_it_came_in() -> None:
+    frozen, warm = tiny(), tiny().eval()
+    frozen.bn1.eval()
+    warm.bn1.train()
+    for net in (frozen, warm):
+        train(net, some_digits(16), Recipe(epochs=1, lr=0.01, batch_size=16), progress=False)
+    assert (frozen.training, frozen.bn1.training, frozen.bn2.training) == (True, False, True)
+    assert (warm.training, warm.bn1.training, warm.bn2.training) == (False, True, False)
+
+
+def stopped_after_one_epoch(net: nn.Module, checkpoint: Path) -> None:
+    epochs = iter([{}])  # and then StopIteration
+    with pytest.raises(StopIteration):
+        train(net, some_digits(32), FAST, checkpoint=checkpoint, evaluate=lambda _: next(epochs), progress=False)
+
+
+def test_a_checkpoint_of_other_trained_parameters_is_refused_both_ways(tmp_path: Path) -> None:
+    frozen = tiny()
+    frozen.bn1.weight.requires_grad_(False)  # each later momentum has another place, and some of them the same shape
+    stopped_after_one_epoch(tiny(), tmp_path / "all")
+    stopped_after_one_epoch(frozen, tmp_path / "some")
+    for net, checkpoint in ((frozen, "all"), (tiny(), "some")):
+        with pytest.raises(BadInput, match="belongs to a training with another frozen"):
+            train(net, some_digits(32), FAST, checkpoint=tmp_path / checkpoint, progress=False)
+
+
+def test_buffers_that_the_state_dict_leaves_out_are_resumed_too(tmp_path: Path) -> None:
+    class Warming(Tiny):
+        """Its logits grow with the steps that it was trained."""
+
+        def __init__(self) -> None:
+            super().__init__(dropout=0)
+            self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.seen += 1
+            return super().forward(x) * (1 + self.seen)
+
+    whole, resumed = tiny(Warming), tiny(Warming)
+    train(whole, some_digits(32), FAST, progress=False)
+    stopped_after_one_epoch(tiny(Warming), tmp_path / "c")
+    train(resumed, some_digits(32), FAST, checkpoint=tmp_path / "c", progress=False)
+    assert resumed.seen == whole.seen == 6 and same_weights(whole, resumed)
+
+
+def test_extra_state_is_refused_before_the_first_epoch(tmp_path: Path) -> None:
+    class Extra(Tiny):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"steps": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None: ...
+
+    net = tiny(Extra)
+    with pytest.raises(BadInput, match="_extra_state is no tensor but extra state"):
+        train(net, some_digits(32), FAST, checkpoint=tmp_path / "c", progress=False)
+    assert torch.equal(net.fc.weight, tiny().fc.weight) and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("field", ["lr", "gamma", "momentum", "weight_decay", "label_smoothing"])
+def test_a_recipe_of_text_is_one_line(field: str) -> None:
+    with pytest.raises(BadInput, match=f"recipe: {field} is '0.1'; give a number"):
+        Recipe(**{field: "0.1"})

@@ -595,3 +595,16 @@ def test_torchvisions_resnet50_is_read_from_its_file(tmp_path, monkeypatch):
     mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.no_grad():
         assert torch.equal(ours(x), theirs((x - mean) / std)) and ours.num_classes == 1000
+
+
+def test_the_same_network_with_and_without_its_counters_is_one(tmp_path):
+    state = bare(network())
+    uncounted = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    assert same(load_model("resnet20", weights=written(tmp_path, {"a": uncounted, "b": state})), network())
+
+
+def test_a_key_takes_the_layers_of_a_network_that_does_not_normalise_from_a_file_that_does(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5))
+    path = written(tmp_path, {**behind("net.", net.state_dict()), "mean": torch.full((3,), 0.5), "std": torch.full((3,), 0.5)})
+    again = load_model(path, into=nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5)), key="net")
+    assert same(again, net)

@@ -43,7 +43,7 @@ def augmented_batches(
             images on a GPU, so that nothing is sent there from step to step.
 
     Raises:
-        BadInput: A batch size below 1, or one that leaves nothing.
+        BadInput: A batch size below 1, or one that leaves nothing; padding below 0.
     """
     check_batch_size(batch_size)
     pad = dataset.pad if pad is None else pad
@@ -85,6 +85,8 @@ def crop_and_flip(images: Tensor, *, pad: int, flip: bool, generator: torch.Gene
 
 def _draw(n: int, *, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
     """Rows of numbers `(3, n)`: row offset, column offset, mirror; zeros for what is not drawn."""
+    if pad < 0:
+        raise BadInput(f"pad is {pad}; give 0 or more pixels")
     none = torch.zeros(1, n, dtype=torch.int64)
     offsets = torch.randint(2 * pad + 1, (2, n), generator=generator) if pad else none.expand(2, n)
     return torch.cat([offsets, torch.randint(2, (1, n), generator=generator) if flip else none])

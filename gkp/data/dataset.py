@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gkp.errors import BadInput
 from gkp.files import one_line
-from gkp.networks.classifier import eval_mode
+from gkp.networks.classifier import eval_mode, is_normalisation
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +66,11 @@ class Dataset:
             )
         channels, last = images.shape[1], images.shape[3]
         lists = hasattr(self.mean, "__len__") and hasattr(self.std, "__len__")
-        if not lists or not len(self.mean) == len(self.std) == channels or min(self.std) <= 0:
+        if not lists or not len(self.mean) == len(self.std) == channels or not is_normalisation(self.mean, self.std):
             aside = "; channels come second, so images of (N, H, W, C) need .permute(0, 3, 1, 2)" if last in (1, 3) else ""
             raise BadInput(
-                f"{where}: mean {self.mean} and std {self.std} must have {channels} numbers each (one per channel), std above 0"
-                + aside
+                f"{where}: mean {self.mean} and std {self.std} must have {channels} numbers each (one per channel), of pixels "
+                f"in [0, 1], std above 0{aside}"
             )
         if self.pad < 0:
             raise BadInput(f"{where}: pad is {self.pad}; give 0 or more pixels")
@@ -108,7 +108,7 @@ class Dataset:
         Raises:
             BadInput: A position is out of range.
         """
-        chosen = torch.as_tensor(indices)
+        chosen = _positions(indices)
         if chosen.dtype == torch.bool and chosen.shape == self.labels.shape:
             chosen = chosen.nonzero().flatten()
         if chosen.ndim != 1 or not len(chosen) or chosen.is_floating_point() or chosen.dtype == torch.bool:
@@ -116,7 +116,6 @@ class Dataset:
                 f"{self.where}: indices are {_describe(chosen)}; give at least one integer position, or a boolean mask "
                 "with one entry per image"
             )
-        chosen = chosen.long()
         if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
             raise BadInput(
                 f"{self.where}: indices run from {int(chosen.min())} to {int(chosen.max())}; "
@@ -154,7 +153,7 @@ class Dataset:
         self, which: slice | Tensor | np.ndarray | Sequence[int] = slice(None), device: str | torch.device | None = None
     ) -> Tensor:
         """The images of a slice or of these positions as float32 `(n, C, H, W)` in [0, 1], by default where they are."""
-        images = _middle(self.images[which], self.crop)
+        images = _middle(self.images[which if isinstance(which, slice) else _positions(which)], self.crop)
         return to_unit(images if device is None else images.to(device))
 
     def to(self, device: str | torch.device) -> Dataset:
@@ -172,6 +171,12 @@ class Dataset:
         for start in range(0, len(self), batch_size):
             stop = start + batch_size
             yield self.pixels(slice(start, stop), device), self.labels[start:stop].to(device)
+
+
+def _positions(which: Tensor | np.ndarray | Sequence[int]) -> Tensor:
+    """int64 positions, or a mask; to torch, a tuple would be a place in several dimensions and uint8 a mask."""
+    chosen = torch.as_tensor(which)
+    return chosen if chosen.dtype == torch.bool or chosen.is_floating_point() else chosen.long()
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -194,15 +199,15 @@ def check_fit(net: nn.Module, data: Dataset, device: str | torch.device | None =
     Args:
         net: The network; it is left in the mode it came in.
         data: The images.
-        device: Where the network is; None for that of its first parameter.
+        device: Where the network is; None for that of its first parameter, or of the images if it has none.
 
     Raises:
         BadInput: They do not fit together.
     """
     if not isinstance(data, Dataset):
         raise BadInput(f"images and labels come in a gkp.Dataset, not a {type(data).__name__}; see gkp.load_dataset")
-    who, shape = type(net).__name__, data.shape
-    x = data.pixels(slice(0, 1)).to(device or next(net.parameters()).device)
+    who, shape, x = type(net).__name__, data.shape, data.pixels(slice(0, 1))
+    x = x.to(device or next(net.parameters(), x).device)
     with eval_mode(net), torch.no_grad():
         try:
             logits = net(x)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,9 +54,8 @@ def decode(paths: Sequence[Path], size: Size | None, target: Path, name: str) ->
     model, first = next(readable, (paths[0], np.zeros((3, 1, 1), np.uint8)))
     broken: list[tuple[Path, str]] = []
     shape = (len(paths), *first.shape)
-    partial = target.with_name(f"{target.stem}.partial-{os.getpid()}.npy")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(partial: Path) -> None:
         need, free = int(np.prod(shape)), shutil.disk_usage(target.parent).free
         if need > free:  # a write into a mapped file on a full disk would kill the process
             raise BadInput(
@@ -80,19 +78,13 @@ def decode(paths: Sequence[Path], size: Size | None, target: Path, name: str) ->
             which = ", ".join(f"{path} {reason}" for path, reason in broken[:3])
             raise BadInput(f"{name}: {len(broken)} of {len(paths):,} images cannot be read ({which}); replace or remove them")
         array.flush()
-        del array
-        os.replace(partial, target)
-    except OSError as error:
-        raise BadInput(
-            f"{target}: cannot be written ({files.one_line(error)}); set XDG_CACHE_HOME to a folder you may write to"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # the folder itself may be the problem
-            partial.unlink(missing_ok=True)
+
+    hint = "set XDG_CACHE_HOME to a folder you may write to"
+    files.replace_all({target: write}, lambda problem: f"{target}: cannot be written ({problem}); {hint}")
     before = f"{glob.escape(target.stem.rpartition('-')[0])}-*.npy"  # copies of the same folder as it was
     with contextlib.suppress(OSError):
         for old in target.parent.glob(before):
-            if old != target and ".partial-" not in old.name:
+            if old != target:
                 old.unlink()
 
 
@@ -118,7 +110,7 @@ def _read(path: Path, size: Size | None) -> np.ndarray | str:
         return "is empty" if not path.stat().st_size else "is no image"
     except Exception as error:  # whatever the decoders of damaged files raise
         return f"is damaged: {files.one_line(error)[:80]}"
-    if size is not None and rgb.size != (size.side, size.side):
+    if size is not None and rgb.size != (size.side, size.side):  # those are cut already
         rgb = _cropped(rgb, size)
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
 

@@ -3,7 +3,7 @@
 | name | images | what it is |
 |---|---|---|
 | `folder:PATH` | as they are, all of one size | PATH/train/CLASS/..., PATH/val/CLASS/... and so on, or PATH/CLASS/... alone |
-| `folder:PATH?size=224` | 224x224 | the same, resized to 256 on the shorter side and cropped at the centre |
+| `folder:PATH?size=224` | 224x224 | the same; what is not 224x224 is resized to 256 on the shorter side and cut at the centre |
 | `tiny-imagenet` | 64x64 | the folder `tiny-imagenet-200`: 100,000 in train, 10,000 in val with val_annotations.txt |
 | `tiny-imagenet-20` | 64x64 | 20 classes of it: 10,000 in train, 1,000 in val |
 | `imagenet` | 224x224 | the folder `imagenet` or `ILSVRC2012`: 1,281,167 in train/CLASS/..., 50,000 in val/CLASS/... |
@@ -26,7 +26,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,9 +36,6 @@ from gkp.data.dataset import Dataset
 from gkp.data.decoding import PREFIX, Size, decode, mapped
 from gkp.errors import BadInput
 from gkp.networks.classifier import IMAGENET_MEAN, IMAGENET_STD
-
-if TYPE_CHECKING:
-    pass
 
 _PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
@@ -114,7 +111,7 @@ def load_folder(name: str, split: str) -> Dataset:
         if chosen := KNOWN[name].classes if name in KNOWN else ():
             samples, classes = _only(chosen, samples, classes), list(chosen)
         paths, labels = [path for path, _ in samples], torch.tensor([label for _, label in samples])
-        target = _cache_file(root, "+".join(part.name for part in parts), [stored or side, *chosen], paths, labels)
+        target = _cache_file(root, "+".join(part.name for part in parts), [size, *chosen], paths, labels)
     except OSError as error:
         raise BadInput(f"{name}: cannot be read ({files.one_line(error)}); make its folders and files readable") from error
     key = (name, split, target)
@@ -151,7 +148,7 @@ def _root(name: str) -> tuple[Path, int | None]:
 
 
 def _parts(root: Path, split: str) -> tuple[list[Path], list[str]]:
-    """The folders that make up a split, and the names of the classes, which are those of the training part."""
+    """The folders that make up a split, and the names of the classes: those of the training part, or else of val."""
     there = {part: next((root / n for n in names if (root / n).is_dir()), None) for part, names in _PARTS.items()}
     if not any(there.values()):
         return [root], _classes(root)
@@ -165,7 +162,7 @@ def _parts(root: Path, split: str) -> tuple[list[Path], list[str]]:
         names = " or ".join(_PARTS[missing[0]])
         raise BadInput(f"{root}: has no folder {names} with labelled images for the split {split}; its splits: {known}")
     found = [folder for folder in wanted.values() if folder is not None]
-    return found, _classes(there["train"] or found[0])
+    return found, _classes(there["train"] or there["val"] or found[0])
 
 
 def _has_labels(part: Path) -> bool:

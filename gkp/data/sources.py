@@ -29,9 +29,10 @@ from gkp.data.dataset import Dataset
 from gkp.data.folders import KNOWN, folder_is_here, is_folder, load_folder
 from gkp.errors import BadInput
 from gkp.files import cache_folder, searched_folders
+from gkp.networks.classifier import PAPER_MEAN, PAPER_STD
 
 SPLITS = ("train", "val", "train+val", "test")
-CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # as in the paper's code
+CIFAR10_MEAN, CIFAR10_STD = PAPER_MEAN, PAPER_STD
 DIGITS_MEAN, DIGITS_STD = (0.3052,) * 3, (0.3185,) * 3  # of the pixels of train+val; a test measures them
 _CIFAR_FOLDER = "cifar-10-batches-py"  # as torchvision (and the upstream archive) calls it
 _SPLIT_SEED = 0
@@ -150,8 +151,11 @@ def _cifar_source(part: str) -> Path:
         home.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home, prefix="cifar10.partial-") as partial:
             CIFAR10(partial, download=True)  # torchvision checks the md5 of the archive
-            if not target.exists():  # another process may have been faster
+            try:
                 os.replace(Path(partial) / _CIFAR_FOLDER, target)
+            except OSError:
+                if not target.is_dir():  # another process may have been faster
+                    raise
     except (OSError, RuntimeError) as error:
         raise BadInput(
             f"cifar10: download from {url} to {home} failed ({files.one_line(error)}); check the network "

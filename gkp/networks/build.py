@@ -65,6 +65,8 @@ def describe(name: str, **fields: Any) -> Architecture:
 
 def initialised(architecture: Architecture, seed: int) -> Classifier:
     """Build the network that `architecture` describes with weights drawn from `seed`, see `build_model`."""
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise BadInput(f"seed is {seed!r}; give a whole number of at most 64 bits")
     with drawn_from(seed):
         net = build(architecture)
         for module in net.modules():
@@ -84,16 +86,19 @@ def check_as_built(net: Classifier) -> None:
         raise BadInput(f"{what}, and new weights would be those of a {net.architecture.name}; give one as gkp builds it")
 
 
-def check_built(architecture: Architecture, state: Mapping[str, Tensor], *, whole: bool) -> None:
+def check_built(architecture: Architecture, net: nn.Module, state: Mapping[str, Tensor], *, whole: bool) -> None:
     """Raise BadInput where a network is not what `architecture` builds any more, as which it would be loaded.
 
     Args:
         architecture: The description that it carries.
+        net: The network.
         state: Its state dict.
-        whole: Whether nothing was pruned; of a pruned network only the number of classes is held against it.
+        whole: Whether nothing was pruned; of a pruned network only the number of classes and its parts without weights are held
+            against it.
     """
     with torch.device("meta"):
-        built = {name: tuple(tensor.shape) for name, tensor in build(architecture).state_dict().items()}
+        usual = build(architecture)
+    built = {name: tuple(tensor.shape) for name, tensor in usual.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if not whole:
         built = {name: shape[:1] for name, shape in built.items() if len(shape) == 2}
@@ -105,3 +110,22 @@ def check_built(architecture: Architecture, state: Mapping[str, Tensor], *, whol
                 f"{name} {what}, so that this is no {architecture.name} with {architecture.num_classes} classes any more; "
                 "save its state_dict() instead, or build it with the num_classes that it is to have"
             )
+    parts, others = _computations(usual, whole), _computations(net, whole)
+    if changed := [name for name, how in parts.items() if others.get(name, None if whole else how) != how]:
+        raise BadInput(
+            f"{f'{changed[0]} of this {architecture.name}' if changed[0] else f'this {type(net).__name__}'} computes otherwise "
+            f"than {architecture.name} does, as which it would be loaded; save its state_dict() instead"
+        )
+
+
+def _computations(net: nn.Module, whole: bool) -> dict[str, tuple[Any, ...]]:
+    """What the network itself and its modules compute, by name; of a pruned one, only those modules that have no weights."""
+    found = {}
+    for name, module in net.named_modules():
+        if whole or module is net or not any(True for _ in module.parameters()):
+            kind = nn.BatchNorm2d if isinstance(module, nn.SyncBatchNorm) else getattr(module, "unmasked", type(module))
+            how = (vars(module).get("forward", kind.forward), getattr(kind, "from_normalised", None))
+            shortcut = [getattr(module, field, None) for field in ("padding", "stride")]
+            settings = "" if module is net else module.extra_repr()
+            found[name.replace("._orig_mod", "")] = (*how, *shortcut, settings)  # what is compiled stands for its wrapper
+    return found

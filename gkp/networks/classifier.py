@@ -6,7 +6,7 @@ the width changes (option B), and VGG-16-BN for 32x32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -47,10 +47,10 @@ class Architecture:
     def __post_init__(self) -> None:
         if self.shortcut not in SHORTCUTS:
             raise BadInput(f"shortcut of {self.name} must be one of {', '.join(SHORTCUTS)}, not {self.shortcut!r}")
-        if self.num_classes < 2:
-            raise BadInput(f"num_classes of {self.name} must be 2 or more, not {self.num_classes}")
-        if not len(self.mean) == len(self.std) == 3 or min(self.std) <= 0:
-            raise BadInput(f"{self.name} wants 3 means and 3 positive stds, not {self.mean} and {self.std}")
+        if not isinstance(self.num_classes, int) or self.num_classes < 2:
+            raise BadInput(f"num_classes of {self.name} must be a whole number of 2 or more, not {self.num_classes!r}")
+        if not len(self.mean) == len(self.std) == 3 or not is_normalisation(self.mean, self.std):
+            raise BadInput(f"{self.name} wants 3 means and 3 positive stds of pixels in [0, 1], not {self.mean} and {self.std}")
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON types."""
@@ -63,6 +63,11 @@ class Architecture:
             return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
         except (TypeError, KeyError) as error:
             raise BadInput(f"not the description of an architecture: {error}") from error
+
+
+def is_normalisation(mean: Sequence[float], std: Sequence[float]) -> bool:
+    """Whether these can be the means and the standard deviations, above 0, of pixels in [0, 1]."""
+    return all(0 <= value <= 1 for value in (*mean, *std)) and min(std) > 0
 
 
 class Classifier(nn.Module):
@@ -233,12 +238,20 @@ def convolutions(net: nn.Module) -> dict[str, nn.Conv2d]:
 
 
 @contextmanager
-def eval_mode(net: nn.Module) -> Iterator[None]:
-    """Put `net` into evaluation mode for a while; afterwards every module is in the mode it was in."""
+def kept_modes(net: nn.Module) -> Iterator[None]:
+    """Afterwards every module of `net` is in the mode it was in, and one that is new in that of `net`."""
     modes = {module: module.training for module in net.modules()}
-    net.eval()
     try:
         yield
     finally:
+        net.train(modes[net])
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def eval_mode(net: nn.Module) -> Iterator[None]:
+    """Put `net` into evaluation mode for a while; afterwards every module is in the mode it was in."""
+    with kept_modes(net):
+        net.eval()
+        yield

@@ -68,10 +68,9 @@ class Fit:
         return key.strip("./") in (self.part, *self.part.split("/"))
 
     def equals(self, other: Fit) -> bool:
-        """Whether both are the same network."""
-        return self.normalisation == other.normalisation and all(
-            torch.equal(self.tensors[k], other.tensors[k]) for k in self.tensors
-        )
+        """Whether both are the same network, of which one may be without its counters."""
+        both = self.tensors.keys() & other.tensors.keys()
+        return self.normalisation == other.normalisation and all(torch.equal(self.tensors[k], other.tensors[k]) for k in both)
 
 
 def find_fits(own: Shapes, state: Mapping[str, Tensor], place: str = "") -> list[Fit]:

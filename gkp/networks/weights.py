@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gkp.errors import BadInput, ModelWarning
 from gkp.networks.build import BUILDERS, INPUT_SIDE, build, describe
-from gkp.networks.classifier import IMAGENET_MEAN, IMAGENET_STD, SHORTCUTS, Architecture
+from gkp.networks.classifier import IMAGENET_MEAN, IMAGENET_STD, SHORTCUTS, Architecture, is_normalisation
 from gkp.networks.state_file import read_states
 from gkp.networks.state_fit import Fit, Shapes, differences, find_fits, with_classes
 
@@ -79,7 +79,7 @@ def read_into(net: nn.Module, path: Path, key: str | None) -> dict[str, Tensor]:
         raise BadInput(f"{path} is of another architecture{_misfit(name, [form], states)}")
     fit = chosen(found, name, path, key)
     pair = dict(zip(("mean", "std"), map(torch.tensor, fit.normalisation or ()), strict=False))
-    return fit.tensors | {name: value.view(form.shapes[name]) for name, value in pair.items()}
+    return fit.tensors | {name: value.view(shapes[name]) for name, value in pair.items() if name in shapes}
 
 
 def names_of_fits(path: Path) -> str:
@@ -224,7 +224,7 @@ def _hint(name: str, states: States, fields: Mapping[str, Any]) -> str:
 
 def _check_normalisation(path: Path, told: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
     """Raise BadInput for a normalisation of a file that is not of images in [0, 1], or is not what the user gives."""
-    if not (min(told["std"]) > 0 and max(told["std"]) <= 1 and min(told["mean"]) >= 0 and max(told["mean"]) <= 1):
+    if not is_normalisation(told["mean"], told["std"]):
         raise BadInput(
             f"{path} normalises by {told['mean']} and {told['std']}, not of pixels in [0, 1]; take them out of the file"
         )

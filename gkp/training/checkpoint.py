@@ -43,7 +43,7 @@ class Keeper:
 
     def save(self, net: nn.Module, optimizer: torch.optim.Optimizer, callbacks: Sequence[Callback], rows: Rows) -> None:
         """Write the file atomically. Raises BadInput when it cannot be written."""
-        tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
+        tensors = {f"net.{name}": value for name, value in _held(net).items()}
         for i, p in enumerate(_parameters(optimizer)):
             buffer = optimizer.state[p].get("momentum_buffer")
             if buffer is not None:
@@ -60,13 +60,19 @@ class Keeper:
             The rows logged so far; None if there is no file.
 
         Raises:
-            BadInput: The file is no checkpoint, is truncated, or belongs to another training.
+            BadInput: The file is no checkpoint, is truncated, or belongs to another training; the network's state is not all
+                tensors.
         """
+        held = _held(net)
         if not self.path.exists():
             return None
         rows, tensors = self._read()
+        found = _below("net.", tensors)
+        for name in held.keys() & found.keys() - net.state_dict().keys():
+            owner, _, buffer = name.rpartition(".")
+            setattr(net.get_submodule(owner), buffer, found.pop(name).to(held[name].device))
         try:
-            net.load_state_dict(_below("net.", tensors))
+            net.load_state_dict(found)
         except RuntimeError as error:
             raise BadInput(f"{self.path}: does not fit the network ({one_line(error)}); delete it to start anew") from error
         for i, p in enumerate(_parameters(optimizer)):
@@ -88,8 +94,8 @@ class Keeper:
             ) from error
         if training is None:
             raise BadInput(f"{self.path}: is not a training checkpoint; give another file name")
-        for name, here in self.identity.items():
-            if (there := training["identity"].get(name)) != here:
+        for name in {**self.identity, **training["identity"]}:
+            if (there := training["identity"].get(name)) != (here := self.identity.get(name)):
                 raise BadInput(
                     f"{self.path}: belongs to a training with another {name} ({_difference(there, here)}); "
                     "give another file, or delete it to start anew"
@@ -106,6 +112,14 @@ def logged_rows(path: Path) -> Rows:
             return json.loads((file.metadata() or {})["training"])["rows"]
     except (SafetensorError, OSError, KeyError, ValueError):
         return []
+
+
+def _held(net: nn.Module) -> dict[str, Tensor]:
+    """The network's state, and the buffers that its state dict leaves out. Raises BadInput for what is no tensor."""
+    held = {**dict(net.named_buffers()), **net.state_dict()}
+    if odd := next((name for name, value in held.items() if not isinstance(value, Tensor)), None):
+        raise BadInput(f"{odd} is no tensor but extra state, which a checkpoint cannot hold; train without a checkpoint")
+    return held
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -33,7 +33,8 @@ from gkp.attacks.network import full_precision
 from gkp.data.augmentation import augmented_batches
 from gkp.data.dataset import Dataset, check_fit
 from gkp.errors import BadInput, OutOfTime
-from gkp.files import replace_file
+from gkp.files import replace_file, user_path
+from gkp.networks.classifier import kept_modes
 from gkp.networks.copies import checked_device
 from gkp.training.callback import Callback
 from gkp.training.checkpoint import Keeper
@@ -114,7 +115,7 @@ def train(
     capture: str | None = None,
     until: float | None = None,
 ) -> TrainingLog:
-    """Train `net` in place; it ends as the last epoch left it, in the mode it came in.
+    """Train `net` in place; it ends as the last epoch left it, each module in the mode it came in.
 
     Args:
         net: Takes float [0, 1] images `(N, C, H, W)` and returns logits. If it has a method `apply_masks`, as a
@@ -132,7 +133,8 @@ def train(
         capture: How steps are made, see `gkp.training.step`: "eager", "graph" (one CUDA graph a step) or "compile" (the same of
             a network fused by torch.compile, which takes minutes first). None: "graph" on a GPU, "eager" elsewhere. What cannot
             be captured is trained eagerly; `TrainingLog.steps` says why.
-        until: Time, as `time.time` counts it, by which to stop: no epoch is begun that would not end before it.
+        until: Time, as `time.time` counts it, by which to stop: but for the first one, no epoch is begun that would not end
+            before it.
 
     Returns:
         The log, one row per epoch.
@@ -153,9 +155,10 @@ def train(
     log = TrainingLog(recipe, seed, f"{train_set.name}/{train_set.split}", steps=how)
     keeper = None
     if checkpoint is not None:
-        keeper = Keeper(Path(checkpoint), _identity(net, train_set, recipe, seed, callbacks))
+        keeper = Keeper(user_path(checkpoint), _identity(net, train_set, recipe, seed, callbacks))
     steps = math.ceil(len(train_set) / recipe.batch_size)
-    with _in_form(net, where.type == "cpu" if channels_last is None else channels_last) as form, full_precision():
+    in_form = _in_form(net, where.type == "cpu" if channels_last is None else channels_last)
+    with kept_modes(net), in_form as form, full_precision():
         for callback in callbacks:
             callback.schedule(recipe.epochs, steps)
         for callback in callbacks:
@@ -203,8 +206,7 @@ def train(
 
 @contextmanager
 def _in_form(net: nn.Module, channels_last: bool) -> Iterator[torch.memory_format]:
-    """Use the memory format of training for a while; afterwards restore the mode and drop gradients, also after an error."""
-    was_training = net.training
+    """Use the memory format of training for a while; afterwards restore it and drop gradients, also after an error."""
     form = torch.channels_last if channels_last else torch.contiguous_format
     if channels_last:
         net.to(memory_format=torch.channels_last)
@@ -214,7 +216,6 @@ def _in_form(net: nn.Module, channels_last: bool) -> Iterator[torch.memory_forma
         net.zero_grad(set_to_none=True)
         if channels_last:
             net.to(memory_format=torch.contiguous_format)
-        net.train(was_training)
 
 
 def _epoch(step: Step, data: Dataset, epoch: int, seed: int, bar: tqdm, form: torch.memory_format) -> dict[str, float]:
@@ -303,6 +304,7 @@ def _check(net: nn.Module, train_set: Dataset, device: torch.device) -> None:
 def _identity(net: nn.Module, train_set: Dataset, recipe: Recipe, seed: int, callbacks: Sequence[Callback]) -> dict[str, Any]:
     """The settings that must be the same for a checkpoint to be continued, as plain JSON types."""
     plan = getattr(net, "plan", None)
+    frozen = [name for name, p in net.named_parameters() if not p.requires_grad]
     return {
         "recipe": asdict(recipe),
         "seed": seed,
@@ -312,4 +314,4 @@ def _identity(net: nn.Module, train_set: Dataset, recipe: Recipe, seed: int, cal
         "architecture": [repr(net), *(repr(m.architecture) for m in net.modules() if hasattr(m, "architecture"))],
         "plan": plan.to_json() if plan is not None else None,
         "callbacks": "; ".join(repr(c) if is_dataclass(c) else type(c).__qualname__ for c in callbacks),
-    }
+    } | ({"frozen": frozen} if frozen else {})  # momentum is kept by the place among those that are trained

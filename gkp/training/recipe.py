@@ -52,6 +52,9 @@ class Recipe(Hyperparameters):
         for name in ("epochs", "step_epochs", "batch_size"):
             value = getattr(self, name)
             _require(isinstance(value, int) and value >= 1, name, value, "a whole number of 1 or more")
+        for name in ("lr", "gamma", "momentum", "weight_decay", "label_smoothing"):
+            value = getattr(self, name)
+            _require(isinstance(value, int | float), name, value, "a number")
         for name in ("lr", "gamma"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, name, value, "a number above 0")

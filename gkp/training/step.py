@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from gkp.errors import BadInput, ModelWarning
 from gkp.files import one_line
+from gkp.networks.classifier import kept_modes
 from gkp.training.callback import Callback
 from gkp.training.recipe import Recipe
 
@@ -157,16 +158,14 @@ class CapturedStep(Step):
 
 def captured(like: Step, x: Tensor, how: str) -> Step:
     """`like` captured, see `CapturedStep`; `like` itself, its `how` saying why, with a ModelWarning, if that fails."""
-    was_training = like.net.training
-    like.net.train()
-    try:
-        return CapturedStep(like, x, how)
-    except Exception as error:  # whatever a network, a compiler or a driver says to being captured
-        like.how = f"eager: {type(error).__name__}: {one_line(error)[:200]}"
-        warnings.warn(f"the training step was not captured and is slower ({like.how})", ModelWarning, stacklevel=2)
-        return like
-    finally:
-        like.net.train(was_training)
+    with kept_modes(like.net):
+        like.net.train()
+        try:
+            return CapturedStep(like, x, how)
+        except Exception as error:  # whatever a network, a compiler or a driver says to being captured
+            like.how = f"eager: {type(error).__name__}: {one_line(error)[:200]}"
+            warnings.warn(f"the training step was not captured and is slower ({like.how})", ModelWarning, stacklevel=2)
+            return like
 
 
 def apply_masks(net: nn.Module) -> None:
