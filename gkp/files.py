@@ -60,9 +60,7 @@ def given_folders() -> list[Path]:
 
 def searched_folders(*, cache: bool = True) -> list[Path]:
     """The folders in which files are looked for, in order: those of GKP_DATA, the repository's data/, the user's cache."""
-    folders = given_folders()
-    if (root := checkout()) is not None:
-        folders.append(root / "data")
+    folders = [*given_folders(), *([root / "data"] if (root := checkout()) else [])]
     if cache:
         with contextlib.suppress(BadInput):  # a user without one may have the file elsewhere
             folders.append(cache_folder())
@@ -193,8 +191,11 @@ def problem_with(path: Path, *, text: bool = False) -> str:
 
 def file_sha256(path: Path) -> str:
     """The sha256 (hex) of a file's bytes."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def json_sha256(value: Any) -> str:
@@ -219,9 +220,9 @@ def replace_file(path: Path, content: Content) -> Path:
     Raises:
         BadInput: It cannot be written; the old file is left alone.
     """
-    path, hint = user_path(path), "give a file in a folder that is writable and has room"
-    replace_all({path: content}, lambda problem: f"{path}: cannot be written ({problem}); {hint}")
-    return path
+    hint = "give a file in a folder that is writable and has room"
+    replace_all({(target := user_path(path)): content}, lambda problem: f"{path}: cannot be written ({problem}); {hint}")
+    return target
 
 
 def replace_files(folder: Path, contents: Mapping[str, Content], what: str) -> Path:
