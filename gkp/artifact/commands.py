@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import click
 
 from gkp.errors import BadInput, need_extra
+from gkp.files import user_path
 
 FOLDER = click.Path(path_type=Path)
 artifact = click.Group()
@@ -54,8 +56,20 @@ def _seconds(text: str) -> float:
         raise click.BadParameter(f"{text!r} is no length of time such as 90s, 25min or 1.5h") from None
 
 
+def _to_be_written(_: click.Context, __: click.Parameter, folder: Path | None) -> Path | None:
+    """Refuse a folder that cannot be written before the work is done and not after it."""
+    if folder is not None:
+        place = folder = user_path(folder)
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            what = "belongs to another user" if place.is_dir() else "is no folder"
+            raise BadInput(f"cannot write to {folder}: {place} {what}; choose a folder you may write to")
+    return folder
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-out_option = partial(click.option, "--out", type=FOLDER)
+out_option = partial(click.option, "--out", type=FOLDER, callback=_to_be_written)
 _profile = click.option("--profile", default="quick", help="quick, cifar10, paper, or a file of yours.")
 _group = click.option("--group", "groups", multiple=True, help="One group of the profile, e.g. main; may be repeated.")
 _words = click.option("--only", metavar="WORDS", help="Cells whose id contains one of these comma-separated words.")
@@ -63,7 +77,7 @@ _words = click.option("--only", metavar="WORDS", help="Cells whose id contains o
 
 @_command("gkp leaderboard build/entries --out build/leaderboard.html")
 @click.argument("folders", nargs=-1, required=True, type=FOLDER)
-@out_option(required=True, help="The HTML file to write.")
+@click.option("--out", type=FOLDER, required=True, help="The HTML file to write.")
 @click.option("--title", default="Robustness leaderboard", help="The heading of the page.")
 def _leaderboard(folders: tuple[Path, ...], out: Path, title: str) -> None:
     """Write RobustBench entries as one sortable HTML page.
