@@ -719,7 +719,7 @@ def test_counter_evidence_inside_the_paper_has_its_rows(table):
     assert (rows.loc[rows["kind"] == "internal", "seeds"] == 1).all()
     reason = rows.loc["printed-best-or-second-11", "reason"]
     assert rows.loc["printed-best-or-second-11", "verdict"] == INCONSISTENT
-    assert "fgsm-0.1: FPGM 54.15, GAL 52.79, SFP 53.62; pgd-8/255: FPGM 52.82, GAL 57.55, SFP 52.57" in reason
+    assert "(b) FGSM .1: FPGM 54.15, GAL 52.79, SFP 53.62; (c) PGD 8/255: FPGM 52.82, GAL 57.55, SFP 52.57" in reason
     assert rows.loc["printed-mean-ranks", "verdict"] == CONSISTENT
     for name in ("printed-text-rap", "printed-text-imagenet", "printed-labels", "printed-copies", "printed-1600",
                  "printed-high-frequencies", "printed-epoch-choice", "printed-mean-ranks-resnet110"):  # fmt: skip
