@@ -258,6 +258,16 @@ def test_a_network_of_ours_that_computes_otherwise_is_not_saved_as_the_usual_one
     assert not any(tmp_path.iterdir())
 
 
+def test_settings_on_which_no_output_depends_are_no_reason_not_to_save(tmp_path):
+    net = build_model("vgg16_bn")
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+        elif isinstance(module, nn.ReLU):
+            module.inplace = not module.inplace
+    assert tensors_sha256(load_model(save_model(net, tmp_path / "net"))) == tensors_sha256(net)
+
+
 def test_nor_is_one_that_was_pruned_after_it_was_changed(tmp_path):
     net = build_model("resnet20")
     net.pool = nn.AdaptiveMaxPool2d(1)

@@ -126,6 +126,8 @@ def _computations(net: nn.Module, whole: bool) -> dict[str, tuple[Any, ...]]:
             kind = nn.BatchNorm2d if isinstance(module, nn.SyncBatchNorm) else getattr(module, "unmasked", type(module))
             how = (vars(module).get("forward", kind.forward), getattr(kind, "from_normalised", None))
             shortcut = [getattr(module, field, None) for field in ("padding", "stride")]
-            settings = "" if module is net else module.extra_repr()
+            settings: Any = "" if module is net else module.extra_repr().replace("inplace=True", "")
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # not the momentum: no output depends on it
+                settings = (module.eps, module.affine, module.track_running_stats)
             found[name.replace("._orig_mod", "")] = (*how, *shortcut, settings)  # what is compiled stands for its wrapper
     return found
