@@ -157,7 +157,7 @@ def _network(command: Callable) -> Callable:
 
 
 def _told(net: Any) -> str:
-    """What a file of weights does not always say itself."""
+    """A description of a loaded network by what a file of weights does not always say itself."""
     made = net.architecture
     of_pixels = f"mean {', '.join(map(str, made.mean))} and std {', '.join(map(str, made.std))} of pixels in [0, 1]"
     return f"{made.name}, {made.num_classes} classes, shortcut {made.shortcut}, normalised by {of_pixels}"

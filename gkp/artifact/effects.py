@@ -132,7 +132,7 @@ def scores(
                 raise BadInput(f"{row}, seed {seed}, stands for several networks, one of them {one.net.id}; {what}")
             rows.setdefault(row, {})[seed] = right
             macs.setdefault(row, []).extend([one.network["paper_macs"]] if one.network else [])
-    of_sizes = frozenset(row for row, found in macs.items() if found and not of_one_budget(found))
+    of_sizes = frozenset(row for row, found in macs.items() if not of_one_budget(found))
     return Scores(part, tuple(keys), rows, of_sizes)
 
 
@@ -185,8 +185,7 @@ def over_seeds(points: pd.DataFrame) -> pd.DataFrame:
 
 def _of_sizes(points: pd.DataFrame) -> bool:
     """Whether the seeds of a network removed so different parts that they are of different sizes."""
-    macs = points["paper_macs"].dropna() if "paper_macs" in points else ()
-    return len(macs) > 0 and not of_one_budget(macs)
+    return "paper_macs" in points and not of_one_budget(list(points["paper_macs"].dropna()))
 
 
 def smallest_radius(results: Sequence[Result]) -> str:

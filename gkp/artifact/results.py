@@ -68,7 +68,7 @@ class Evaluation:
 
 def of_one_budget(macs: Collection[int]) -> bool:
     """Whether all of these multiply-accumulates, by the paper's counter, are within 1 % of one budget."""
-    return max(macs) <= (1 + 2 * SAME_MACS) * min(macs)
+    return not macs or max(macs) <= (1 + 2 * SAME_MACS) * min(macs)
 
 
 def of_one_network(results: Iterable[Result]) -> tuple[list[Result], str]:
@@ -89,7 +89,7 @@ def of_one_network(results: Iterable[Result]) -> tuple[list[Result], str]:
 
 
 def alone(models: Collection[str]) -> str:
-    """Which of several architectures is shown, the first, and which are not; "" where there is only one."""
+    """The name of the first of several architectures, which is shown, and of the others; "" where there is only one."""
     names = [ARCHITECTURES.get(model, model) for model in models]
     return f"{names[0]} alone; not shown: {', '.join(names[1:])}" if len(names) > 1 else ""
 
@@ -243,6 +243,11 @@ def test_images(dataset: str, n: int | None = None) -> Dataset | None:
         return None
     found = load_dataset(dataset, "test")
     return found if n is None else found.first(n)
+
+
+def sentences(*parts: str) -> str:
+    """One text of several, a full stop after each; empty ones are left out."""
+    return " ".join(part if part.endswith(".") else f"{part}." for part in parts if part)
 
 
 def seeds_of(numbers: Iterable[int]) -> str:

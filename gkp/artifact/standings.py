@@ -32,6 +32,7 @@ from gkp.artifact.results import (
     outcomes_of,
     paper_name,
     row_name,
+    sentences,
 )
 from gkp.artifact.tables.table import Table, marked, not_run
 from gkp.checkpoints import load_model
@@ -67,7 +68,7 @@ def of_results(results: Sequence[Result]) -> Table:
             made = _entry(one, loaded[one.net.hash], radius, _stronger(results, one, radius)) | facts
             save_entry(made, folder / "entries", model_id=row)
             entries.append(made)
-    note = " ".join(filter(None, (alone and f"{alone}.", _note(results, boards))))
+    note = sentences(alone, _note(results, boards))
     leaderboard(entries, folder / "leaderboard.html", title="The networks of this artifact under attack", note=note)
     rows = [row for found in boards.values() for row in found]
     points = pd.DataFrame([_point(made, row) for made, row in zip(entries, rows, strict=True)])

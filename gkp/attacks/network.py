@@ -112,7 +112,7 @@ def _like(rows: Tensor, tensor: Tensor) -> Tensor:
 
 
 def apart_from_others(model: Model, x: Tensor, logits: Tensor | None = None) -> float:
-    """How much the logits of the first images change when they are asked alone and in another order, as a share of the largest.
+    """The change of the first images' logits when they are asked alone and in another order, as a share of the largest.
 
     BatchNorm without running statistics and noise do that; otherwise it is 0, or rounding.
     logits: Those of `x`, at most MIN_ROWS images, if they are known.
@@ -181,7 +181,7 @@ def predictions_and_losses(model: Model, x: Tensor, y: Tensor, batch_size: int) 
 
 
 def home(net: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where the network lives and the floating-point type it computes in (CPU and float32 if it has no tensors)."""
+    """The device of the network and the floating-point type it computes in (CPU and float32 if it has no tensors)."""
     for tensor in chain(net.parameters(), net.buffers()):
         if tensor.is_floating_point():
             return tensor.device, tensor.dtype
@@ -189,7 +189,7 @@ def home(net: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 
 def images_home(net: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where images for `net` are to be and of which type: its own, or float32 for a network in half precision."""
+    """The device and the type for images of `net`: its own, or float32 for a network in half precision."""
     device, dtype = home(net)
     return device, torch.float32 if dtype in HALF else dtype
 
@@ -256,7 +256,7 @@ def full_precision() -> Iterator[None]:
 
 
 def probe(model: Model, x: Tensor) -> int:
-    """How many logits `model` gives the first image of `x`. Raises BadInput when it does not take such images."""
+    """The number of logits that `model` gives the first image of `x`. Raises BadInput when it does not take such images."""
     return logits_of(model, x[:1]).shape[1]
 
 

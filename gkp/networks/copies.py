@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from gkp.errors import BadInput, reason_of
+from gkp.files import one_line
 
 
 def copy_of(net: nn.Module) -> nn.Module:
@@ -87,7 +88,7 @@ def checked_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error)[:120]
         raise BadInput(f"device {str(device)!r} cannot be used ({reason}); leave it out for the network's own") from error
     if found.type == "meta":
         raise BadInput("device 'meta' holds no numbers; leave it out for the network's own")

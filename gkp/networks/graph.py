@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from gkp.files import one_line
+
 
 class Untraceable(Exception):
     """There is no such graph; the message is the reason."""
@@ -41,7 +43,7 @@ def graph_of(net: nn.Module) -> fx.Graph:
     except Untraceable:
         raise
     except Exception as error:  # code of the network may raise anything for symbolic tensors
-        raise Untraceable(f"torch.fx cannot trace it: {' '.join(str(error).split())[:160]}") from error
+        raise Untraceable(f"torch.fx cannot trace it: {one_line(error)[:160]}") from error
 
 
 def altered(module: nn.Module) -> bool:

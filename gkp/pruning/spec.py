@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gkp.errors import BadInput
+from gkp.files import one_line
 from gkp.pruning.masks import layer_type
 
 
@@ -124,7 +125,7 @@ def ints(values: Any, what: str, dims: int) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadInput(f"not {what}: {error}") from error
     if tensor.dtype not in _WHOLE or tensor.ndim != dims:
-        given = " ".join(str(values).split())[:60]
+        given = one_line(values)[:60]
         raise BadInput(f"not {what}: needs whole numbers in {dims} dimension{'s' * (dims > 1)}, not {given}")
     return tensor.to(torch.int64, copy=True)
 

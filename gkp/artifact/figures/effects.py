@@ -30,7 +30,7 @@ from gkp.artifact.figures.figure import (
     not_run,
     panels,
 )
-from gkp.artifact.results import BASELINE, CONTINUED, SR, of_one_network, paper_name, seeds_of
+from gkp.artifact.results import BASELINE, CONTINUED, SR, of_one_network, paper_name, seeds_of, sentences
 from gkp.evaluation.statistics import LEVEL
 
 PRINTED = "the paper's difference to its unpruned network (ResNet-56, Table 10)"
@@ -63,7 +63,7 @@ def forest(results: Sequence[Result]) -> Figure:
         ax.set(title=title, xlabel="Minus the unpruned network fine-tuned as long, points")
     _name_rows(axes[0], heights, headings)
     families(drawing, points["method"], hollow(PRINTED))
-    return finish(drawing, points, question, _cost_of_pruning(points, alone and f"{alone}.", exceptions(results)))
+    return finish(drawing, points, question, _cost_of_pruning(points, alone, exceptions(results)))
 
 
 def _sides(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
@@ -135,7 +135,7 @@ def trade_off(results: Sequence[Result]) -> Figure:
             title=title, xlabel="Benign accuracy, difference in points", ylabel="Accuracy under attack, difference in points"
         )
     families(drawing, [*points["method"], *printed.index], hollow(PRINTED))
-    figure = finish(drawing, points, question, _trade(frames, alone and f"{alone}.", exceptions(results)))
+    figure = finish(drawing, points, question, _trade(frames, alone, exceptions(results)))
     drawing.draw_without_rendering()  # names need the final size of the panels
     for ax, frame in zip(axes, frames.values(), strict=True):
         first = frame.loc[frame["method"].isin([SR, BASELINE]).sort_values(ascending=False, kind="stable").index]
@@ -204,7 +204,7 @@ def _cost_of_pruning(points: pd.DataFrame, *remarks: str) -> str:
         )
     opening = "No" if shares == {0.0} else "Yes" if shares == {1.0} else "For some methods"
     measured = _measured(points["n"], points["seeds"])
-    return " ".join([f"{opening}. {'; '.join(told)} (Holm over each panel).", *filter(None, remarks), measured])
+    return sentences(f"{opening}. {'; '.join(told)} (Holm over each panel)", *remarks, measured)
 
 
 def _measured(n: Iterable[int], seeds: Iterable[int]) -> str:
@@ -294,11 +294,11 @@ def _trade(frames: dict[str, pd.DataFrame], *remarks: str) -> str:
             signs.add(int(np.sign(found.statistic)) if found.pvalue < 1 - LEVEL else 0)
             told.append(f"{_within(title)} {found.statistic:+.2f} (p = {found.pvalue:.2g}, {len(rows)} methods)")
     if not told:
-        return " ".join(["Too few methods are finished to say.", *filter(None, remarks)])
+        return sentences("Too few methods are finished to say", *remarks)
     opening = {-1: "Yes", 1: "No, they go together", 0: "No sign of it"}
     text = opening[next(iter(signs))] if len(signs) == 1 else "It depends on the protocol"
     told[0] = told[0][0].lower() + told[0][1:]
     points = pd.concat(list(frames.values()))
     measured = _measured(points["n_attacked"], points["seeds_attacked"])
-    found = f"{text}. Rank correlation of benign and attacked accuracy over pruned networks: {'; '.join(told)}."
-    return " ".join([found, *filter(None, remarks), measured])
+    found = f"{text}. Rank correlation of benign and attacked accuracy over pruned networks: {'; '.join(told)}"
+    return sentences(found, *remarks, measured)

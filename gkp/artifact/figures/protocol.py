@@ -24,6 +24,7 @@ from gkp.artifact.results import (
     paper_name,
     row_name,
     seeds_of,
+    sentences,
 )
 from gkp.evaluation.statistics import LEVEL, holm
 
@@ -69,9 +70,7 @@ def protocols(results: Sequence[Result]) -> Figure:
     last = points[points["protocol"] == points["protocol"].iloc[-1]]
     _names_at(right, len(sides) - 1, list(last["method"]), list(last["rank"]), step=1)
     families(drawing, points["method"])
-    return finish(
-        drawing, points, question, " ".join(filter(None, (_changed(points), exceptions(results), alone and f"{alone}.")))
-    )
+    return finish(drawing, points, question, sentences(_changed(points), exceptions(results), alone))
 
 
 def rates(results: Sequence[Result]) -> Figure:
@@ -110,7 +109,7 @@ def rates(results: Sequence[Result]) -> Figure:
         sns.despine(ax=ax)
     handles, labels = axes[0].get_legend_handles_labels()
     drawing.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    return finish(drawing, points, question, _with_rate(points) + (f" {alone}." if alone else ""))
+    return finish(drawing, points, question, sentences(_with_rate(points), alone))
 
 
 def order_by_epochs(results: Sequence[Result]) -> Figure:
@@ -148,7 +147,7 @@ def order_by_epochs(results: Sequence[Result]) -> Figure:
     _names_at(ax, len(named) - 1 + 0.12, list(last["method"]), list(last["rank"]), step=1)
     sns.despine(ax=ax)
     families(drawing, common)
-    return finish(drawing, points, question, _reordered(points) + (f" {alone}." if alone else ""))
+    return finish(drawing, points, question, sentences(_reordered(points), alone))
 
 
 def _slopes(ax: Axes, points: pd.DataFrame, value: str, scale: float, titles: Sequence[str]) -> None:
@@ -226,9 +225,9 @@ def _is_method(one: Evaluation) -> bool:
     return is_tuned(one) and row_name(one.net) not in UNPRUNED
 
 
-def _tuned(epochs: int, rate: float | None = None) -> Callable[[Evaluation], bool]:
-    """The filter for pruned networks with so many epochs of fine-tuning, at this rate if one is given."""
-    return lambda one: _is_method(one) and setting_of(one)[2] == epochs and rate in (None, setting_of(one)[1])
+def _tuned(epochs: int) -> Callable[[Evaluation], bool]:
+    """The filter for pruned networks with so many epochs of fine-tuning."""
+    return lambda one: _is_method(one) and setting_of(one)[2] == epochs
 
 
 def _ranks(side: Scores, rows: dict[str, str], common: Sequence[str], epochs: int) -> Iterable[dict[str, Any]]:

@@ -30,7 +30,7 @@ from gkp.artifact.figures.figure import (
     panels,
 )
 from gkp.artifact.published import ARCHITECTURES
-from gkp.artifact.results import CONTINUED, SR, alone, attack_name, images, paper_name, seeds_of
+from gkp.artifact.results import CONTINUED, SR, alone, attack_name, images, paper_name, seeds_of, sentences
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import Outcomes
 from gkp.evaluation.statistics import LEVEL
@@ -100,8 +100,7 @@ def method_dots(
     means = means[means["attack"].isin(chosen)]
     protocol = str(means["protocol"].iloc[0])
     drawing, _ = _grid_of_dots(means, "attack", {attack: attack_name(attack, protocol) for attack in chosen})
-    others = alone(models)
-    return finish(drawing, means, question, _best_of(means, chosen) + (f" {others}." if others else ""))
+    return finish(drawing, means, question, sentences(_best_of(means, chosen), alone(models)))
 
 
 def superscore_dots(points: pd.DataFrame) -> Figure:

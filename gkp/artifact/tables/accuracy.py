@@ -24,7 +24,7 @@ from gkp.artifact.results import (
     row_name,
     seeds_of,
 )
-from gkp.artifact.tables.table import Table, beside, by_method, marked, not_run, spread_out, with_interval
+from gkp.artifact.tables.table import Table, beside, by_method, marked, not_run, spread_out, titled, with_interval
 from gkp.attacks.options import parse_eps
 from gkp.data.folders import is_folder
 from gkp.engine.names import ENGINES
@@ -227,7 +227,7 @@ def high_frequency(results: Sequence[Result]) -> Table:
         for clean in one.accuracies
         if clean["attack"] == "clean"
     ]
-    title = " · ".join(filter(None, ("Table 1", alone, "accuracy (%) on frequencies above a cut")))
+    title = titled("Table 1", alone, "accuracy (%) on frequencies above a cut")
     if not points:
         return not_run(title)
     frame = pd.DataFrame(points)
@@ -292,7 +292,7 @@ def strong_attacks(results: Sequence[Result]) -> Table:
     text = [f"{told}, n {n:,}" for told, n in zip(with_interval(attacked), attacked["n"], strict=True)]
     shown = spread_out(attacked, text, columns="attack").rename(columns=lambda attack: attack_name(attack, "pixel"))
     seeds = seeds_of(frame.groupby("method")["seed"].nunique())
-    return Table(" · ".join(filter(None, (f"{title} in pixels, 95 % Wilson intervals, {seeds}", alone))), shown, frame)
+    return Table(titled(f"{title} in pixels, 95 % Wilson intervals, {seeds}", alone), shown, frame)
 
 
 def _relative_times(results: Sequence[Result], engine: str) -> dict[str, float]:

@@ -10,7 +10,7 @@ from gkp.artifact.experiments.kinds import PruneCell
 from gkp.artifact.experiments.report import Result
 from gkp.artifact.published import published
 from gkp.artifact.results import load_networks, net_seed, of_one_network, paper_name, row_name
-from gkp.artifact.tables.table import Table, by_method, not_run, percent
+from gkp.artifact.tables.table import Table, by_method, not_run, percent, titled
 from gkp.errors import BadInput
 from gkp.pruning.overlap import overlap
 from gkp.pruning.plan import plan_of
@@ -56,7 +56,7 @@ def kept_kernels(results: Sequence[Result], *, against: str = "sr-gkp") -> Table
         A table whose points have "filters", "differing" and "share" (see `gkp.pruning.overlap`), n and seed.
     """
     results, alone = of_one_network(results)
-    title = " · ".join(filter(None, (f"Filters that keep other kernels than by {paper_name(against)}", alone)))
+    title = titled(f"Filters that keep other kernels than by {paper_name(against)}", alone)
     pruned = [(result, result.cell) for result in results if isinstance(result.cell, PruneCell)]
     rate = next((cell.rate for _, cell in pruned if row_name(cell) == against), None)
     pruned = [(result, cell) for result, cell in pruned if cell.rate == rate]

@@ -20,7 +20,7 @@ from gkp.artifact.results import (
     test_images,
     without_images,
 )
-from gkp.artifact.tables.table import Table, by_method, not_run, percent, spread_out, with_interval
+from gkp.artifact.tables.table import Table, by_method, not_run, percent, spread_out, titled, with_interval
 from gkp.errors import BadInput
 from gkp.evaluation.compare import transfer
 from gkp.evaluation.statistics import wilson
@@ -62,7 +62,7 @@ def label_choice(results: Sequence[Result], *, attack: str = "fgsm-0.1") -> Tabl
         "seeds": frame.groupby("method", sort=False)["seed"].nunique(),
     }
     title += f", accuracy in percent, means over seeds, {images(frame)}"
-    return Table(" · ".join(filter(None, (title, alone))), by_method(shown, means.index.to_series()), frame)
+    return Table(titled(title, alone), by_method(shown, means.index.to_series()), frame)
 
 
 def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Table:
@@ -113,7 +113,7 @@ def epoch_choice(results: Sequence[Result], *, metric: str = "fgsm-0.1") -> Tabl
         "benign, at that epoch": percent(frame["clean_at_best"]),
     }
     title = f"{title}, accuracy in percent, {images(frame)}"
-    return Table(" · ".join(filter(None, (title, alone))), by_method(shown, frame["method"]), frame)
+    return Table(titled(title, alone), by_method(shown, frame["method"]), frame)
 
 
 def seed_spread(results: Sequence[Result], *, protocol: str = "paper", attacks: Sequence[str] = ATTACKED) -> Table:
@@ -149,7 +149,7 @@ def seed_spread(results: Sequence[Result], *, protocol: str = "paper", attacks: 
     shown["seeds"] = points.groupby("method", sort=False)["seed"].nunique().to_numpy()
     n = int(points["n"].iloc[0])
     title = f"Mean ± standard deviation over seeds, {protocol} protocol, accuracy in percent, n = {n:,} images a seed"
-    return Table(" · ".join(filter(None, (title, alone))), shown, points)
+    return Table(titled(title, alone), shown, points)
 
 
 def transferred(results: Sequence[Result], *names: str, n: int = 32, eps: float = 2 / 255) -> Table:
@@ -202,4 +202,4 @@ def space_choice(results: Sequence[Result]) -> Table:
     first = frame[frame["seed"] == 0]
     shown = spread_out(first, percent(first["accuracy"]), columns="eps")
     title = f"PGD in normalised and in pixel units, accuracy in percent, seed 0, {images(frame)}"
-    return Table(" · ".join(filter(None, (title, alone))), shown, frame)
+    return Table(titled(title, alone), shown, frame)

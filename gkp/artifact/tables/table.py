@@ -175,6 +175,11 @@ def beside(text: Iterable[str], printed: Iterable[float | None], form: str = "{:
     return [ours if theirs is None or pd.isna(theirs) else f"{ours} · paper {form.format(theirs)}" for ours, theirs in pairs]
 
 
+def titled(*parts: str) -> str:
+    """The title of a table of several parts; empty ones are left out."""
+    return " · ".join(filter(None, parts))
+
+
 def provenance(runs: Sequence[Result]) -> str:
     """One line with the numbers of cached and computed cells, their seconds, commits, versions and processors.
 
