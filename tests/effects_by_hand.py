@@ -12,7 +12,9 @@ BASELINE = TrainCell(dataset="digits", epochs=1)
 ATTACKS = {
     "paper": (("fgsm", 0.01, "fgsm-0.01"), ("fgsm", 0.1, "fgsm-0.1"), ("pgd", "8/255", "pgd-8/255")),
     "pixel": (("fgsm", "1/255", "fgsm-1/255"), ("pgd", "1/255", "pgd-1/255")),
+    "strong": (("autoattack", "1/255", "autoattack-1/255"),),
 }
+STRONG = {"protocol": "pixel", "attacks": ({"attack": "autoattack", "eps": "1/255"},), "purpose": "autoattack-small"}
 
 
 def pruned(method: str, seed: int = 0, **fields) -> PruneCell:
@@ -26,7 +28,11 @@ def trained(net, folder, **figures) -> Result:
 
 
 def evaluated(net, folder, clean: int, attacked: int, *, protocol: str = "paper", first: int = 0) -> Result:
-    """Its finished evaluation: of N images so many are right without attack, and so many under each attack."""
+    """Its finished evaluation: of N images so many are right without attack, and so many under each attack.
+
+    protocol: "paper", "pixel", or "strong" for AutoAttack in pixels.
+    """
+    fields = STRONG if protocol == "strong" else {"protocol": protocol}
     specs = tuple(AttackSpec(name, eps, key=key) for name, eps, key in ATTACKS[protocol])
     right = np.arange(N)[None] < np.array([clean] + [attacked] * len(specs))[:, None]
     header = {"dataset": "digits", "split": "test", "data_sha256": "d", "model_sha256": "m", "seed": 0}
@@ -36,13 +42,13 @@ def evaluated(net, folder, clean: int, attacked: int, *, protocol: str = "paper"
         labels=np.zeros(N, dtype=np.int64),
         predictions=(~right[0]).astype(np.int64),
         attacks=specs,
-        protocol=protocol,
+        protocol=fields["protocol"],
         bounds=(0.0, 1.0),
         versions={},
         seconds=0.0,
         **header,
     )
-    cell = EvaluateCell(net=net, protocol=protocol)
+    cell = EvaluateCell(net=net, **fields)
     where = folder / cell.hash
     out.save(where)
     accuracy = {key: float(row.mean()) for key, row in out.rows().items()}

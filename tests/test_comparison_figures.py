@@ -161,6 +161,31 @@ def test_the_slope_chart_compares_levels_and_orders_on_the_same_networks(tmp_pat
     assert figures.protocols(report(tmp_path / "none", none=(300,), cc=(200,))).points.empty
 
 
+def test_autoattack_is_a_further_step_of_the_slope_chart_for_the_methods_that_have_it(tmp_path, monkeypatch):
+    true_labels = (*effects_by_hand.ATTACKS["paper"], ("fgsm", 0.1, "fgsm-0.1-true"))
+    monkeypatch.setitem(effects_by_hand.ATTACKS, "paper", true_labels)
+    found = report(tmp_path, none=(300,), cc=(200,), sr_gkp=(100,), l2_gkp=(150,))
+    found += [evaluated(pruned(row), tmp_path, 360, right, protocol="strong") for row, right in (("none", 200), ("cc", 60))]
+    assert "AutoAttack" not in figures.protocols(found).answer  # of a single method
+    found.append(evaluated(pruned("sr-gkp"), tmp_path, 360, 80, protocol="strong"))
+    figure = figures.protocols(found)
+    last = figure.points[figure.points["protocol"] == "AutoAttack, 1/255"].set_index("method")
+    assert last["accuracy"].to_dict() == {"cc": 60 / N, "sr-gkp": 80 / N} and last["rank"].isna().all()
+    assert figure.answer.endswith(
+        " AutoAttack, 1/255, run for 2 of them, leaves 17.5 % where Pixels, 1/255, leaves 37.5 %, rank correlation -1.00. "
+        "SR-GKP has rank 3, 3, 3. Bars, on SR-GKP: 95 %, n = 400 images; one seed."
+    )
+    left, right = figure.drawing.axes[:2]
+    assert [len(ax.get_xticks()) for ax in (left, right)] == [4, 3]
+
+    found.append(evaluated(pruned("l2-gkp"), tmp_path, 360, 70, protocol="strong"))
+    figure = figures.protocols(found)  # of all methods: it takes part in the order
+    assert figure.points[figure.points["protocol"] == "AutoAttack, 1/255"].set_index("method")["rank"].to_dict() == {
+        "cc": 3, "sr-gkp": 1, "l2-gkp": 2,
+    }  # fmt: skip
+    assert "SR-GKP has rank 3, 3, 3, 1." in figure.answer
+
+
 def test_curves_are_of_the_methods_with_several_rates(tmp_path):
     found = report(tmp_path, sr_gkp=(200,), cc=(220,))
     for rate, macs, attacked in ((10 / 16, 16_000_000, 120), (3 / 4, 11_000_000, 80)):

@@ -218,6 +218,21 @@ def test_a_reading_copy_has_the_sources_and_outputs_of_the_execution_and_no_time
     assert json.loads(text) == again and source_sha256(again) == book.metadata.gkp.sources_sha256
 
 
+def test_a_reading_copy_does_not_depend_on_where_the_kernel_cut_what_was_printed(root):
+    book = json.loads((root / "build" / "cifar10" / "00_a.ipynb").read_text())
+    copies = []
+    for pieces in (["one\ntw", "o\n"], ["one\ntwo\n"], ["o", "ne\n", "two\n"]):
+        streams = [{"output_type": "stream", "name": "stdout", "text": piece.splitlines(keepends=True)} for piece in pieces]
+        other = {"output_type": "stream", "name": "stderr", "text": ["a warning\n"]}
+        book["cells"][-1]["outputs"] = [*streams, other, *streams]
+        copies.append(reading_copy(book, "cifar10"))
+    assert copies[0] == copies[1] == copies[2]
+    printed = copies[0]["cells"][-1]["outputs"]
+    assert [(one["name"], "".join(one["text"])) for one in printed] == [
+        ("stdout", "one\ntwo\n"), ("stderr", "a warning\n"), ("stdout", "one\ntwo\n"),
+    ]  # fmt: skip
+
+
 def test_a_second_publish_changes_nothing(root):
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and root / "build" not in path.parents}
     publish.publish(root=root, store=store_of(root))

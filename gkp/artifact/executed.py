@@ -193,8 +193,9 @@ def was_executed(book: Mapping[str, Any]) -> bool:
 def reading_copy(book: Mapping[str, Any], profile: str, files: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The executed notebook as it is committed: the same sources and outputs, without times.
 
-    The injected cell and links to tables are removed and execution counts renumbered. The output of the parameters cell states
-    the profile, and the metadata have the hashes of sources, outputs and figures, so that a later edit is noticed.
+    The injected cell and links to tables are removed, execution counts renumbered and pieces of a stream joined. The output of
+    the parameters cell states the profile, and the metadata have the hashes of sources, outputs and figures, so that a later
+    edit is noticed.
 
     Args:
         book: The executed notebook as JSON.
@@ -213,7 +214,7 @@ def reading_copy(book: Mapping[str, Any], profile: str, files: Mapping[str, str]
             cell["execution_count"] = count
             cell["outputs"] = [
                 {**output, "execution_count": count} if "execution_count" in output else output
-                for output in map(_without_links, old["outputs"])
+                for output in map(_without_links, _joined(old["outputs"]))
             ]
             if "parameters" in tags:
                 said = f"executed with profile = {profile!r}: make reproduce PROFILE={profile}\n"
@@ -225,6 +226,19 @@ def reading_copy(book: Mapping[str, Any], profile: str, files: Mapping[str, str]
     hashes = {"sources_sha256": source_sha256(book), "outputs_sha256": outputs_sha256({"cells": cells}), "figures": figures}
     marked = {**kept, "gkp": {"profile": profile, **hashes}}
     return {"cells": cells, "metadata": marked, "nbformat": book["nbformat"], "nbformat_minor": book["nbformat_minor"]}
+
+
+def _joined(outputs: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The outputs with adjacent pieces of one stream joined: where a kernel cuts it depends on the time."""
+    joined: list[Mapping[str, Any]] = []
+    for output in outputs:
+        last = joined[-1] if joined else {}
+        if output["output_type"] == "stream" and output["name"] == last.get("name"):
+            text = "".join([*last["text"], *output["text"]])
+            joined[-1] = {**last, "text": text.splitlines(keepends=True)}
+        else:
+            joined.append(output)
+    return joined
 
 
 def _without_links(output: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from gkp.artifact.experiments.report import Result
 from gkp.artifact.figures.figure import Figure, bars, families, finish, method_colour, not_run, panels
 from gkp.artifact.results import (
     SR,
+    STRONG,
     Evaluation,
     attack_name,
     evaluations,
@@ -34,7 +35,8 @@ _MARKS = "osD^vPX*"
 def protocols(results: Sequence[Result]) -> Figure:
     """Accuracy and order of methods under FGSM with predicted labels, with true labels, and under the worst case in pixels.
 
-    The radius in pixels is `smallest_radius`.
+    The radius in pixels is `smallest_radius`. Methods also attacked by AutoAttack at that radius have a further point,
+    and it takes part in the order where all were.
 
     Args:
         results: Finished networks of one rate and schedule, and their evaluations; of several architectures the first is shown.
@@ -52,23 +54,30 @@ def protocols(results: Sequence[Result]) -> Figure:
     common = [row for row in first.pruned if all(row in side.rows for side in sides.values())]
     if len(sides) < 2 or len(common) < 2:
         return not_run(question)
+    strongest = scores(results, STRONG, [f"autoattack-{radius}"])
+    if len(set(common) & set(strongest.rows)) > 1:
+        sides[f"AutoAttack,\n{radius}"] = strongest
     rows = [
         {"protocol": title.replace("\n", " "), "method": row, "seeds": found.seeds, "n": found.n}
         | {"accuracy": found.value, "low": found.low, "high": found.high}
         for title, side in sides.items()
         for row in common
+        if row in side.rows
         for found in [side.accuracy(row)]
     ]
     points = pd.DataFrame(rows)
-    points["rank"] = points.groupby("protocol", sort=False)["accuracy"].rank(ascending=False, method="min")
+    of_protocol = points.groupby("protocol", sort=False)["accuracy"]
+    ranks = of_protocol.rank(ascending=False, method="min")
+    points["rank"] = ranks.where(of_protocol.transform("size") == len(common))
+    ranked = points.dropna(subset="rank")
     drawing, (left, right) = panels(1, 2, 12, 0.22 * len(common) + 2.2)
-    for ax, value, scale in ((left, "accuracy", 100), (right, "rank", 1)):
-        _slopes(ax, points, value, scale, list(sides))
+    _slopes(left, points, "accuracy", 100, list(sides))
+    _slopes(right, ranked, "rank", 1, list(sides)[: ranked["protocol"].nunique()])
     left.set(title="Level", ylabel="Accuracy (%)", ylim=(0, None))
     right.set(title="Order", ylabel="Rank, 1 is the most robust", ylim=(len(common) + 0.5, 0.5))
     right.set_yticks(range(1, len(common) + 1, 1 + len(common) // 12))
-    last = points[points["protocol"] == points["protocol"].iloc[-1]]
-    _names_at(right, len(sides) - 1, list(last["method"]), list(last["rank"]), step=1)
+    last = ranked[ranked["protocol"] == ranked["protocol"].iloc[-1]]
+    _names_at(right, ranked["protocol"].nunique() - 1, list(last["method"]), list(last["rank"]), step=1)
     families(drawing, points["method"])
     return finish(drawing, points, question, sentences(_changed(points), exceptions(results), alone))
 
@@ -173,13 +182,22 @@ def _names_at(ax: Axes, x: float, rows: Sequence[str], heights: Sequence[float],
 
 
 def _changed(points: pd.DataFrame) -> str:
-    """The answer of the slope chart: the mean accuracy under each protocol, and the rank correlation with the first one."""
-    wide = points.pivot_table(index="method", columns="protocol", values="accuracy", sort=False)
+    """The answer of the slope chart: the mean accuracy under each protocol, and the rank correlation with the first one.
+
+    A protocol that was run for some methods only is compared on those, with the one before it.
+    """
+    every = points.pivot_table(index="method", columns="protocol", values="accuracy", sort=False)
+    wide = every.dropna(axis="columns")
     first, *others = wide.columns
     level = ", ".join(f"{100 * wide[name].mean():.1f} % ({name})" for name in wide)
     agreed = ", ".join(f"{wide[first].corr(wide[name], method='spearman'):+.2f} ({name})" for name in others)
     text = f"The level, mean of {len(wide)} methods: {level}. The order, rank correlation with the first: {agreed}."
-    ranks = points[points["method"] == SR].set_index("protocol")["rank"]
+    for name in every.columns.difference(wide.columns):
+        some, before = every.dropna(), wide.columns[-1]
+        agree = some[before].corr(some[name], method="spearman")
+        text += f" {name}, run for {len(some)} of them, leaves {100 * some[name].mean():.1f} % where {before}, leaves "
+        text += f"{100 * some[before].mean():.1f} %, rank correlation {agree:+.2f}."
+    ranks = points[points["method"] == SR].set_index("protocol")["rank"].dropna()
     ours = f" SR-GKP has rank {', '.join(f'{rank:.0f}' for rank in ranks)}." if len(ranks) else ""
     return f"{text}{ours} Bars, on SR-GKP: 95 %, {images(points)} images; {seeds_of(points['seeds'])}."
 
