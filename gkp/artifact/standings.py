@@ -37,6 +37,7 @@ from gkp.artifact.results import (
 from gkp.artifact.tables.table import Table, marked, not_run
 from gkp.checkpoints import load_model
 from gkp.evaluation.robustbench.entry import entry, save_entry
+from gkp.networks.fingerprint import state_sha256
 
 RADII = ("0.5/255", "1/255")
 PARTS = ("precision", "pixel", STRONG)  # the roles of evaluations that may rank networks
@@ -94,12 +95,14 @@ def _at(results: Sequence[Result], radius: str) -> dict[str, Evaluation]:
 
 def _entry(one: Evaluation, net: nn.Module, radius: str, footnote: str) -> dict[str, Any]:
     assert one.network is not None  # ensured by `_at`
+    out = outcomes_of(one.result)
+    is_compact = out.model_sha256 == state_sha256(net)  # the fast engine runs grouped convolutions, PyTorch the masked twin
     return entry(
-        outcomes_of(one.result),
+        out,
         net,
         eps=radius,
         name=paper_name(one.facts["method"]),
-        evaluated=one.network["model_sha256"],
+        evaluated=None if is_compact else one.network["model_sha256"],
         input_shape=one.network["input_shape"],
         venue="this artifact",
         footnote=footnote,
