@@ -41,7 +41,7 @@ def need_extra(extra: str, *modules: str) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong, in one line."""
+    """The reason of an exception, in one line."""
     if isinstance(error, SystemExit):
         return f"it ends the program (exit {error.code})"
     return (str(error) or type(error).__name__).splitlines()[0][:200]

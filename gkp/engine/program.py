@@ -313,6 +313,6 @@ def _dimensions(shape: MapShape | int) -> tuple[int, int, int, int, int]:
 
 
 def _span(floats: int) -> int:
-    """How many images, with three maps of `floats` floats each, fit the cache: a power of two, at most a block."""
+    """The number of images that, with three maps of `floats` floats each, fit the cache: a power of two, at most a block."""
     fitting = max(1, CACHE_FLOATS // (3 * floats))
     return min(BLOCK_IMAGES, 1 << (fitting.bit_length() - 1))

@@ -1,4 +1,4 @@
-"""Which network is the more robust: paired statistics between outcome matrices, and attacks that are carried over.
+"""The comparison of networks: paired statistics between outcome matrices, and attacks that are carried over.
 
 Networks are compared image by image, on the very same images under the very same attack: what counts is
 on how many images only one of two is right. `compare` tests all pairs, `rank_groups` says who cannot be told apart,
@@ -174,7 +174,7 @@ def common_accuracy(
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """Which network is right on images that were made to fool another.
+    """The outcomes of networks on images that were made to fool another.
 
     Attributes:
         names: The networks, which are sources and targets in this order.

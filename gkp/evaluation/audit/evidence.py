@@ -40,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Probe:
-    """How an attack behaves, from a short run on a few correctly classified images.
+    """The behaviour of an attack in a short run on a few correctly classified images.
 
     Attributes:
         n: The number of images.

@@ -44,7 +44,7 @@ _NOISE = {"steps": 1, "step": 1e-12}  # PGD that stays at its random starts: noi
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard an audit tries.
+    """The effort of an audit.
 
     Attributes:
         steps, apgd_steps: Steps of PGD and APGD.
