@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import gkp
-from gkp.attacks.autoattack import autoattack, build, fenced
+from gkp.attacks.autoattack import autoattack, build, fenced, remembered
 from gkp.attacks.network import logits_of
 from gkp.errors import BadInput, ModelWarning
 
@@ -68,6 +68,56 @@ def test_the_same_seed_and_batch_size_give_the_same_bytes_and_another_batch_size
     first, again, other = (autoattack(net, x, y, eps=0.2, batch_size=size, **CHEAP) for size in (5, 5, 12))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)  # the documented exception; should it ever end, the documentation must follow
+
+
+class Counting(nn.Module):
+    """`small_net`, which counts its passes and is killed when it has made `life` of them."""
+
+    def __init__(self, life: int = 10**9):
+        super().__init__()
+        self.net, self.passes, self.life = small_net(), 0, life
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        if self.passes > self.life:
+            raise KeyboardInterrupt
+        return self.net(x)
+
+
+TWO = {"seed": 3, "batch_size": 5, "version": "custom", "attacks_to_run": ["apgd-ce", "apgd-dlr"]}
+
+
+def test_an_attack_that_is_killed_goes_on_after_the_last_batch_that_a_part_has_finished():
+    whole, memory = Counting().eval(), {}
+    x, y = labelled(whole.net)
+    expected = autoattack(whole, x, y, eps=0.015, **TWO)
+    assert 0 < int((logits_of(whole.net, expected).argmax(1) == y).sum()) < len(x)  # the second part has something to do
+    kept, passes = [], []
+    for life in (whole.passes // 50, whole.passes // 2, whole.passes - 5):
+        with remembered(memory := {}), pytest.raises(KeyboardInterrupt):
+            autoattack(Counting(life).eval(), x, y, eps=0.015, **TWO)
+        again = Counting().eval()
+        kept.append(len(memory))
+        with remembered(memory):
+            assert torch.equal(autoattack(again, x, y, eps=0.015, **TWO), expected)
+        passes.append(again.passes)
+    assert kept[0] == 0 and passes[0] == whole.passes
+    assert kept[0] < kept[1] < kept[2] and passes[0] > passes[1] > passes[2]
+    assert len(memory) > kept[2]  # what the second run added
+
+
+@pytest.mark.parametrize("other", [{"eps": 0.03}, {"seed": 4}, {"norm": "l2"}, {"attacks_to_run": ["apgd-dlr"]}])
+def test_what_was_remembered_serves_only_the_very_same_attack(other: dict):
+    net = small_net()
+    x, y = labelled(net, 6)
+    how = {"eps": 0.015, **TWO, "attacks_to_run": ["apgd-ce"]}
+    with remembered(memory := {}):
+        first = autoattack(net, x, y, **how)
+        assert torch.equal(autoattack(net, x, y, **{**how, **other}), autoattack(small_net(), x, y, **{**how, **other}))
+        assert torch.equal(autoattack(net, x, y, **how), first)
+    before = dict(memory)
+    autoattack(net, x, y, **{**how, "eps": 0.02})  # outside, nothing is kept
+    assert memory.keys() == before.keys()
 
 
 def test_generators_tracing_modes_logger_counts_and_the_network_are_as_before(capfd: pytest.CaptureFixture, tmp_path: Path):

@@ -354,6 +354,28 @@ def test_autoattack_of_other_images_or_another_batch_size_is_not_taken_for_this_
     assert few.merge(run(Net(), data, attacks="pgd", n_examples=30)).right.shape == (3, 30)
 
 
+def test_an_autoattack_that_is_killed_goes_on_and_its_parts_are_gone_when_the_row_is_finished(tmp_path):
+    custom = {"attack": "autoattack", "options": {"version": "custom", "attacks_to_run": ["apgd-ce"]}}
+    data, folder = noise(16), tmp_path / "kept"
+    options = {"attacks": [custom], "batch_size": 4, "eps": "2/255"}
+    counted = Mortal()
+    whole = npz(run(counted, data, **options), tmp_path / "whole")
+    assert 0 < run(Net(), data, **options).accuracy()["autoattack-2/255"] < 0.8
+    passes = 10**9 - counted.life
+
+    def killed(life: int) -> int:
+        with pytest.raises(KeyboardInterrupt):
+            run(Mortal(life), data, checkpoint=folder, **options)
+        return len(list(folder.glob("part-*")))
+
+    first = killed(passes // 2)
+    assert 0 < first < killed(passes // 2)  # the second run had only the rest to do
+    part = min(folder.glob("part-*"))
+    part.write_bytes(part.read_bytes()[:-1])  # damaged, so it is attacked again
+    assert npz(run(Net(), data, checkpoint=folder, **options), tmp_path / "out") == whole
+    assert not list(folder.glob("part-*"))
+
+
 def test_a_cascade_that_ends_in_autoattack_is_run_on_all_images_together(together, monkeypatch):
     def cascade(model, x, y, *, eps, attacks, batch_size=None, ids=None):
         return ATTACKS["autoattack"](model, x, y, eps=eps, batch_size=batch_size, ids=ids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from gkp.attacks.autoattack import remembered
 from gkp.attacks.balls import Bounds
 from gkp.attacks.gradient import single_step
 from gkp.attacks.network import Model, logits_and_gradient, logits_of
@@ -97,8 +99,11 @@ class Run:
                     self._mark([row], np.flatnonzero(~self.right[0]))  # wrong under every attack
                 self._recall([row], kept.get(row, []))
                 missing = np.flatnonzero(~self.done[row])
-                for columns in [missing] if spec.together and len(missing) else self._windows(missing):
-                    self._enter([row], columns, self._attack(spec, columns)[None])
+                if not spec.together:
+                    for columns in self._windows(missing):
+                        self._enter([row], columns, self._attack(spec, columns)[None])
+                elif len(missing):
+                    self._attack_together(row, spec, missing)
 
     def _recall(self, rows: list[int], pieces: list[dict[str, np.ndarray]]) -> None:
         """Enters what the checkpoint has of these rows; of attacks on all images together, only the very same images."""
@@ -197,6 +202,15 @@ class Run:
                 found = adversarial(model, x[early], labels[early], spec, ids=ids[early.cpu()], **options)
                 right[early] = self._right(found, y[early])
         return right.cpu().numpy()
+
+    def _attack_together(self, row: int, spec: AttackSpec, columns: np.ndarray) -> None:
+        """Attacks all these images as one piece, of which the checkpoint keeps the finished parts until it is whole."""
+        parts = None if self.pieces is None else self.pieces.parts(row)
+        with nullcontext() if parts is None else remembered(parts):
+            right = self._attack(spec, columns)
+        self._enter([row], columns, right[None])
+        if parts is not None:
+            parts.clear()
 
     def _right(self, x: Tensor, y: Tensor, model: Model | None = None) -> Tensor:
         model = self.space.model if model is None else model

@@ -4,6 +4,9 @@ A folder: `evaluation.json` says which evaluation it belongs to; every other fil
 attack (`ROW-SHA256.npz`, no pickle), written beside and renamed. Such a piece is named by its own hash: one that was
 truncated or edited does not bear its name, and its images are attacked again. Since outcomes depend neither on the batch size
 nor on the other images, pieces of any size fit together.
+
+AutoAttack, which takes all images together, is one piece; until it is finished there are the batches that its parts have done
+(`part-ROW-KEY-SHA256.npy`).
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from gkp.errors import BadInput
 from gkp.evaluation.outcomes import differing
@@ -64,6 +69,10 @@ class Pieces:
         data = buffer.getvalue()
         replace_file(self.folder / f"{row:03d}-{hashlib.sha256(data).hexdigest()[:16]}.npz", data)
 
+    def parts(self, row: int) -> Parts:
+        """What an attack on all images together has finished of this row."""
+        return Parts(self.folder, f"part-{row:03d}-", self.digest)
+
     def load(self) -> dict[int, list[dict[str, np.ndarray]]]:
         """Row -> the pieces kept of it. Damaged ones, and those of another evaluation, are left out."""
         found: dict[int, list[dict[str, np.ndarray]]] = {}
@@ -77,6 +86,42 @@ class Pieces:
             if str(arrays.pop("evaluation", "")) == self.digest:
                 found.setdefault(int(row), []).append(arrays)
         return found
+
+
+class Parts:
+    """The finished batches of one row, a `gkp.attacks.autoattack.Memory` of files.
+
+    Args:
+        folder: The folder of the evaluation.
+        prefix: Of the files of this row.
+        digest: Of the evaluation; it goes into the names, so that a file cannot stray into another one.
+    """
+
+    def __init__(self, folder: Path, prefix: str, digest: str):
+        self.folder, self.prefix, self.digest = folder, prefix, digest
+
+    def get(self, key: str, /) -> Tensor | None:
+        """The images kept under this key; None when there are none, or they are damaged."""
+        for path in sorted(self.folder.glob(f"{self._stem(key)}-*.npy")):
+            data = path.read_bytes()
+            if path.stem.rpartition("-")[2] == hashlib.sha256(data).hexdigest()[:16]:
+                return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False))
+        return None
+
+    def __setitem__(self, key: str, found: Tensor, /) -> None:
+        """Keeps images. Raises BadInput when they cannot be written."""
+        buffer = io.BytesIO()
+        np.save(buffer, found.detach().cpu().numpy(), allow_pickle=False)
+        data = buffer.getvalue()
+        replace_file(self.folder / f"{self._stem(key)}-{hashlib.sha256(data).hexdigest()[:16]}.npy", data)
+
+    def clear(self) -> None:
+        """Removes those of this row."""
+        for path in self.folder.glob(f"{self.prefix}*.npy"):
+            path.unlink(missing_ok=True)
+
+    def _stem(self, key: str) -> str:
+        return self.prefix + hashlib.sha256(f"{self.digest} {key}".encode()).hexdigest()[:16]
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
