@@ -36,6 +36,25 @@ def shape_copy(net: nn.Module) -> nn.Module:
     return _copied(net, memo, "meta")
 
 
+def skeleton_of(net: nn.Module) -> nn.Module:
+    """A copy of the modules of `net` alone, which hold the same tensors: a fraction of the time of `copy_of`.
+
+    What is put in the place of a layer or a tensor of the copy leaves `net` as it is; what is written into a tensor does not.
+    For networks of ours: attributes that hold modules in other ways than as their own are not followed.
+    """
+    made: dict[int, nn.Module] = {}
+
+    def copied(module: nn.Module) -> nn.Module:
+        if id(module) not in made:
+            made[id(module)] = new = object.__new__(type(module))
+            vars(new).update({name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()})
+            children = {name: child and copied(child) for name, child in module._modules.items()}
+            new._modules.update(children)
+        return made[id(module)]
+
+    return copied(net)
+
+
 def check_lazy(net: nn.Module) -> None:
     """Raise BadInput for what is no network, and for one with lazy layers, which have no weights yet."""
     if not isinstance(net, nn.Module):

@@ -24,6 +24,7 @@ from gkp.networks.copies import check_lazy, copy_of, shape_copy
 from gkp.networks.wrappers import has_compiled, take_off_compiled, unwrapped
 from gkp.pruning.arguments import checked_shape
 from gkp.pruning.masks import unmasked
+from gkp.pruning.outline import is_as_built, outline
 from gkp.pruning.watched import FAILURES, Watched, in_mode
 
 # Pixels a side to try on a network of unknown input; any that passes shows the same.
@@ -50,11 +51,16 @@ def network_to_prune(net: nn.Module) -> nn.Module:
 
 
 def cheap_copy(net: nn.Module, shape: Sequence[int]) -> nn.Module:
-    """A copy on the meta device, in eval mode, if images of this shape pass through it there, or else an ordinary one.
+    """A copy in eval mode without numbers in its weights, if images of this shape pass through it, or else an ordinary one.
+
+    One of a network of ours shares its buffers, and images on the CPU pass through it once it is `stubbed`. Of any other, all
+    tensors are on the meta device, whose first use takes a second.
 
     Raises:
         BadInput: Such images do not pass through the network at all.
     """
+    if is_as_built(net):
+        return outline(net)
     with contextlib.suppress(BadInput):  # a generator, say, has no copy without numbers
         found = in_mode(shape_copy(net))
         if isinstance(net, Classifier) or not problem_with(found, shape):  # ours are known to
@@ -62,18 +68,6 @@ def cheap_copy(net: nn.Module, shape: Sequence[int]) -> nn.Module:
     found = in_mode(copy_of(net))
     send(found, shape)
     return found
-
-
-def without_norms(net: nn.Module) -> nn.Module:
-    """`net` itself, which is on the meta device, with BatchNorms that do nothing: half of the time, and the same shapes."""
-    for module in net.modules():
-        if type(module) is nn.BatchNorm2d and any(p.is_meta for p in module.parameters()):
-            module.forward = _same  # type: ignore[method-assign, assignment]
-    return net
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
 
 
 def problem_with(net: nn.Module, shape: Sequence[int]) -> str:
@@ -105,6 +99,7 @@ def send(net: nn.Module, shape: Sequence[int], n: int = 1) -> Any:
 def image_for(net: nn.Module, shape: Sequence[int], n: int = 1) -> Tensor:
     """Grey images `(n, *shape)` of the type and on the device that `net` computes in."""
     device, dtype = home(net)
+    device = net.mean.device if isinstance(net, Classifier) else device  # weights may have no numbers
     return torch.full((n, *shape), 0.5, device=device, dtype=dtype)
 
 

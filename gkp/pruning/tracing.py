@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gkp.networks.classifier import Classifier
 from gkp.pruning.labels import ALONG, NOBODY, constant, is_after, labels_of, moved, put_labels, reduced, spatial, varying
 from gkp.pruning.operations import COPIES, MOVES, POINTWISE, REDUCTIONS, SPATIAL
-from gkp.pruning.probe import cheap_copy, image_for, undisturbed, without_norms
-from gkp.pruning.watched import FAILURES, Turn, Watched, in_mode, turns
+from gkp.pruning.outline import once, stubbed
+from gkp.pruning.probe import cheap_copy, image_for, undisturbed
+from gkp.pruning.watched import FAILURES, Dispatched, Turn, Watched, in_mode, turns
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 OUTPUT = "is an output of the network"
@@ -75,6 +75,8 @@ class Trace:
 def trace(net: nn.Module, shape: Sequence[int], *, filters: bool = True) -> Trace:
     """Follow the filters of `net`, which is not changed, through one image of this shape, in eval mode and then in training.
 
+    Networks of ours that are built alike share what was found: it is not to be changed.
+
     Args:
         net: Any network.
         shape: (C, H, W) of the image.
@@ -83,7 +85,11 @@ def trace(net: nn.Module, shape: Sequence[int], *, filters: bool = True) -> Trac
     Raises:
         BadInput: Such an image does not pass through the network.
     """
-    twin = without_norms(cheap_copy(net, shape))
+    return once(net, ("trace", tuple(shape), filters), lambda: _traced(net, shape, filters))
+
+
+def _traced(net: nn.Module, shape: Sequence[int], filters: bool) -> Trace:
+    twin = stubbed(cheap_copy(net, shape))
     tracer = _Tracer(twin, filters)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -98,7 +104,7 @@ def trace(net: nn.Module, shape: Sequence[int], *, filters: bool = True) -> Trac
     return tracer.found
 
 
-class _Tracer(TorchDispatchMode):
+class _Tracer(Dispatched):
     """Keeps on each tensor: `_gkp_labels`, the filters of its values, and `_gkp_after`, whether a layer comes before it."""
 
     def __init__(self, net: nn.Module, filters: bool):

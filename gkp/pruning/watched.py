@@ -22,7 +22,15 @@ FAILURES = (Exception, SystemExit)
 Turn = tuple[int, bool | int | float]
 
 
-class Watched(TorchDispatchMode):
+class Dispatched(TorchDispatchMode):
+    """Base of what looks at operations one by one; torch would load its compiler (a second) only to keep it away from that."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class Watched(Dispatched):
     """Within, the numbers that are read of tensors are noted, one of them perhaps turned.
 
     Args:
