@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from gkp.artifact.claims.claim import claims
 from gkp.artifact.claims.decision import NOT_REPRODUCED, NOT_RUN, REPRODUCED, NotRun
 from gkp.artifact.claims.evidence import SR, Index
 from gkp.artifact.claims.verdicts import decide
-from gkp.artifact.experiments.history import epochs_so_far
+from gkp.artifact.experiments.history import epochs_so_far, keep_unfinished, kept_sha256, problems_of_unfinished
 from gkp.artifact.experiments.kinds import PruneCell, TrainCell
 from gkp.artifact.experiments.report import Report, Result
 from gkp.artifact.groups import LOG_EPOCHS, is_logged
@@ -82,6 +83,56 @@ def test_a_scored_training_that_is_killed_says_how_far_it_is_and_goes_on_to_the_
     for name in ("result.json", "model/model.safetensors", "trace.safetensors"):
         assert again.file(name).read_bytes() == scored.file(name).read_bytes(), name
     assert epochs_so_far(SCORED, store) == []  # the cell itself says it now
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch) -> grid.Store:
+    """A store in which `SCORED` was stopped after two epochs; its committed cells are in `data/results`."""
+    save = Keeper.save
+
+    def killed(keeper, net, optimizer, callbacks, rows):
+        save(keeper, net, optimizer, callbacks, rows)
+        if len(rows) == 2:
+            raise OSError(5, "input/output error")
+
+    monkeypatch.setattr(Keeper, "save", killed)
+    store = grid.Store(tmp_path / "cells", (tmp_path / "data" / "results",))
+    grid.run([SCORED], jobs=1, store=store, progress=False, check=False)
+    monkeypatch.undo()
+    return store
+
+
+def test_the_log_of_an_unfinished_training_is_committed_and_read_where_its_checkpoint_is_not(stopped, scored, tmp_path):
+    folder, results = tmp_path / "data" / "unfinished", tmp_path / "data" / "results"
+    elsewhere = grid.Store(tmp_path / "empty", (results,))
+    assert epochs_so_far(SCORED, elsewhere) == [] and kept_sha256(SCORED, elsewhere) == ""
+    keep_unfinished([SCORED], [], folder, stopped)
+    assert epochs_so_far(SCORED, elsewhere) == scored["epochs"][:2]
+    (file,) = folder.iterdir()
+    body = json.loads(file.read_text())
+    assert body["sha256"] == kept_sha256(SCORED, elsewhere) and body["run"]["seconds"] > 0 and body["run"]["hardware"]
+    keep_unfinished([SCORED], [], folder, elsewhere)  # a machine that has no checkpoint leaves it
+    assert json.loads(file.read_text()) == body and problems_of_unfinished(folder, results) == []
+    other = replace(SCORED, lr=0.07)
+    (folder / f"{other.id}.json").write_text(file.read_text())
+    assert epochs_so_far(other, elsewhere) == []
+    assert [line for line in problems_of_unfinished(folder, results) if "is not what its name says" in line]
+    keep_unfinished([SCORED], [SCORED], folder, stopped)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_committed_log_that_was_edited_says_nothing_and_is_found(stopped, tmp_path):
+    folder, results = tmp_path / "data" / "unfinished", tmp_path / "data" / "results"
+    keep_unfinished([SCORED], [], folder, stopped)
+    (file,), elsewhere = folder.iterdir(), grid.Store(tmp_path / "empty", (results,))
+    text = file.read_text()
+    for edited in (text.replace('"epoch": 2', '"epoch": 3'), text[:-40], ""):
+        file.write_text(edited)
+        assert epochs_so_far(SCORED, elsewhere) == [] and len(problems_of_unfinished(folder, results)) == 1
+    file.write_text(text)
+    assert problems_of_unfinished(folder, results) == []
+    (results / SCORED.id).mkdir(parents=True)
+    assert "is finished" in problems_of_unfinished(folder, results)[0]
 
 
 def test_a_checkpoint_that_cannot_be_read_says_nothing(tmp_path):

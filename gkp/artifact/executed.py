@@ -22,6 +22,7 @@ from typing import Any
 
 from gkp.artifact import profiles
 from gkp.artifact.experiments.cell import Cell
+from gkp.artifact.experiments.history import kept_sha256
 from gkp.artifact.experiments.store import Entry, Store, default_store, read_json, write_json
 from gkp.errors import BadInput
 from gkp.files import checkout, file_sha256, json_sha256, replace_file
@@ -144,15 +145,15 @@ def origin(notebook: Path, parameters: Mapping[str, Any], results: Mapping[str, 
     return {
         "the notebook": source_sha256(book),
         "its parameters": json_sha256({name: value for name, value in parameters.items() if name not in HOW}),
-        "its cells": json_sha256(sorted((cell.hash, _sha256_of(results.get(cell.hash))) for cell in shown)),
+        "its cells": json_sha256(sorted((cell.hash, _sha256_of(cell, results.get(cell.hash))) for cell in shown)),
         "gkp": _code(),
         "data/published": _published(),
         "an installed package": _packages(),
     }
 
 
-def _sha256_of(entry: Entry | None) -> str:
-    return file_sha256(entry.folder / "result.json") if entry else ""
+def _sha256_of(cell: Cell, entry: Entry | None) -> str:
+    return file_sha256(entry.folder / "result.json") if entry else kept_sha256(cell)
 
 
 def read_notebook(file: Path) -> dict[str, Any]:

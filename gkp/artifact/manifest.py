@@ -18,6 +18,7 @@ from gkp.files import file_sha256, replace_file
 NAME = "MANIFEST"
 MEASURED = {  # first part of the path -> source; all have the licence of this repository
     "results": "measured by this project: gkp run",
+    "unfinished": "measured by this project: gkp run, not finished",
     "checkpoints": "trained by this project: gkp run",
     "verdicts.csv": "computed by gkp/artifact/claims from results/",
     "minutes.csv": "recorded while the notebooks were executed",

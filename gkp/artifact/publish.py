@@ -2,6 +2,7 @@
 
     data/results/<cell>/   finished cells of the profile, without logs; without networks that start from public weights of
                            others and networks of seeds other than 0 (some committed earlier keep theirs)
+    data/unfinished/       the log, so far, of a training of days that is not finished, without its network
     data/checkpoints/      the baseline trained here, as `gkp.load_model` reads it
     data/verdicts.csv      the verdicts of `gkp.artifact.claims` on these cells
     data/minutes.csv       the cost of each notebook, from the seconds recorded in its cells
@@ -29,9 +30,11 @@ from gkp.artifact import manifest, profiles
 from gkp.artifact import readme as front_page
 from gkp.artifact.executed import RECORDS, Record, cells_run, finished, origin, read_notebook, reading_copy
 from gkp.artifact.experiments.cell import Cell
+from gkp.artifact.experiments.history import UNFINISHED, keep_unfinished
 from gkp.artifact.experiments.kinds import PretrainedCell, PruneCell, TrainCell
 from gkp.artifact.experiments.store import Store, default_store
 from gkp.artifact.experiments.todo import family
+from gkp.artifact.groups import is_logged
 from gkp.artifact.verify import (
     VERDICTS,
     Check,
@@ -98,6 +101,7 @@ def publish(
     stored = finished(wanted, store)
     done = [cell for cell in wanted if cell.hash in stored]
     publish_cells(done, data / "results", store)
+    keep_unfinished(filter(is_logged, wanted), done, data / UNFINISHED, store)
     publish_baselines(done, data, store)
     replace_file(data / VERDICTS, verdicts_csv(data, profile))
     publish_minutes(root / "build", data, store)

@@ -1,8 +1,8 @@
 """`gkp verify`: check that everything committed still follows from the committed data.
 
-Six checks, each of which can fail alone: files against data/MANIFEST, cells against their own hashes, accuracies against
-the outcome of every image, verdicts against the cells, README's opening against the verdicts, sources, outputs and figures of
-notebooks against the hashes of their execution. Nothing is written.
+Seven checks, each of which can fail alone: files against data/MANIFEST, cells against their own hashes, accuracies against
+the outcome of every image, logs of unfinished trainings against their hashes, verdicts against the cells, README's opening
+against the verdicts, sources, outputs and figures of notebooks against the hashes of their execution. Nothing is written.
 
 Cost: a hash of every file under data/ and the verdicts once, seconds in all; no training, no attack.
 """
@@ -19,6 +19,7 @@ from gkp.artifact import claims, manifest
 from gkp.artifact import readme as front_page
 from gkp.artifact.executed import outputs_sha256, read_notebook, source_sha256, was_executed
 from gkp.artifact.experiments.copies import check_folder, entry_of
+from gkp.artifact.experiments.history import UNFINISHED, problems_of_unfinished
 from gkp.artifact.experiments.store import Damaged, Store, read_json
 from gkp.artifact.profiles import COMMITTED
 from gkp.errors import BadInput
@@ -53,7 +54,7 @@ class Check:
 
 
 def verify(root: Path | None = None) -> list[Check]:
-    """Run the six checks on a checkout, by default that of this package. BadInput where there is none."""
+    """Run the seven checks on a checkout, by default that of this package. BadInput where there is none."""
     root = root_of(root)
     return [*check_data(root), check_notebooks(root / "notebooks")]
 
@@ -70,6 +71,7 @@ def check_data(root: Path, profile: str = COMMITTED) -> list[Check]:
         Check("files in data/MANIFEST", len(manifest.read(data)), tuple(manifest.problems(data))),
         check_cells(data / "results"),
         check_outcomes(data / "results"),
+        check_unfinished(data),
         check_verdicts(data, profile),
         check_opening(root, profile),
     ]
@@ -110,6 +112,13 @@ def check_outcomes(results: Path) -> Check:
         if outcomes.n != figures["n"]:
             wrong.append(f"{folder / 'result.json'}: n is {figures['n']}, and {outcomes.n} by its outcomes")
     return Check("evaluations computed again from their outcomes", n, tuple(wrong))
+
+
+def check_unfinished(data: Path) -> Check:
+    """Check the committed logs of trainings that are not finished."""
+    folder = data / UNFINISHED
+    problems = tuple(problems_of_unfinished(folder, data / "results"))
+    return Check("logs of unfinished trainings", len(list(folder.glob("*.json"))), problems)
 
 
 def check_verdicts(data: Path, profile: str = COMMITTED) -> Check:
