@@ -17,9 +17,7 @@ from gkp.files import given_folders, locate, searched_folders
 os.environ["GKP_DATA"] = os.pathsep.join(str(folder) for folder in given_folders())
 if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker for each core, and what tests start inherits this
     os.environ["OMP_NUM_THREADS"] = "1"
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as in the background of a shell; some tests interrupt
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell; some tests interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(torch.get_num_threads(), 2))
 
