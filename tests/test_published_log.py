@@ -65,18 +65,24 @@ def test_a_training_is_scored_after_the_epochs_that_are_named_and_as_it_would_be
     assert scored["model_sha256"] == each["model_sha256"]
 
 
-def test_a_scored_training_that_is_killed_says_how_far_it_is_and_goes_on_to_the_same_bytes(scored, tmp_path, monkeypatch):
-    store, save = grid.Store(tmp_path), Keeper.save
+def stopped_after_two_epochs(store: grid.Store, monkeypatch: pytest.MonkeyPatch) -> Report:
+    """The report of a run of `SCORED` whose disk fails once its second epoch is kept."""
+    save = Keeper.save
 
-    def killed(keeper, net, optimizer, callbacks, rows):
+    def failing(keeper, net, optimizer, callbacks, rows):
         save(keeper, net, optimizer, callbacks, rows)
         if len(rows) == 2:
             raise OSError(5, "input/output error")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "save", failing)
+        return grid.run([SCORED], jobs=1, store=store, progress=False, check=False)
+
+
+def test_a_scored_training_that_is_killed_says_how_far_it_is_and_goes_on_to_the_same_bytes(scored, tmp_path, monkeypatch):
+    store = grid.Store(tmp_path)
     assert epochs_so_far(SCORED, store) == []
-    monkeypatch.setattr(Keeper, "save", killed)
-    assert grid.run([SCORED], jobs=1, store=store, progress=False, check=False).failures[0].kind == "error"
-    monkeypatch.undo()
+    assert stopped_after_two_epochs(store, monkeypatch).failures[0].kind == "error"
     rows = epochs_so_far(SCORED, store)
     assert [{k: v for k, v in row.items() if k != "seconds"} for row in rows] == scored["epochs"][:2]
     again = grid.run([SCORED], jobs=1, store=store, progress=False)[0]
@@ -88,17 +94,8 @@ def test_a_scored_training_that_is_killed_says_how_far_it_is_and_goes_on_to_the_
 @pytest.fixture
 def stopped(tmp_path, monkeypatch) -> grid.Store:
     """A store in which `SCORED` was stopped after two epochs; its committed cells are in `data/results`."""
-    save = Keeper.save
-
-    def killed(keeper, net, optimizer, callbacks, rows):
-        save(keeper, net, optimizer, callbacks, rows)
-        if len(rows) == 2:
-            raise OSError(5, "input/output error")
-
-    monkeypatch.setattr(Keeper, "save", killed)
     store = grid.Store(tmp_path / "cells", (tmp_path / "data" / "results",))
-    grid.run([SCORED], jobs=1, store=store, progress=False, check=False)
-    monkeypatch.undo()
+    stopped_after_two_epochs(store, monkeypatch)
     return store
 
 
@@ -106,24 +103,24 @@ def test_the_log_of_an_unfinished_training_is_committed_and_read_where_its_check
     folder, results = tmp_path / "data" / "unfinished", tmp_path / "data" / "results"
     elsewhere = grid.Store(tmp_path / "empty", (results,))
     assert epochs_so_far(SCORED, elsewhere) == [] and kept_sha256(SCORED, elsewhere) == ""
-    keep_unfinished([SCORED], [], folder, stopped)
+    keep_unfinished([SCORED], folder, stopped)
     assert epochs_so_far(SCORED, elsewhere) == scored["epochs"][:2]
     (file,) = folder.iterdir()
     body = json.loads(file.read_text())
     assert body["sha256"] == kept_sha256(SCORED, elsewhere) and body["run"]["seconds"] > 0 and body["run"]["hardware"]
-    keep_unfinished([SCORED], [], folder, elsewhere)  # a machine that has no checkpoint leaves it
+    keep_unfinished([SCORED], folder, elsewhere)  # a machine that has no checkpoint leaves it
     assert json.loads(file.read_text()) == body and problems_of_unfinished(folder, results) == []
     other = replace(SCORED, lr=0.07)
     (folder / f"{other.id}.json").write_text(file.read_text())
     assert epochs_so_far(other, elsewhere) == []
     assert [line for line in problems_of_unfinished(folder, results) if "is not what its name says" in line]
-    keep_unfinished([SCORED], [SCORED], folder, stopped)
+    keep_unfinished([], folder, stopped)  # it is finished
     assert list(folder.iterdir()) == []
 
 
 def test_a_committed_log_that_was_edited_says_nothing_and_is_found(stopped, tmp_path):
     folder, results = tmp_path / "data" / "unfinished", tmp_path / "data" / "results"
-    keep_unfinished([SCORED], [], folder, stopped)
+    keep_unfinished([SCORED], folder, stopped)
     (file,), elsewhere = folder.iterdir(), grid.Store(tmp_path / "empty", (results,))
     text = file.read_text()
     for edited in (text.replace('"epoch": 2', '"epoch": 3'), text[:-40], ""):

@@ -101,7 +101,7 @@ def publish(
     stored = finished(wanted, store)
     done = [cell for cell in wanted if cell.hash in stored]
     publish_cells(done, data / "results", store)
-    keep_unfinished(filter(is_logged, wanted), done, data / UNFINISHED, store)
+    keep_unfinished([c for c in wanted if is_logged(c) and c.hash not in stored], data / UNFINISHED, store)
     publish_baselines(done, data, store)
     replace_file(data / VERDICTS, verdicts_csv(data, profile))
     publish_minutes(root / "build", data, store)

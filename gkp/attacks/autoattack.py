@@ -40,7 +40,7 @@ _SETTINGS = ("norm", "eps", "seed", "loss", "targeted", "n_restarts", "n_iter", 
 
 
 class Memory(Protocol):
-    """Where finished batches are kept: a dict, or something that outlives the process."""
+    """A place for finished batches: a dict, or something that outlives the process."""
 
     def get(self, key: str, /) -> Tensor | None:
         """The images kept under this key, or None."""

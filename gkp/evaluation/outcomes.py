@@ -96,7 +96,7 @@ class AttackSpec:
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """What became of every image under every attack, and all that is needed to evaluate again.
+    """The outcome of every image under every attack, and all that is needed to evaluate again.
 
     Attributes:
         right: Whether each image is classified correctly, (1 + attacks, N) bool: row 0 without attack, row 1 + i under
@@ -144,12 +144,12 @@ class Outcomes:
 
     @property
     def engine(self) -> str:
-        """What computed them: "torch" or "fast", see `gkp.benchmark`."""
+        """The engine that computed them: "torch" or "fast", see `gkp.benchmark`."""
         return self.versions.get("engine", "torch")
 
     @property
     def n(self) -> int:
-        """How many images."""
+        """The number of images."""
         return len(self.indices)
 
     def rows(self) -> dict[str, np.ndarray]:
@@ -222,7 +222,7 @@ class Outcomes:
         return replace(self, **_union(parts, tuple(specs.values())), seconds=round(sum(part.seconds for part in parts), 3))
 
     def _identity(self) -> dict[str, Any]:
-        """What outcomes must share to be of one evaluation."""
+        """The fields that outcomes of one evaluation share."""
         names = ("model_sha256", "dataset", "split", "data_sha256", "protocol", "bounds", "seed")
         return {**{name: getattr(self, name) for name in names}, **self.versions}
 

@@ -66,8 +66,7 @@ class Pieces:
         """Keep these arrays as a piece of that row. Raises BadInput when they cannot be written."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, evaluation=np.array(self.digest), **arrays)
-        data = buffer.getvalue()
-        replace_file(self.folder / f"{row:03d}-{hashlib.sha256(data).hexdigest()[:16]}.npz", data)
+        _write(self.folder, f"{row:03d}", ".npz", buffer.getvalue())
 
     def parts(self, row: int) -> Parts:
         """What an attack on all images together has finished of this row."""
@@ -77,9 +76,8 @@ class Pieces:
         """Row -> the pieces kept of it. Damaged ones, and those of another evaluation, are left out."""
         found: dict[int, list[dict[str, np.ndarray]]] = {}
         for path in sorted(self.folder.glob("???-*.npz")):
-            data = path.read_bytes()
-            row, _, digest = path.stem.partition("-")
-            if hashlib.sha256(data).hexdigest()[:16] != digest or not row.isdigit():
+            row, data = path.stem.partition("-")[0], _intact(path)
+            if data is None or not row.isdigit():
                 continue
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 arrays = dict(archive)
@@ -103,8 +101,7 @@ class Parts:
     def get(self, key: str, /) -> Tensor | None:
         """The images kept under this key; None when there are none, or they are damaged."""
         for path in sorted(self.folder.glob(f"{self._stem(key)}-*.npy")):
-            data = path.read_bytes()
-            if path.stem.rpartition("-")[2] == hashlib.sha256(data).hexdigest()[:16]:
+            if (data := _intact(path)) is not None:
                 return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False))
         return None
 
@@ -112,8 +109,7 @@ class Parts:
         """Keeps images. Raises BadInput when they cannot be written."""
         buffer = io.BytesIO()
         np.save(buffer, found.detach().cpu().numpy(), allow_pickle=False)
-        data = buffer.getvalue()
-        replace_file(self.folder / f"{self._stem(key)}-{hashlib.sha256(data).hexdigest()[:16]}.npy", data)
+        _write(self.folder, self._stem(key), ".npy", buffer.getvalue())
 
     def clear(self) -> None:
         """Removes those of this row."""
@@ -121,7 +117,22 @@ class Parts:
             path.unlink(missing_ok=True)
 
     def _stem(self, key: str) -> str:
-        return self.prefix + hashlib.sha256(f"{self.digest} {key}".encode()).hexdigest()[:16]
+        return self.prefix + _short(f"{self.digest} {key}".encode())
+
+
+def _short(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _write(folder: Path, stem: str, suffix: str, data: bytes) -> None:
+    """Write a file that is named by its own hash. Raises BadInput when it cannot be written."""
+    replace_file(folder / f"{stem}-{_short(data)}{suffix}", data)
+
+
+def _intact(path: Path) -> bytes | None:
+    """The content of such a file; None where it does not bear its name."""
+    data = path.read_bytes()
+    return data if path.stem.rpartition("-")[2] == _short(data) else None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

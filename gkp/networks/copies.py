@@ -48,7 +48,7 @@ def skeleton_of(net: nn.Module) -> nn.Module:
         if id(module) not in made:
             made[id(module)] = new = object.__new__(type(module))
             vars(new).update({name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()})
-            children = {name: child and copied(child) for name, child in module._modules.items()}
+            children = {name: None if child is None else copied(child) for name, child in module._modules.items()}
             new._modules.update(children)
         return made[id(module)]
 

@@ -120,11 +120,12 @@ class Counter:
     def __init__(self, net: nn.Module, input_shape: Sequence[int] | None = None):
         self.input_shape = tuple(input_shape or find_input_shape(net))
         self._shapes = cheap_copy(net, self.input_shape)
+        self._copy = skeleton_of if is_as_built(net) else copy_of
         self._couplings = Couplings(net, self.input_shape)
 
     def __call__(self, plan: Plan) -> Cost:
         """The cost of the compact network by `plan`. Raises BadInput if the two do not fit."""
-        small = skeleton_of(self._shapes) if is_as_built(self._shapes) else copy_of(self._shapes)
+        small = self._copy(self._shapes)
         plan.compact_in_place(small, self._couplings)
         return count(small, self.input_shape)
 

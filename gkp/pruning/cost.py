@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gkp.networks.classifier import Classifier, GlobalAvgPool
+from gkp.networks.classifier import GlobalAvgPool
 from gkp.networks.copies import copy_of, skeleton_of
 from gkp.networks.wrappers import unwrapped
 from gkp.pruning.arguments import check_measured
@@ -87,7 +87,7 @@ def cost(net: nn.Module, *, input_shape: Sequence[int] = (3, 32, 32)) -> Cost:
 
 def macs_of_layers(net: nn.Module, *, input_shape: Sequence[int] = (3, 32, 32)) -> dict[str, int]:
     """Multiply-accumulates of each convolution and linear layer by name; arguments and errors as in `cost`."""
-    return _macs_of(in_mode(_small(net)), input_shape)
+    return _macs_of(stubbed(in_mode(_small(net))), input_shape)
 
 
 def _macs_of(small: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
@@ -104,7 +104,7 @@ def _macs_of(small: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
         if isinstance(module, nn.Conv2d | nn.Linear):
             listen(name, module)
     with _asking():
-        send(stubbed(small), input_shape)
+        send(small, input_shape)
     return macs
 
 
@@ -122,7 +122,7 @@ def count(small: nn.Module, input_shape: Sequence[int]) -> Cost:
         if not (uncounted and isinstance(module, nn.ReLU)) and not isinstance(module, torch.jit.ScriptModule):  # no hooks
             module.register_forward_hook(add)
     params = sum(p.numel() for p in small.parameters())
-    if isinstance(small, Classifier) and all(map(is_ours, small.modules())):  # convolutions and linear layers multiply alone
+    if is_ours(small):  # convolutions and linear layers multiply alone
         macs = sum(_macs_of(small, input_shape).values())
         return Cost(params, macs, macs + extras["paper"], ())
     with _asking(), _Counting() as counting:

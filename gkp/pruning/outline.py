@@ -34,9 +34,11 @@ def is_as_built(net: nn.Module) -> bool:
     return isinstance(net, Classifier) and all(map(is_plain, net.modules()))
 
 
-def is_ours(module: nn.Module) -> bool:
-    """Whether a part of a network of ours is of the kinds that they are made of, and was not put in later."""
-    return isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d) or _is_known(module)
+def is_ours(net: nn.Module) -> bool:
+    """Whether `net` is a network of ours, dense or compact, all of whose parts are of the kinds that those are made of."""
+    return isinstance(net, Classifier) and all(
+        isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d) or _is_known(module) for module in net.modules()
+    )
 
 
 def _is_known(module: nn.Module) -> bool:
@@ -91,8 +93,7 @@ def stubbed(net: nn.Module) -> nn.Module:
 
     Of a network of ours these are convolutions, linear layers and BatchNorms; of any other, BatchNorms on the meta device.
     """
-    ours = isinstance(net, Classifier) and all(map(is_ours, net.modules()))
-    left = []
+    ours, left = is_ours(net), []
     for module in net.modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         empty = any(tensor.is_meta for tensor in own)

@@ -7,13 +7,13 @@ its result has the log.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gkp.artifact.experiments.cell import Cell
-from gkp.artifact.experiments.entry import read_json, signature
+from gkp.artifact.experiments.entry import read_json, signature, write_json
 from gkp.artifact.experiments.provenance import git_commit, hardware, versions
 from gkp.artifact.experiments.store import Store, default_store
 from gkp.files import replace_file
@@ -35,39 +35,36 @@ def epochs_so_far(cell: Cell, store: Store | None = None) -> list[dict[str, Any]
 
 def kept_sha256(cell: Cell, store: Store | None = None) -> str:
     """The sha256 of the committed log of an unfinished training; "" where there is none."""
-    files = [read_json(folder / f"{cell.id}.json") for folder in _folders(store or default_store())]
-    return next((str(body.get("sha256")) for body in files if body), "")
+    files = [_sound(folder / f"{cell.id}.json") for folder in _folders(store or default_store())]
+    return next((str(body["sha256"]) for body in files if body), "")
 
 
-def keep_unfinished(cells: Iterable[Cell], finished: Iterable[Cell], folder: Path, store: Store) -> None:
-    """Write the logs of trainings that are not finished, and remove those that are no longer wanted.
+def keep_unfinished(cells: Iterable[Cell], folder: Path, store: Store) -> None:
+    """Write the logs of trainings that are not finished, and remove all others.
 
     A log that is there stays unless the checkpoint is further.
 
     Args:
-        cells: The trainings whose logs are committed.
-        finished: Those that are finished.
+        cells: The unfinished trainings whose logs are committed.
         folder: The folder of committed logs.
         store: Where the checkpoints are.
     """
-    left = {cell.id: cell for cell in cells}
-    for cell in finished:
-        left.pop(cell.id, None)
+    wanted = {cell.id: cell for cell in cells}
     for file in folder.glob("*.json"):
-        if file.stem not in left:
+        if file.stem not in wanted:
             file.unlink()
-    for cell in left.values():
+    for cell in wanted.values():
         rows = _running(cell, store)
         if len(rows) > len(_kept(folder, cell)):
             seconds = round(sum(row.pop("seconds", 0.0) for row in rows), 3)
             run = {"git_commit": git_commit(), "versions": versions(), "hardware": hardware(), "seconds": seconds}
             body = {"id": cell.id, "hash": cell.hash, "epochs": rows, "run": run}
-            text = json.dumps({**body, "sha256": signature(body)}, indent=1, sort_keys=True, allow_nan=False)
-            replace_file(folder / f"{cell.id}.json", text + "\n")
+            signed = {**body, "sha256": signature(body)}
+            replace_file(folder / f"{cell.id}.json", partial(write_json, value=signed))
 
 
 def problems_of_unfinished(folder: Path, results: Path) -> list[str]:
-    """What is wrong with the committed logs of unfinished trainings, a line each.
+    """The faults of the committed logs of unfinished trainings, a line each.
 
     Args:
         folder: The folder of the logs.
@@ -75,11 +72,10 @@ def problems_of_unfinished(folder: Path, results: Path) -> list[str]:
     """
     found = []
     for file in sorted(folder.glob("*.json")):
-        body = read_json(file) or {}
-        epochs = [row.get("epoch") for row in body.get("epochs") or [{}]]
-        if body.pop("sha256", None) != signature(body) or body.get("id") != file.stem:
+        body = _sound(file)
+        if body is None or body.get("id") != file.stem:
             found.append(f"{file}: was edited, or is not what its name says; restore it with git")
-        elif epochs != list(range(1, len(epochs) + 1)):
+        elif [row["epoch"] for row in body["epochs"]] != list(range(1, len(body["epochs"]) + 1)):
             found.append(f"{file}: lacks epochs; restore it with git")
         elif (results / file.stem).exists():
             found.append(f"{file}: is finished; `gkp publish --cells` removes it")
@@ -90,10 +86,15 @@ def _folders(store: Store) -> list[Path]:
     return [root.parent / UNFINISHED for root in store.read_only]
 
 
+def _sound(file: Path) -> dict[str, Any] | None:
+    """A committed log; None where there is none, or it was edited."""
+    body = read_json(file) or {}
+    return body if body.get("sha256") == signature({k: v for k, v in body.items() if k != "sha256"}) else None
+
+
 def _kept(folder: Path, cell: Cell) -> list[dict[str, Any]]:
-    body = read_json(folder / f"{cell.id}.json") or {}
-    sound = body.pop("sha256", None) == signature(body) and body.get("hash") == cell.hash
-    return body["epochs"] if sound else []
+    body = _sound(folder / f"{cell.id}.json")
+    return body["epochs"] if body and body["hash"] == cell.hash else []
 
 
 def _running(cell: Cell, store: Store) -> list[dict[str, Any]]:
